@@ -1,0 +1,96 @@
+"""The one decoding loop. Every method is a Drafter and an acceptance rule run by it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from methods.core.acceptance import AcceptanceRule, Sampling, choose
+from methods.core.clock import Clock
+from methods.core.target import ContextOverflow, Scores, Target
+from methods.core.tree import DraftTree
+
+
+class Drafter(Protocol):
+    """Guesses what comes next. Its state is private; ``begin`` forgets all of it."""
+
+    def begin(self, prompt: list[int], scores: Scores) -> None:
+        """A new conversation; ``scores`` are those of the prompt's prefill."""
+        ...
+
+    def draft(self, tokens: list[int]) -> DraftTree:
+        """A tree whose root is ``tokens[-1]``; ``tokens`` is everything committed, prompt included."""
+        ...
+
+    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
+        """The target accepted ``path`` (nodes, root first) of the last tree; ``scores`` covers all its nodes."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One round: draft, verify, commit. Times in seconds."""
+
+    nodes: int  # tree nodes the target scored, root included
+    depth: int  # of the draft tree; 0 for vanilla
+    accepted: int  # drafts the target agreed with
+    emitted: int  # tokens the round added: accepted + 1, clipped at a stop id or the limit
+    draft_s: float
+    verify_s: float
+    commit_s: float
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """``len(tokens) == 1 + sum of emitted``: the first token belongs to the prefill."""
+
+    tokens: list[int]
+    stop: str  # "stop_id" or "length"
+    prefill_s: float
+    steps: list[StepTrace]
+
+
+@torch.inference_mode()
+def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: list[int], sampling: Sampling, clock: Clock) -> DecodeResult:
+    """Continue ``prompt`` until a stop id, ``max_new_tokens``, or the end of the target's context.
+
+    Raises ContextOverflow before any work when the prompt leaves no room, FloatingPointError when logits turn NaN.
+    """
+    limit = min(sampling.max_new_tokens, target.context - len(prompt))
+    if limit < 1:
+        raise ContextOverflow(f"prompt of {len(prompt)} tokens does not fit the target's context of {target.context}; shorten it")
+    rng = torch.Generator(target.device).manual_seed(sampling.seed)
+    clock.mark()
+    scores = target.prefill(prompt)
+    new = choose(scores.logits_NV, sampling, rng)
+    tokens, counts = [*prompt, *new], []
+    drafter.begin(prompt, scores)
+    clock.mark()
+    while not (stop := stop_reason(new, limit, sampling.stop_ids)):
+        tree = drafter.draft(tokens)
+        clock.mark()
+        scores = target.score(tree)
+        path, bonus = accept(tree, scores.logits_NV, sampling, rng)
+        clock.mark()
+        target.commit(path)
+        drafter.observe(tree, path, scores)
+        emitted = clip([*(tree.tokens[node] for node in path[1:]), bonus], limit - len(new), sampling.stop_ids)
+        tokens += emitted
+        new += emitted
+        counts.append((len(tree), tree.depth, len(path) - 1, len(emitted)))
+        clock.mark()
+    prefill_s, *laps = clock.laps()
+    rounds = zip(counts, laps[0::3], laps[1::3], laps[2::3], strict=True)
+    return DecodeResult(new, stop, prefill_s, [StepTrace(*count, *times) for count, *times in rounds])
+
+
+def stop_reason(new: list[int], limit: int, stop_ids: frozenset[int]) -> str:
+    if new[-1] in stop_ids:
+        return "stop_id"
+    return "length" if len(new) >= limit else ""
+
+
+def clip(emitted: list[int], room: int, stop_ids: frozenset[int]) -> list[int]:
+    """What of a round's tokens counts: nothing after a stop id, and no more than there is room for."""
+    end = next((i + 1 for i, token in enumerate(emitted) if token in stop_ids), len(emitted))
+    return emitted[: min(end, room)]

@@ -1,0 +1,16 @@
+"""What goes wrong because of the input, as opposed to because of us."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One line for the user: what, which value, what to do next. The CLI prints it and exits with 2."""
+
+
+def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:
+    """``unknown method 'medsua'; did you mean 'medusa'? choices: …``"""
+    names = sorted(choices)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {what} {value!r}; {hint}choices: {', '.join(names)}")

@@ -1,0 +1,150 @@
+"""Tree policies: how a drafter's distributions become a draft tree.
+
+A drafter gives the logits after the root and a ``Step`` that goes one token deeper; the policy decides which guesses are
+expanded and which are handed to the target. Both policies run on the device with fixed shapes and read the host once.
+
+Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from methods.core.errors import UserError
+from methods.core.target import MAX_NODES
+from methods.core.tree import DraftTree
+
+Choice = tuple[int, ...]  # a node of a static tree as the ranks on its way: (0, 2) is the third guess after the first
+
+
+class Step(Protocol):
+    def __call__(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+        """Logits WV (or 1V, where they do not depend on the tokens) after each token.
+
+        ``rows_W`` says which row of the previous logits each token was guessed from; ``level`` counts from 1.
+        """
+        ...
+
+
+class TreePolicy(Protocol):
+    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree: ...
+
+
+@dataclass(frozen=True)
+class GrownTree:
+    """EAGLE-2's tree (Li et al., 2024b): grown by cumulative log q, then cut to its best nodes.
+
+    Each level expands the ``width`` best nodes of the level before into their ``width`` best continuations; of all
+    guesses the ``nodes`` best by cumulative log q are verified. Scores fall along a path, so the kept set is a tree.
+    """
+
+    nodes: int
+    depth: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _check(nodes=self.nodes, depth=self.depth, width=self.width)
+
+    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree:
+        device = logits_WV.device
+        score_W, parent_W = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        scores, tokens, parents, grown = [], [], [], 0
+        for level in range(1, self.depth + 1):
+            guess_WK, logq_WK = _best(logits_WV, self.width, len(score_W))
+            tokens.append(guess_WK.flatten())
+            scores.append((score_W[:, None] + logq_WK).flatten())
+            parents.append(parent_W.repeat_interleave(self.width))
+            if level < self.depth:
+                score_W, chosen = scores[-1].topk(min(self.width, len(scores[-1])))
+                parent_W = 1 + grown + chosen
+                logits_WV = step(tokens[-1][chosen], chosen // self.width, level)
+            grown += len(tokens[-1])
+        best = torch.cat(scores).topk(min(self.nodes, grown)).indices.sort().values
+        node_ids = torch.cat([best.new_zeros(1), best + 1])
+        places = torch.searchsorted(node_ids, torch.cat(parents)[best])
+        kept_tokens, kept_parents = torch.stack([torch.cat(tokens)[best], places]).tolist()
+        return DraftTree([root, *kept_tokens], (-1, *kept_parents))
+
+
+class _Level(NamedTuple):
+    rows: Tensor  # of each node: its parent's row in the logits of this level
+    ranks: Tensor
+    expanded: Tensor  # which nodes of this level have children
+    expanded_rows: Tensor  # the rows those were guessed from
+
+
+class StaticTree:
+    """A tree of fixed shape (Medusa, Cai et al., 2024, section 2.1.2; EAGLE-1): the same ranks every round."""
+
+    def __init__(self, choices: list[Choice]):
+        ordered = sorted(choices, key=lambda choice: (len(choice), choice))
+        place = {choice: i for i, choice in enumerate([(), *ordered])}
+        if len(place) != len(choices) + 1 or any(choice[:-1] not in place for choice in ordered):
+            raise ValueError("a static tree needs each node once and the parent of every node")
+        _check(nodes=len(choices), depth=len(ordered[-1]), width=1)
+        self.parents = (-1, *(place[choice[:-1]] for choice in ordered))
+        self.depth, self.width = len(ordered[-1]), 1 + max(choice[-1] for choice in ordered)
+        levels: list[_Level] = []
+        expanded: list[Choice] = [()]
+        for depth in range(1, self.depth + 1):
+            nodes = [choice for choice in ordered if len(choice) == depth]
+            rows = [expanded.index(choice[:-1]) for choice in nodes]
+            inner = [i for i, choice in enumerate(nodes) if any(c[:-1] == choice for c in ordered)]
+            ranks = [choice[-1] for choice in nodes]
+            levels.append(_Level(*map(torch.tensor, (rows, ranks, inner, [rows[i] for i in inner]))))
+            expanded = [nodes[i] for i in inner]
+        self._levels = {torch.device("cpu"): levels}
+
+    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree:
+        tokens, parent_rows = [], 1
+        for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(logits_WV.device), start=1):
+            guess_WK = logits_WV.topk(self.width).indices.expand(parent_rows, -1)
+            tokens.append(guess_WK[rows, ranks])
+            parent_rows = len(expanded)
+            if depth < self.depth:
+                logits_WV = step(tokens[-1][expanded], expanded_rows, depth)
+        return DraftTree([root, *torch.cat(tokens).tolist()], self.parents)
+
+    def _on(self, device: torch.device) -> list[_Level]:
+        if device not in self._levels:
+            self._levels[device] = [_Level(*(t.to(device) for t in level)) for level in self._levels[torch.device("cpu")]]
+        return self._levels[device]
+
+
+@lru_cache(maxsize=64)
+def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -> StaticTree:
+    """The static tree of ``nodes`` drafts with the greatest expected acceptance (Medusa, appendix: greedy construction).
+
+    ``rank_accuracy[d][k]`` is how often the drafter's guess of rank k is the target's token d + 1 places ahead, given that
+    the places before were right; measured on held-out prompts when the drafter was trained.
+    """
+    chosen: list[Choice] = []
+    frontier: dict[Choice, float] = {(k,): p for k, p in enumerate(rank_accuracy[0])}
+    while len(chosen) < nodes and frontier:
+        best = max(frontier, key=lambda choice: frontier[choice])
+        p = frontier.pop(best)
+        chosen.append(best)
+        if len(best) < len(rank_accuracy):
+            frontier |= {(*best, k): p * child for k, child in enumerate(rank_accuracy[len(best)])}
+    return StaticTree(chosen)
+
+
+def _best(logits_WV: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Tokens and log q (fp32) of the ``k`` best guesses of each row.
+
+    log q is held below zero by a hair: a certain guess would tie with its own parent and could be kept without it.
+    """
+    top = logits_WV.topk(k)
+    logq_WK = top.values.float() - logits_WV.float().logsumexp(dim=-1, keepdim=True)
+    return top.indices.expand(rows, -1), logq_WK.clamp(max=-1e-4).expand(rows, -1)
+
+
+def _check(nodes: int, depth: int, width: int) -> None:
+    for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if nodes >= MAX_NODES:
+        raise UserError(f"nodes is {nodes}; a tree has at most {MAX_NODES - 1} drafts")

@@ -1,0 +1,89 @@
+"""What drafters learn from: the frozen target's features on a batch of text, and what each position should have guessed.
+
+Shape letters: B rows, T tokens of a row, D width, V vocabulary, P chosen positions, all levels guessed at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAX_DEPTH = 6  # levels a drafter may be asked for: a position needs that many tokens after it in its row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``features_BTD[b, t]`` is the target's after reading ``tokens_BT[b, t]``; it predicts token t + 1.
+
+    ``answer_BT`` is true at tokens of the assistant, the ones a drafter will have to guess. Positions are flat indices
+    into B x T.
+    """
+
+    tokens_BT: Tensor
+    features_BTD: Tensor
+    answer_BT: Tensor
+    embed: nn.Module
+    lm_head: nn.Module
+
+    def positions(self, at_most: int) -> Tensor:
+        """Positions t whose token t + 2, the first a drafter guesses there, is the assistant's; drawn at random."""
+        width = self.tokens_BT.shape[1]
+        rows, starts = self.answer_BT[:, 2 : width - MAX_DEPTH].nonzero(as_tuple=True)
+        flat = rows * width + starts
+        return flat[torch.randperm(len(flat), device=flat.device)[:at_most]]
+
+    def tokens_at(self, flat_P: Tensor) -> Tensor:
+        return self.tokens_BT.flatten()[flat_P]
+
+    def embedding_at(self, flat_P: Tensor) -> Tensor:
+        return self.embed(self.tokens_at(flat_P))
+
+    def features_at(self, flat_P: Tensor) -> Tensor:
+        return self.features_BTD.flatten(0, 1)[flat_P]
+
+    def counts_at(self, flat_P: Tensor) -> Tensor:
+        """Whether the token after each position is the assistant's, hence worth guessing."""
+        return self.answer_BT.flatten()[flat_P + 1]
+
+
+class Level(NamedTuple):
+    """A drafter's guess at one level (1, 2, …), all tokens before it given: of the token ``level + 1`` places on."""
+
+    state_PD: Tensor | None  # its estimate of the target's feature ``level`` places on, where it makes one
+    logits_PV: Tensor
+
+
+class TrainedDrafter(Protocol):
+    """What the shared trainer asks of a drafter's module, beside being an nn.Module."""
+
+    def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        """The guesses at positions ``flat_P``, level by level, at most ``count``."""
+        ...
+
+    def loss(self, batch: Batch, flat_P: Tensor) -> Tensor: ...
+
+
+def soft_cross_entropy(logits_PV: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
+    """Mean cross-entropy of guesses against the target's own distribution after the tokens at ``flat_P``."""
+    with torch.no_grad():
+        p_PV = batch.lm_head(batch.features_at(flat_P)).float().softmax(dim=-1)
+    return _mean(-(p_PV * F.log_softmax(logits_PV.float(), dim=-1)).sum(dim=-1), batch, flat_P)
+
+
+def hard_cross_entropy(logits_PV: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
+    """Mean cross-entropy of guesses against the tokens after ``flat_P``."""
+    return _mean(F.cross_entropy(logits_PV.float(), batch.tokens_at(flat_P + 1), reduction="none"), batch, flat_P)
+
+
+def feature_loss(state_PD: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
+    """SmoothL1 between an estimated and the target's true feature at ``flat_P`` (EAGLE)."""
+    apart_PD = F.smooth_l1_loss(state_PD.float(), batch.features_at(flat_P).float(), reduction="none")
+    return _mean(apart_PD.mean(dim=-1), batch, flat_P)
+
+
+def _mean(loss_P: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
+    counts_P = batch.counts_at(flat_P)
+    return (loss_P * counts_P).sum() / counts_P.sum().clamp(min=1)

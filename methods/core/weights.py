@@ -1,0 +1,91 @@
+"""Trained drafters on disk: one safetensors file each, its metadata saying what it is and whom it was trained for."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from methods.core.errors import UserError
+
+FORMAT = "specbench-drafter-1"
+M = TypeVar("M", bound=nn.Module)
+RankAccuracy = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Trained(Generic[M]):
+    """A drafter's module, ready to run, and what was measured when it was trained.
+
+    ``rank_accuracy[d][k]``: how often its guess of rank k was the target's token at depth d + 1, on held-out text.
+    """
+
+    module: M
+    rank_accuracy: RankAccuracy
+    sha256: str
+
+
+def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accuracy: RankAccuracy, facts: dict[str, Any]) -> None:
+    """Write a drafter's weights; ``facts`` are kept for the reader of the file, not read back."""
+    parameters = sum(tensor.numel() for tensor in module.state_dict().values())
+    header = {"kind": kind, "architecture": asdict(architecture), "rank_accuracy": rank_accuracy, "parameters": parameters, **facts}
+    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": FORMAT, "about": json.dumps(header)})
+    partial.replace(path)
+
+
+def load(path: Path, kind: str, module_type: type[M], architecture_type: type, target: PreTrainedConfig) -> Trained[M]:
+    """Read a drafter of ``kind`` for a target of the given shape, in fp32 on the CPU.
+
+    Raises UserError when the file is not such a drafter or its tensors do not fit the target, naming both shapes.
+    """
+    facts, tensors = _read(path, kind)
+    if facts["kind"] != kind:
+        raise UserError(f"drafter weights {path} are for {facts['kind']!r}, not {kind!r}; pass a file trained by: specbench train {kind}")
+    module = module_type(target, architecture_type(**facts["architecture"]))
+    fit(module, tensors, str(path))
+    return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself."""
+    return _read(path, path.stem)[0]
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"drafter weights {path} cannot be read ({error}); train them with: specbench train {kind}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"drafter weights {path} are not in the format {FORMAT}; train them with: specbench train {kind}")
+    return json.loads(metadata["about"]), tensors
+
+
+def fit(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load every tensor, or raise UserError naming the first that is missing, unexpected or misshapen."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"drafter weights {source} lack {name} {tuple(own[name].shape)}; use weights trained for this target")
+        if name not in own:
+            raise UserError(f"drafter weights {source} hold an unexpected {name} {tuple(tensors[name].shape)}; use weights for this target")
+        if own[name].shape != tensors[name].shape:
+            raise UserError(
+                f"drafter weights {source} do not fit the target: {name} is {tuple(tensors[name].shape)}, "
+                f"the target needs {tuple(own[name].shape)}; use weights trained for this target"
+            )
+    module.load_state_dict(tensors)
+
+
+def _tuples(rows: list[list[float]]) -> RankAccuracy:
+    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,99 @@
+"""EAGLE-1 and EAGLE-2 (Li et al., 2024a, 2024b): a decoder layer that guesses the target's next features, one level a call.
+
+The two share their weights: EAGLE-1 drafts a static tree, EAGLE-2 grows one by the drafter's own confidence.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from methods.core.decode import Drafter
+from methods.core.feature_layer import FeatureLayer, FeatureStream
+from methods.core.policies import GrownTree, TreePolicy, best_static_tree
+from methods.core.target import Scores, Target, tree_mask
+from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
+from methods.core.tree import DraftTree
+from methods.core.weights import Trained
+
+FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EAGLE's published recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    nodes: int  # drafts handed to the target each round
+    tree: Literal["static", "grown"]
+    depth: int = 5  # of a grown tree; a static one is as deep as its best nodes
+    width: int = 4  # of a grown tree: nodes expanded a level, and guesses of each
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """EAGLE's layer has no options."""
+
+
+class Module(nn.Module):
+    def __init__(self, target: PreTrainedConfig, architecture: Architecture):
+        super().__init__()
+        self.architecture = architecture
+        self.layer = FeatureLayer(target)
+
+    def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        """Level 1 reads the target's features; each further one reads the level before's estimates, one place on."""
+        features_BTD, next_BTD = batch.features_BTD, _next_embeddings(batch)
+        for level in range(count):
+            out_BTD = self.layer(next_BTD, features_BTD)
+            state_PD = out_BTD.flatten(0, 1)[flat_P + level]
+            yield Level(state_PD, batch.lm_head(state_PD))
+            features_BTD = torch.cat([features_BTD[:, :1], out_BTD[:, :-1]], dim=1)
+
+    def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
+        """SmoothL1 on the next feature plus soft cross-entropy on what it says (EAGLE, equation 5)."""
+        noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
+        out_BTD = self.layer(_next_embeddings(batch), batch.features_BTD + noise)
+        state_PD = out_BTD.flatten(0, 1)[flat_P]
+        guess = soft_cross_entropy(batch.lm_head(state_PD), batch, flat_P + 1)
+        return feature_loss(state_PD, batch, flat_P + 1) + guess
+
+
+class Eagle:
+    def __init__(self, module: Module, policy: TreePolicy, target: Target):
+        self.policy, self.target = policy, target
+        self.stream = FeatureStream(module.layer, target)
+
+    def begin(self, prompt: list[int], scores: Scores) -> None:
+        self.stream.begin(scores.features_ND)
+
+    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
+        self.stream.observe(scores.features_ND[path])
+
+    def draft(self, tokens: list[int]) -> DraftTree:
+        self.state_WD = self.stream.read(tokens)
+        self.committed = self.stream.cache.length
+        self.sees_WN = torch.zeros(1, 0, dtype=torch.bool, device=self.target.device)
+        tree = self.policy.grow(tokens[-1], self.target.lm_head(self.state_WD), self._step)
+        self.stream.cache.truncate(self.committed)
+        return tree
+
+    def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+        """One call of the layer on guessed tokens and features; they see the text and their own ancestors."""
+        own_WW = torch.eye(len(tokens_W), dtype=torch.bool, device=tokens_W.device)
+        self.sees_WN = torch.cat([self.sees_WN[rows_W], own_WW], dim=1)
+        mask = tree_mask(self.committed, self.sees_WN, self.stream.config, self.target.dtype)
+        positions = torch.full_like(tokens_W, self.committed + level - 1)
+        self.state_WD = self.stream.extend(tokens_W, self.state_WD[rows_W], positions, mask)
+        return self.target.lm_head(self.state_WD)
+
+
+def _next_embeddings(batch: Batch) -> Tensor:
+    """Embeddings of the tokens one place on; the last place repeats and is never asked."""
+    return batch.embed(torch.cat([batch.tokens_BT[:, 1:], batch.tokens_BT[:, -1:]], dim=1))
+
+
+def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
+    if config.tree == "static":
+        return Eagle(drafter.module, best_static_tree(drafter.rank_accuracy, config.nodes), target)
+    return Eagle(drafter.module, GrownTree(config.nodes, config.depth, config.width), target)

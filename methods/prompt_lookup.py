@@ -1,0 +1,56 @@
+"""Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram where it stood before. Training-free."""
+
+from dataclasses import dataclass
+
+from methods.core.decode import Drafter
+from methods.core.errors import UserError
+from methods.core.target import MAX_NODES, Scores, Target
+from methods.core.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class Config:
+    nodes: int = 10  # tokens copied at most
+    max_ngram: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes < MAX_NODES:
+            raise UserError(f"nodes is {self.nodes}; choose 1 to {MAX_NODES - 1}")
+        if self.max_ngram < 1:
+            raise UserError(f"max_ngram is {self.max_ngram}; it must be at least 1")
+
+
+class PromptLookup:
+    """Keeps, for every n-gram seen, where it ended last: a lookup costs the same however long the text is."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def begin(self, prompt: list[int], scores: Scores) -> None:
+        self.indexed = 0
+        self.last_end: dict[tuple[int, ...], int] = {}
+
+    def draft(self, tokens: list[int]) -> DraftTree:
+        self._index(tokens)
+        return DraftTree.chain([tokens[-1], *self._copy(tokens)])
+
+    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
+        pass
+
+    def _index(self, tokens: list[int]) -> None:
+        """Learn the n-grams that end before the last token: what follows the last one is not known yet."""
+        for end in range(self.indexed + 1, len(tokens)):
+            for n in range(1, min(self.config.max_ngram, end) + 1):
+                self.last_end[tuple(tokens[end - n : end])] = end
+        self.indexed = len(tokens) - 1
+
+    def _copy(self, tokens: list[int]) -> list[int]:
+        for n in range(min(self.config.max_ngram, len(tokens)), 0, -1):
+            end = self.last_end.get(tuple(tokens[-n:]))
+            if end is not None:
+                return tokens[end : end + self.config.nodes]
+        return []
+
+
+def build(config: Config, target: Target, module: None) -> Drafter:
+    return PromptLookup(config)

@@ -1,0 +1,117 @@
+"""The table of methods: drafter x tree policy x acceptance rule, resolved from names and options."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
+
+from methods.core.acceptance import RULES, AcceptanceRule
+from methods.core.decode import Drafter
+from methods.core.errors import UserError, unknown
+from methods.core.target import Target
+from methods.core.weights import Trained
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: the module that drafts, its defaults on either kind of device, and the name of its trained weights."""
+
+    title: str
+    module: str
+    weights: str | None = None
+    reconstruction: bool = False
+    cpu: Mapping[str, Any] = field(default_factory=dict)
+    cuda: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Tree sizes: verifying is nearly free up to 8-16 nodes on a CPU and 64-128 on a GPU. The CPU's were chosen on held-out
+# corpus prompts (reports/ablation), the GPU's are the published defaults of each method.
+METHODS = {
+    "vanilla": Method("Vanilla", "methods.vanilla"),
+    "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 7}, cuda={"nodes": 10}),
+    "medusa": Method("Medusa", "methods.medusa", "medusa", cpu={"nodes": 12}, cuda={"nodes": 63}),
+    "eagle": Method("EAGLE", "methods.eagle", "eagle", cpu={"nodes": 12, "tree": "static"}, cuda={"nodes": 25, "tree": "static"}),
+    "eagle2": Method(
+        "EAGLE-2",
+        "methods.eagle",
+        "eagle",
+        cpu={"nodes": 12, "tree": "grown", "depth": 4, "width": 4},
+        cuda={"nodes": 59, "tree": "grown", "depth": 5, "width": 10},
+    ),
+    "s4c": Method(
+        "S4C (reconstruction)",
+        "methods.s4c",
+        "s4c",
+        reconstruction=True,
+        cpu={"nodes": 12, "depth": 4, "width": 4},
+        cuda={"nodes": 59, "depth": 5, "width": 10},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A method with every option settled."""
+
+    name: str
+    config: Any  # the module's Config
+    acceptance: str
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
+
+    @property
+    def lossless(self) -> bool:
+        return RULES[self.acceptance].lossless
+
+    def settings(self) -> dict[str, Any]:
+        return {**asdict(self.config), "acceptance": self.acceptance}
+
+
+def method_named(name: str) -> Method:
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def options(name: str) -> dict[str, Any]:
+    """Option key -> its type, of one method."""
+    config_type = importlib.import_module(method_named(name).module).Config
+    keys = {f.name: f.type for f in fields(config_type)}
+    if name != "vanilla":
+        keys["acceptance"] = Literal[*RULES]
+    return keys
+
+
+def resolve(name: str, overrides: Mapping[str, str], device: str) -> Resolved:
+    """Defaults of the device, then ``overrides`` (text, as typed). Raises UserError on what is unknown or out of range."""
+    row, keys = method_named(name), options(name)
+    values: dict[str, Any] = dict(row.cuda if device.startswith("cuda") else row.cpu)
+    for key, text in overrides.items():
+        if key not in keys:
+            raise unknown(f"option of {name}", key, keys)
+        values[key] = _parse(name, key, text, keys[key])
+    acceptance = values.pop("acceptance", "match")
+    config = importlib.import_module(row.module).Config(**values)
+    return Resolved(name, config, acceptance)
+
+
+def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[Drafter, AcceptanceRule]:
+    """The drafter and the rule of a method. Raises UserError when the weights are missing or do not fit the options."""
+    kind = resolved.method.weights
+    if kind and drafter is None:
+        raise UserError(f"{resolved.name} needs trained {kind} weights for this target; train them with: specbench train {kind}")
+    module = importlib.import_module(resolved.method.module)
+    return module.build(resolved.config, target, drafter), RULES[resolved.acceptance].apply
+
+
+def _parse(name: str, key: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise unknown(f"value of {name}'s {key}", text, get_args(kind))
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name}'s {key} is {text!r}; it must be a whole number") from None

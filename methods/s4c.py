@@ -1,0 +1,177 @@
+"""S4C, a reconstruction from its abstract (He et al., 2025, arXiv 2506.14158): the full text was not available to us.
+
+Multi-head drafting with both links the abstract names. Semantic: one decoder layer reads [token embedding; target feature]
+of the tokens verified last round. Syntactic: light heads go one token deeper each, every head reading the token its beam
+drafted. Continuous verification tree: the next tree is rooted at the last accepted node, and what verification computed
+for the accepted path (keys and values moved in place, features) is the next draft's input, with no recomputation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+from methods.core.decode import Drafter
+from methods.core.errors import UserError
+from methods.core.feature_layer import FeatureLayer, FeatureStream
+from methods.core.policies import GrownTree
+from methods.core.recycling import EXTRA_NODES, SuccessorTable
+from methods.core.target import MAX_NODES, Scores, Target
+from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
+from methods.core.tree import DraftTree
+from methods.core.weights import Trained
+
+DEPTH_DISCOUNT = 0.8
+FEATURE_NOISE = 0.2  # width of the uniform noise on training features
+Heads = Literal["recurrent", "hydra", "independent"]
+Prefix = Literal["layer", "none"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """``heads`` and ``prefix`` belong to the weights; the rest can be switched on any."""
+
+    nodes: int  # drafts handed to the target each round
+    depth: int = 5  # levels: the prefix layer's guess and one for each head
+    width: int = 4  # nodes expanded a level, and guesses of each
+    heads: Heads = "recurrent"
+    prefix: Prefix = "layer"
+    tree: Literal["continuous", "fresh"] = "continuous"  # fresh: the drafter rereads the whole text every round
+    recycle: Literal["off", "on"] = "off"  # our extension: also draft what the target itself ranked high at this token before
+
+
+@dataclass(frozen=True)
+class Architecture:
+    heads: Heads = "recurrent"
+    prefix: Prefix = "layer"
+    depth: int = 5
+
+
+class LightHead(nn.Module):
+    """state + SiLU(W [state; context] + b), read out through a norm and the target's own head."""
+
+    def __init__(self, width: int, inputs: int, eps: float):
+        super().__init__()
+        self.mix, self.norm = nn.Linear(inputs * width, width), nn.RMSNorm(width, eps=eps)
+
+    def forward(self, state_PD: Tensor, inputs_PD: list[Tensor]) -> Tensor:
+        return state_PD + F.silu(self.mix(torch.cat(inputs_PD, dim=-1)))
+
+    def read_out(self, state_PD: Tensor, lm_head: nn.Module) -> Tensor:
+        return lm_head(self.norm(state_PD.to(self.norm.weight.dtype)))
+
+
+class Module(nn.Module):
+    """Level 1 is the prefix layer's (or, without one, a light head's) guess; level i the (i-1)th head's."""
+
+    def __init__(self, target: PreTrainedConfig, architecture: Architecture):
+        super().__init__()
+        self.architecture = architecture
+        width, eps = target.hidden_size, target.rms_norm_eps
+        self.first = FeatureLayer(target) if architecture.prefix == "layer" else LightHead(width, 2, eps)
+        inputs = {"recurrent": lambda level: 2, "hydra": lambda level: level, "independent": lambda level: 1}[architecture.heads]
+        self.heads = nn.ModuleList(LightHead(width, inputs(level), eps) for level in range(2, architecture.depth + 1))
+
+    def head(self, level: int) -> LightHead:
+        head = self.heads[level - 2]
+        assert isinstance(head, LightHead)
+        return head
+
+    def deeper(self, level: int, first_PD: Tensor, state_PD: Tensor, embeddings_PD: list[Tensor]) -> Tensor:
+        """The state at ``level`` (2, 3, …) from the level before's and the embeddings of the tokens drafted so far."""
+        head = self.head(level)
+        if self.architecture.heads == "recurrent":
+            return head(state_PD, [state_PD, embeddings_PD[-1]])
+        return head(first_PD, [first_PD, *(embeddings_PD if self.architecture.heads == "hydra" else [])])
+
+    def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        yield from self._levels(batch, batch.features_BTD, flat_P, count)
+
+    def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
+        """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess."""
+        noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
+        total = flat_P.new_zeros((), dtype=torch.float32)
+        for i, level in enumerate(self._levels(batch, batch.features_BTD + noise, flat_P, len(self.heads) + 1)):
+            assert level.state_PD is not None
+            apart = feature_loss(level.state_PD, batch, flat_P + i + 1) + soft_cross_entropy(level.logits_PV, batch, flat_P + i + 1)
+            total = total + DEPTH_DISCOUNT**i * apart
+        return total
+
+    def _levels(self, batch: Batch, features_BTD: Tensor, flat_P: Tensor, count: int) -> Iterator[Level]:
+        if isinstance(self.first, FeatureLayer):
+            following = torch.cat([batch.tokens_BT[:, 1:], batch.tokens_BT[:, -1:]], dim=1)
+            first_PD = self.first(batch.embed(following), features_BTD).flatten(0, 1)[flat_P]
+        else:
+            feature_PD = features_BTD.flatten(0, 1)[flat_P]
+            first_PD = self.first(feature_PD, [feature_PD, batch.embedding_at(flat_P + 1)])
+        yield Level(first_PD, batch.lm_head(first_PD))
+        state_PD = first_PD
+        embeddings: list[Tensor] = []
+        for level in range(2, count + 1):
+            embeddings.append(batch.embedding_at(flat_P + level))
+            state_PD = self.deeper(level, first_PD, state_PD, embeddings)
+            yield Level(state_PD, self.head(level).read_out(state_PD, batch.lm_head))
+
+
+class S4C:
+    def __init__(self, module: Module, config: Config, target: Target):
+        self.module, self.target = module, target
+        self.policy = GrownTree(config.nodes, config.depth, config.width)
+        self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
+        self.rereads = config.tree == "fresh"
+        self.recycled = SuccessorTable() if config.recycle == "on" else None
+
+    def begin(self, prompt: list[int], scores: Scores) -> None:
+        self.feature_1D = scores.features_ND[-1:]
+        self.committed_TD = scores.features_ND
+        if self.stream:
+            self.stream.begin(scores.features_ND)
+        if self.recycled:
+            self.recycled.clear()
+
+    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
+        self.feature_1D = scores.features_ND[path[-1] : path[-1] + 1]
+        if self.stream and self.rereads:
+            self.committed_TD = torch.cat([self.committed_TD, scores.features_ND[path]])
+            self.stream.begin(self.committed_TD)
+        elif self.stream:
+            self.stream.observe(scores.features_ND[path])
+        if self.recycled:
+            self.recycled.learn(tree.tokens, scores.logits_NV)
+
+    def draft(self, tokens: list[int]) -> DraftTree:
+        if self.stream:
+            self.first_WD = self.stream.read(tokens)
+        else:
+            embedding_1D = self.target.embed(torch.tensor(tokens[-1:], device=self.target.device))
+            self.first_WD = self.module.first(self.feature_1D, [self.feature_1D, embedding_1D])
+        self.state_WD = self.first_WD
+        self.embeddings: list[Tensor] = []
+        tree = self.policy.grow(tokens[-1], self.target.lm_head(self.state_WD), self._step)
+        return self.recycled.extend(tree) if self.recycled else tree
+
+    def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+        """One head over the whole beam; the tokens drafted before follow their branches."""
+        self.embeddings = [*(e[rows_W] for e in self.embeddings), self.target.embed(tokens_W)]
+        first_WD, state_WD = self.first_WD.expand(len(rows_W), -1), self.state_WD[rows_W]
+        self.state_WD = self.module.deeper(level + 1, first_WD, state_WD, self.embeddings)
+        return self.module.head(level + 1).read_out(self.state_WD, self.target.lm_head)
+
+
+def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
+    trained = drafter.module.architecture
+    for name in ("heads", "prefix"):
+        if getattr(config, name) != getattr(trained, name):
+            raise UserError(
+                f"{name}={getattr(config, name)} does not fit the S4C weights, which were trained with {name}={getattr(trained, name)}; "
+                f"train your own: specbench train s4c --set {name}={getattr(config, name)}"
+            )
+    if config.depth > trained.depth:
+        raise UserError(f"depth={config.depth} is more than the S4C weights' {trained.depth} levels; choose 1 to {trained.depth}")
+    if config.recycle == "on" and config.nodes + EXTRA_NODES >= MAX_NODES:
+        raise UserError(f"nodes={config.nodes} leaves no room for recycle=on; choose at most {MAX_NODES - EXTRA_NODES - 1}")
+    return S4C(drafter.module, config, target)

@@ -1,0 +1,59 @@
+"""Where a method's time goes, and how deep its drafts are accepted: one row per method, category and part or depth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench.metrics import OVERALL, of_category, pair
+
+PARTS = {"draft": "draft_s", "verify": "verify_s", "commit": "commit_s", "other": "other_s", "prefill": "prefill_s"}
+
+
+def time_split(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
+    """Milliseconds per step and per output token, and share of the end-to-end time, of each part.
+
+    ``other`` is what remains of a turn beside prefill and steps. The five shares add up to 1, the milliseconds per token
+    to the turns' end-to-end time per token. Prefill has no milliseconds per step.
+    """
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        for category in (*categories, OVERALL):
+            sums = pair(of_category(turns, category), method).method[[*PARTS.values(), "total_s", "steps", "tokens"]].sum()
+            rows += [{"method": method, "category": category, "part": part, **_shares(sums, part)} for part in PARTS]
+    return pd.DataFrame(rows, columns=["method", "category", "part", "ms_per_step", "ms_per_token", "share"])
+
+
+def _shares(sums: pd.Series, part: str) -> dict[str, float]:
+    seconds = float(sums[PARTS[part]])
+    per_step = np.nan if part == "prefill" or not sums["steps"] else 1e3 * seconds / sums["steps"]
+    per_token = 1e3 * seconds / sums["tokens"] if sums["tokens"] else np.nan
+    return {"ms_per_step": per_step, "ms_per_token": per_token, "share": seconds / sums["total_s"] if sums["total_s"] else np.nan}
+
+
+def acceptance(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
+    """Acceptance rates at each depth d >= 1.
+
+    ``marginal``: share of the ``steps`` whose tree reached depth d that accepted at least d drafts.
+    ``conditional``: the same among those of them that accepted at least d - 1 (``reached``).
+    """
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        for category in (*categories, OVERALL):
+            chosen = pair(of_category(turns, category), method).method
+            depths, accepted = (np.array([x for one in chosen[name] for x in one], dtype=int) for name in ("depths", "accepted"))
+            rows += [{"method": method, "category": category, **_at_depth(depths, accepted, d)} for d in range(1, depths.max(initial=0) + 1)]
+    return pd.DataFrame(rows, columns=["method", "category", "depth", "steps", "reached", "marginal", "conditional"])
+
+
+def _at_depth(depths: np.ndarray, accepted: np.ndarray, depth: int) -> dict[str, Any]:
+    steps = depths >= depth
+    reached, passed = steps & (accepted >= depth - 1), steps & (accepted >= depth)
+    return {
+        "depth": depth,
+        "steps": int(steps.sum()),
+        "reached": int(reached.sum()),
+        "marginal": float(passed.sum() / steps.sum()),
+        "conditional": float(passed.sum() / reached.sum()) if reached.any() else np.nan,
+    }

@@ -1,0 +1,177 @@
+"""The command line: ``specbench run | resume | report | methods | targets``.
+
+torch is imported inside the commands: OMP_WAIT_POLICY has to be set first, and ``--help`` should not wait for it.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from methods.core.errors import UserError
+
+if TYPE_CHECKING:
+    from specbench.session import Options
+
+DEFAULT_METHODS = ["vanilla", "medusa", "eagle2", "s4c"]
+RESULTS = Path("results")
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+app = typer.Typer(
+    name="specbench",
+    help="Measure speculative decoding methods against plain decoding, side by side.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+@app.command()
+def run(
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"Repeatable; default: {', '.join(DEFAULT_METHODS)}; vanilla always runs.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
+    suite: Annotated[str | None, typer.Option(help="mini (default), spec-bench or hf:ID.")] = None,
+    suite_file: Annotated[Path | None, typer.Option(help="JSONL of Spec-Bench's schema.")] = None,
+    hf_column: Annotated[list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="Column of a hub data set; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions a category.")] = None,
+    categories: Annotated[list[str] | None, typer.Option(help="Only these; with commas or repeated.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling; each turn derives its own.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    attention: Annotated[str, typer.Option(help="sdpa or eager.")] = "sdpa",
+    repeats: Annotated[int, typer.Option(help="Passes over the suite.")] = 1,
+    turns: Annotated[str, typer.Option(help="Whose first answer a second turn sees: the method's own, or vanilla's (shared).")] = "own",
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Or METHOD.KEY=VALUE; repeatable.")] = None,
+    drafter: Annotated[list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
+) -> None:
+    """Answer every question with every method and report. The same command again does only what is missing."""
+    from specbench.session import Options
+
+    options = Options(
+        methods=method or DEFAULT_METHODS,
+        target=target,
+        suite=suite,
+        suite_file=suite_file,
+        hf_columns=_pairs("--hf-column", hf_column),
+        limit=limit,
+        categories=[name.strip() for group in categories or [] for name in group.split(",")],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        repeats=repeats,
+        turns=turns,
+        overrides=override or [],
+        drafter_files={kind: Path(file) for kind, file in _pairs("--drafter", drafter).items()},
+    )
+    _measure(options, out)
+
+
+@app.command()
+def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `specbench run` wrote.")]) -> None:
+    """Finish a run that was cut off, with the settings in its manifest."""
+    from specbench.manifest import RunManifest
+    from specbench.session import Options
+
+    _measure(Options.of(RunManifest.read(run_dir)), run_dir)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path | None, typer.Option(help="Where the report goes; default: report/ in the first run directory.")] = None,
+) -> None:
+    """Tables and figures of finished or unfinished runs."""
+    for run_dir in runs:
+        if not run_dir.is_dir():
+            raise UserError(f"run directory {run_dir} does not exist; give one that `specbench run` printed")
+    _report(runs, out or runs[0] / "report")
+
+
+@app.command()
+def methods() -> None:
+    """The methods that can be measured, and their options."""
+    from methods.registry import METHODS, options
+
+    table = Table("method", "title", "drafter", "options (--set)")
+    for name, row in METHODS.items():
+        drafter = f"trained: {row.weights}" if row.weights else "none to train"
+        table.add_row(name, row.title, drafter, ", ".join(options(name)))
+    console.print(table)
+
+
+@app.command()
+def targets() -> None:
+    """The targets that ship or can be built here; a folder of a checkpoint works too."""
+    from specbench.targets import TARGETS
+    from specbench.targets.shapes import SHAPES
+
+    table = Table("target", "what it is")
+    for name in TARGETS:
+        what = f"cost-matched: the shipped target in the shape of {SHAPES[name].like}" if name in SHAPES else "the shipped target"
+        table.add_row(name, what)
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; what the user can correct is one line on stderr and exit code 2."""
+    # Threads that spin while they wait turn an 8 ms forward into 850 ms beside one busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(args=argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _measure(options: "Options", out: Path | None) -> None:
+    from specbench import runner
+    from specbench.rundir import check_writable
+    from specbench.session import prepare
+
+    check_writable(out or RESULTS)
+    session = prepare(options)
+    run_dir = out or RESULTS / f"{session.manifest.name}-{session.manifest.fingerprint()}"
+    if session.manifest.target["note"]:
+        console.print(session.manifest.target["note"], markup=False)
+    try:
+        runner.run(session, run_dir, console)
+    except KeyboardInterrupt:
+        print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    _report([run_dir], run_dir / "report")
+
+
+def _report(runs: Sequence[Path], out: Path) -> None:
+    from specbench import report as reports
+
+    try:
+        written = reports.build(runs, out, console)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to {out} ({error.strerror}); choose another place: specbench report RUN --out DIR"
+        ) from None
+    console.print(f"report: {written}", markup=False, soft_wrap=True)
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in given or []:
+        key, _, value = text.partition("=")
+        if not key or not value:
+            raise UserError(f"{option} {text!r} is not NAME=VALUE")
+        pairs[key] = value
+    return pairs

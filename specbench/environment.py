@@ -1,0 +1,54 @@
+"""What a run ran on and from: versions, processor, threads, GPU and driver, state of the checkout."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Facts for the manifest; ``gpu`` and ``driver`` are None on a CPU."""
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """``{"sha", "dirty"}`` of the checkout this package runs from, {} for an installed package."""
+    package = Path(__file__).parent
+    in_package = ("git", "-C", str(package))
+    # An environment inside a checkout is a folder of that checkout too, but none of its tracked files.
+    if not _output(*in_package, "ls-files", "__init__.py"):
+        return {}
+    dirty = _output(*in_package, "status", "--porcelain", "--untracked-files=no")
+    return {"sha": _output(*in_package, "rev-parse", "HEAD"), "dirty": bool(dirty)}
+
+
+def _output(*command: str) -> str:
+    """What a program prints; "" when it is not installed or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,32 @@
+"""Peak memory of a turn: the allocator's on CUDA, the process' resident set on a Linux CPU."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """Bytes at the highest point since ``reset``; 0 where the system cannot say."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._can_reset = False
+
+    def reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with contextlib.suppress(OSError):  # not Linux, or a sandbox without write access to /proc: peak() then says 0
+            _CLEAR_REFS.write_text("5")
+            self._can_reset = True
+
+    def peak(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        if not self._can_reset:
+            return 0
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024

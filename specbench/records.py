@@ -1,0 +1,120 @@
+"""Raw facts of a run: one JSON line per (method, question, turn, repeat), appended and flushed. Nothing derived."""
+
+import json
+import lzma
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from methods.core.errors import UserError
+
+SCHEMA = 1
+FILE = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A turn's decode steps, one entry a step in every list; times in seconds."""
+
+    nodes: list[int] = field(default_factory=list)  # tree nodes the target scored, root included
+    depth: list[int] = field(default_factory=list)  # depth of the draft tree; 0 for vanilla
+    accepted: list[int] = field(default_factory=list)  # drafts the target agreed with, before clipping
+    emitted: list[int] = field(default_factory=list)  # tokens that count: accepted + 1, clipped at a stop or the limit
+    draft_s: list[float] = field(default_factory=list)
+    verify_s: list[float] = field(default_factory=list)
+    commit_s: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answered (or failed) turn.
+
+    ``status`` is "ok" or "error"; an error row has ``error`` set and no numbers. The first output token belongs to the
+    prefill, so ``len(output_ids) == 1 + sum(steps.emitted)`` (asserted).
+    """
+
+    method: str
+    question_id: str
+    category: str  # one of the six reported categories, or the suite's own
+    turn: int  # 0, 1, …
+    repeat: int
+    status: str
+    error: str = ""
+    prompt_sha256: str = ""  # of the prompt's token ids
+    prompt_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    output_text: str = ""
+    stop: str = ""  # "stop_id" or "length"
+    prefill_s: float = 0.0
+    total_s: float = 0.0  # the turn end to end: prefill, drafting, verification, commits
+    peak_bytes: int = 0  # peak memory while the turn ran: allocator's on CUDA, the process' on CPU
+    steps: Steps = field(default_factory=Steps)
+
+    def __post_init__(self) -> None:
+        if self.status == "ok":
+            assert len(self.output_ids) == 1 + sum(self.steps.emitted), "tokens must equal 1 + the sum of emitted"
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return (self.method, self.question_id, self.turn, self.repeat)
+
+
+def to_line(record: Record) -> str:
+    fields = asdict(record)
+    for name in ("draft_s", "verify_s", "commit_s"):
+        fields["steps"][name] = [round(s, 7) for s in fields["steps"][name]]
+    return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_fields(fields: dict[str, Any], where: str) -> Record:
+    schema = fields.pop("schema", None)
+    if schema != SCHEMA:
+        raise UserError(f"{where}: record schema {schema}, this version reads {SCHEMA}; use the specbench version that wrote it")
+    return Record(**{**fields, "steps": Steps(**fields["steps"])})
+
+
+class Writer:
+    """Appends records to a run directory; each is on disk before the next turn starts."""
+
+    def __init__(self, run_dir: Path):
+        self._file = (run_dir / FILE).open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(to_line(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(run_dir: Path) -> tuple[list[Record], bool]:
+    """A run's records and whether its last line was torn (a process died while writing it; that line is left out).
+
+    Reads ``records.jsonl`` or, of a published run, ``records.jsonl.xz``.
+    """
+    plain, packed = run_dir / FILE, run_dir / f"{FILE}.xz"
+    if plain.is_file():
+        raw = plain.read_bytes()
+    elif packed.is_file():
+        raw = lzma.decompress(packed.read_bytes())
+    else:
+        return [], False
+    lines = raw.split(b"\n")
+    torn = lines.pop() != b""
+    found = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{plain}, line {number}"
+        try:
+            found.append(from_fields(json.loads(line), where))
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{where}: not a record ({error}); the file was edited or is not specbench's") from None
+    return found, torn
+
+
+def drop_torn_line(run_dir: Path) -> None:
+    """Cut the file after its last complete line."""
+    path = run_dir / FILE
+    raw = path.read_bytes()
+    path.write_bytes(raw[: raw.rfind(b"\n") + 1])

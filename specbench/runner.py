@@ -1,0 +1,218 @@
+"""Measures a session: every method answers every turn, arms interleaved, one record a turn."""
+
+import contextlib
+import gc
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from methods.core.acceptance import AcceptanceRule, Sampling
+from methods.core.clock import clock_for
+from methods.core.decode import DecodeResult, Drafter, decode
+from methods.core.errors import UserError
+from methods.core.target import ContextOverflow, Target
+from specbench import prompts, records, rundir
+from specbench.manifest import RunManifest
+from specbench.memory import PeakMemory
+from specbench.progress import RunProgress
+from specbench.records import Record, Steps
+from specbench.suites import Question, Suite
+
+WARMUP_TOKENS = 32  # a turn: enough for allocators, kernels and caches to settle
+BASELINE = "vanilla"
+
+
+class Arm(NamedTuple):
+    """One method, ready to decode."""
+
+    name: str
+    drafter: Drafter
+    accept: AcceptanceRule
+
+
+@dataclass(frozen=True)
+class Session:
+    """All a measurement needs, loaded and checked; ``manifest`` describes it."""
+
+    target: Target
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]
+    arms: tuple[Arm, ...]
+    suite: Suite
+    warmup: tuple[Question, ...]
+    manifest: RunManifest
+
+
+class Unit(NamedTuple):
+    """The work one record describes."""
+
+    method: str
+    question: Question
+    turn: int
+    repeat: int
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return (self.method, self.question.id, self.turn, self.repeat)
+
+
+class Sink(Protocol):
+    def add(self, record: Record) -> None: ...
+
+
+def units(questions: Sequence[Question], methods: Sequence[str], repeats: int) -> Iterator[Unit]:
+    """Every unit in the order it is measured.
+
+    A question's arms follow each other directly, so that drift of the machine hits them alike; who goes first rotates
+    with the question and the repeat.
+    """
+    for repeat in range(repeats):
+        for index, question in enumerate(questions):
+            first = (index + repeat) % len(methods)
+            for turn in range(len(question.turns)):
+                for method in (*methods[first:], *methods[:first]):
+                    yield Unit(method, question, turn, repeat)
+
+
+def run(session: Session, run_dir: Path, console: Console) -> None:
+    """Measure what the directory does not hold yet.
+
+    Ctrl-C leaves a run that resumes and passes on; a full disk is a UserError. Either way every finished turn is kept.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with rundir.claimed(run_dir):
+            _run(session, run_dir, console)
+    except OSError as error:
+        raise UserError(f"cannot write to {run_dir} ({error.strerror}); make room, then: specbench resume {run_dir}") from None
+
+
+def _run(session: Session, run_dir: Path, console: Console) -> None:
+    manifest, done = rundir.open_run(session.manifest, run_dir, console)
+    total = manifest.units_total
+    if len(done) == total:
+        console.print(f"{run_dir}: all {total} turns are measured", markup=False, soft_wrap=True)
+    else:
+        progress = RunProgress(console, manifest.settings.methods, total, done)
+        try:
+            with contextlib.closing(records.Writer(run_dir)) as writer, progress:
+                measure(session, done, writer.write, progress)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk: the manifest on it goes on saying "running"
+                replace(manifest, status="interrupted").write(run_dir)
+            raise
+    if manifest.status != "complete":
+        replace(manifest, status="complete").write(run_dir)
+
+
+def measure(session: Session, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
+    """Warm up every arm, then write one record for each unit not in ``done``."""
+    settings = session.manifest.settings
+    measurer = _Measurer(session, done)
+    for question in session.warmup:
+        for arm in session.arms:
+            measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, settings.max_new_tokens))
+    # A full collection over what torch and transformers import takes 0.16 s and would be charged to whichever arm it hits.
+    gc.collect()
+    gc.freeze()
+    try:
+        for unit in units(session.suite.questions, settings.methods, settings.repeats):
+            if unit.key not in measurer.known:
+                record = measurer.attempt(unit, settings.max_new_tokens)
+                write(record)
+                measurer.known[unit.key] = record
+                progress.add(record)
+    finally:
+        gc.unfreeze()
+
+
+class _Measurer:
+    """Answers units; ``known`` are the records so far, by key."""
+
+    def __init__(self, session: Session, done: Iterable[Record]):
+        self.known = {record.key: record for record in done}
+        self._session, self._settings = session, session.manifest.settings
+        self._arms = {arm.name: arm for arm in session.arms}
+        self._memory = PeakMemory(session.target.device)
+
+    def attempt(self, unit: Unit, max_new_tokens: int) -> Record:
+        """The unit's record; what goes wrong with this turn alone is its error, so that the run goes on."""
+        facts = Record(unit.method, unit.question.id, unit.question.category, unit.turn, unit.repeat, status="error")
+        source = unit.method if self._settings.turns == "own" else BASELINE
+        before = [self.known[source, unit.question.id, turn, unit.repeat] for turn in range(unit.turn)]
+        for earlier in before:
+            if earlier.status != "ok":
+                whose = "" if source == unit.method else f" of {source}"
+                return replace(facts, error=f"turn {earlier.turn + 1}{whose} failed")
+        prompt = prompts.encode(self._session.tokenizer, unit.question.turns[: unit.turn + 1], [r.output_text for r in before])
+        facts = replace(facts, prompt_sha256=prompts.ids_sha256(prompt), prompt_tokens=len(prompt))
+        seed = turn_seed(self._settings.seed, unit)
+        sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, seed)
+        try:
+            return self._timed(facts, prompt, sampling)
+        except torch.AcceleratorError as error:
+            # After it every further call on the device fails too: rows of errors would hide that.
+            raise UserError(f"the device failed ({first_line(error)}); every turn before is kept, resume in a new process") from None
+        except (RuntimeError, FloatingPointError, ContextOverflow) as error:  # out of memory is a RuntimeError
+            failure = f"{type(error).__name__}: {first_line(error)}"
+        if self._session.target.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return replace(facts, error=failure)
+
+    def _timed(self, facts: Record, prompt: list[int], sampling: Sampling) -> Record:
+        target, arm = self._session.target, self._arms[facts.method]
+        clock = clock_for(target.device)
+        self._memory.reset()
+        _synchronize(target.device)
+        start = time.perf_counter()
+        result = decode(target, arm.drafter, arm.accept, prompt, sampling, clock)
+        _synchronize(target.device)
+        total_s = time.perf_counter() - start
+        text = self._session.tokenizer.decode(result.tokens, skip_special_tokens=True)
+        assert isinstance(text, str), "one sequence decodes to one text"
+        return replace(
+            facts,
+            status="ok",
+            output_ids=result.tokens,
+            output_text=text,
+            stop=result.stop,
+            prefill_s=round(result.prefill_s, 7),
+            total_s=round(total_s, 7),
+            peak_bytes=self._memory.peak(),
+            steps=_steps(result),
+        )
+
+
+def turn_seed(seed: int, unit: Unit) -> int:
+    """Differs from turn to turn and from repeat to repeat, is the same in every arm and after a resume."""
+    text = f"{seed}/{unit.question.id}/{unit.turn}/{unit.repeat}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:300]
+
+
+def _steps(result: DecodeResult) -> Steps:
+    steps = result.steps
+    return Steps(
+        nodes=[step.nodes for step in steps],
+        depth=[step.depth for step in steps],
+        accepted=[step.accepted for step in steps],
+        emitted=[step.emitted for step in steps],
+        draft_s=[step.draft_s for step in steps],
+        verify_s=[step.verify_s for step in steps],
+        commit_s=[step.commit_s for step in steps],
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,199 @@
+"""From what the user asked for to a session ready to measure: names resolved, everything loaded, everything checked."""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from methods import registry
+from methods.core.errors import UserError, unknown
+from methods.core.target import Target
+from methods.registry import Resolved
+from specbench import prompts, suites, targets
+from specbench.environment import environment, git_state
+from specbench.manifest import MethodFacts, RunManifest, Settings
+from specbench.runner import BASELINE, Arm, Session
+from specbench.suites import Question, Suite
+from specbench.targets import Loaded
+
+# An answer may take more tokens when read back as text than when it was written: broken UTF-8 becomes a three-byte sign.
+REREAD = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """A run as asked for; None stands for a default that depends on the device or on the other options."""
+
+    methods: Sequence[str]
+    target: str | None = None
+    suite: str | None = None
+    suite_file: Path | None = None
+    hf_columns: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    categories: Sequence[str] = ()
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+    attention: str = "sdpa"
+    repeats: int = 1
+    turns: str = "own"
+    overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
+        for name, (value, bound) in least.items():
+            if not bound <= value < math.inf:
+                raise UserError(f"--{name} is {value}; it must be at least {bound}")
+        if self.turns not in ("own", "shared"):
+            raise unknown("value of --turns", self.turns, ("own", "shared"))
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> "Options":
+        """The options that make this run again."""
+        settings = asdict(manifest.settings)
+        del settings["suite_sha256"]
+        return cls(
+            **settings,
+            suite_file=Path(manifest.suite_file) if manifest.suite_file else None,
+            hf_columns=manifest.hf_columns,
+            overrides=manifest.overrides,
+            drafter_files={kind: Path(file) for kind, file in manifest.drafter_files.items()},
+        )
+
+
+def prepare(options: Options) -> Session:
+    """Load and check everything a run needs. Raises UserError for whatever would only fail later."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    targets.check_device(device)
+    resolved = resolve(options.methods, options.overrides, device)
+    suite = suites.load(
+        options.suite or ("file" if options.suite_file else "mini"),
+        suite_file=options.suite_file,
+        limit=options.limit,
+        categories=options.categories,
+        hf_columns=options.hf_columns,
+    )
+    target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
+    settings = Settings(
+        methods=[each.name for each in resolved],
+        target=target_name,
+        suite=suite.name,
+        suite_sha256=suite.sha256,
+        limit=options.limit,
+        categories=sorted(options.categories),
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        dtype=dtype,
+        device=device,
+        attention=options.attention,
+        repeats=options.repeats,
+        turns=options.turns,
+    )
+    try:
+        loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
+        return _assemble(options, settings, loaded, suite, resolved)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"target {target_name} in {dtype} with its drafters does not fit the memory of {device}; choose a smaller --target or --dtype"
+        ) from None
+
+
+def resolve(names: Sequence[str], overrides: Sequence[str], device: str) -> list[Resolved]:
+    """Vanilla, then the methods as named; every override reaches those whom it concerns.
+
+    Raises UserError for unknown methods, and for a key that no chosen method has.
+    """
+    chosen = list(dict.fromkeys([BASELINE, *names]))
+    keys = {name: registry.options(name) for name in chosen}
+    given: dict[str, dict[str, str]] = {name: {} for name in chosen}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path or not value:
+            raise UserError(f"--set {override!r} is not KEY=VALUE or METHOD.KEY=VALUE; as in --set depth=4 or --set eagle2.depth=4")
+        method, dot, key = path.rpartition(".")
+        if dot and method not in keys:
+            raise unknown("method in --set", method, chosen)
+        concerned = [name for name in ([method] if dot else chosen) if key in keys[name]]
+        if not concerned:
+            known = keys[method] if dot else {each for mine in keys.values() for each in mine}
+            raise unknown(f"option of {method}" if dot else "option in --set", key, known)
+        for name in concerned:
+            given[name][key] = value
+    return [registry.resolve(name, given[name], device) for name in chosen]
+
+
+def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Sequence[Resolved]) -> Session:
+    warmup = suites.warmup()
+    template = prompts.template_sha256(loaded.tokenizer)
+    _check_first_prompts(loaded, suite.questions)
+    longest = _longest_conversation(loaded, (*suite.questions, *warmup), settings.max_new_tokens)
+    target = Target(loaded.model, capacity=longest)
+    arms, methods = [], {}
+    for each in resolved:
+        trained = loaded.drafter_for(each.name)
+        arms.append(Arm(each.name, *registry.build(each, target, trained)))
+        methods[each.name] = MethodFacts(
+            title=each.method.title,
+            lossless=each.lossless,
+            reconstruction=each.method.reconstruction,
+            config=asdict(each.config),
+            acceptance=each.acceptance,
+            weights_sha256=trained.sha256 if trained else None,
+        )
+    created = datetime.now(UTC)
+    manifest = RunManifest(
+        name=f"{settings.suite.replace(':', '-').replace('/', '-')}-{Path(settings.target).name}",
+        created=created.isoformat(timespec="seconds"),
+        settings=settings,
+        methods=methods,
+        target={
+            "name": loaded.name,
+            "label": loaded.label,
+            "note": loaded.note,
+            "parameters": loaded.parameters,
+            "weights_sha256": loaded.weights_sha256,
+        },
+        categories=dict(Counter(question.category for question in suite.questions)),
+        units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
+        template_sha256=template,
+        environment=environment(target.device),
+        git=git_state(),
+        argv=sys.argv[1:],
+        overrides=list(options.overrides),
+        suite_file=str(options.suite_file) if options.suite_file else None,
+        hf_columns=dict(options.hf_columns),
+        drafter_files={kind: str(file) for kind, file in options.drafter_files.items()},
+    )
+    stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
+    return Session(target, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+
+
+def _longest_conversation(loaded: Loaded, questions: Sequence[Question], max_new_tokens: int) -> int:
+    """Tokens of the longest conversation that can come up; the target may have less room than that."""
+    longest = 0
+    for question in questions:
+        earlier = [""] * (len(question.turns) - 1)
+        texts = len(prompts.encode(loaded.tokenizer, question.turns, earlier))
+        longest = max(longest, texts + (REREAD * len(earlier) + 1) * max_new_tokens)
+    return longest
+
+
+def _check_first_prompts(loaded: Loaded, questions: Sequence[Question]) -> None:
+    """Raise UserError naming a question whose first prompt the context cannot hold."""
+    context = loaded.model.config.max_position_embeddings
+    for question in questions:
+        tokens = len(prompts.encode(loaded.tokenizer, question.turns[:1], []))
+        if tokens >= context:
+            raise UserError(
+                f"question {question.id}: its prompt of {tokens} tokens does not fit the context of {loaded.name}, {context} tokens; "
+                "leave it out (--categories, --suite-file) or choose a target with a longer context"
+            )

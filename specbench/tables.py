@@ -1,0 +1,133 @@
+"""The report's tables as text, for Markdown and for the terminal."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import pandas as pd
+import rich.table
+from rich.text import Text
+
+from specbench.breakdown import PARTS
+from specbench.manifest import MethodFacts
+from specbench.metrics import OVERALL
+
+NONE = "\N{EM DASH}"
+RECONSTRUCTION = "(reconstruction)"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Headers and rows of finished cells; the first column names the row, the others are right-aligned."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        rule = ["---"] + ["---:"] * (len(self.headers) - 1)
+        return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
+
+    def rich(self) -> rich.table.Table:
+        table = rich.table.Table(title=Text(self.title), title_justify="left")
+        for i, header in enumerate(self.headers):
+            table.add_column(Text(header), justify="right" if i else "left", overflow="fold")
+        for cells in self.rows:
+            table.add_row(*map(Text, cells))
+        return table
+
+
+def escape(cell: str) -> str:
+    """A cell that cannot break out of its Markdown table or turn into markup."""
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`").split())
+
+
+def method_label(name: str, facts: MethodFacts) -> str:
+    """A method's title, with what a reader must know of it: a reconstruction, or lossy output."""
+    title = facts.title
+    if (facts.reconstruction or name == "s4c") and RECONSTRUCTION not in title:
+        title = f"{title} {RECONSTRUCTION}"
+    return title if facts.lossless else f"{title} (lossy: {facts.acceptance})"
+
+
+def number(value: float, digits: int = 2, unit: str = "") -> str:
+    return f"{value:,.{digits}f}{unit}" if isfinite(value) else NONE
+
+
+def percent(value: float) -> str:
+    return number(100 * value, 1, " %")
+
+
+def with_interval(row: Mapping[str, Any], name: str) -> str:
+    """``1.43× [1.38, 1.48]``; without the bracket where there is no interval."""
+    if not isfinite(row[f"{name}_low"]):
+        return number(row[name], unit="×")
+    return f"{row[name]:.2f}× [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _agreement(row: Mapping[str, Any]) -> str:
+    if not row["comparable_turns"]:
+        return NONE
+    where = f", first at {row['first_divergence']:.0f}" if row["diverging_turns"] else ""
+    return f"{percent(row['agreement'])} of {row['comparable_turns']}{where}"
+
+
+Cell = Callable[[Mapping[str, Any]], str]
+SHORT: dict[str, Cell] = {
+    "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
+    "Spec-Bench's": lambda row: number(row["speedup_specbench"], unit="×"),
+    "MAT": lambda row: number(row["mat"]),
+    "R": lambda row: number(row["round_cost"]),
+    "Tokens/s": lambda row: number(row["tokens_per_s"], 1),
+    "Tokens/s decode": lambda row: number(row["tokens_per_s_decode"], 1),
+}
+FULL: dict[str, Cell] = {
+    **SHORT,
+    "Decode speedup [95 %]": lambda row: with_interval(row, "speedup_decode"),
+    "Same as vanilla": _agreement,
+    "Repeated 4-grams": lambda row: percent(row["repetition"]),
+    "Cut by length": lambda row: percent(row["stopped_by_length"]),
+    "Peak MiB": lambda row: number(row["peak_mib"], 0),
+    "Questions": lambda row: str(row["questions"]),
+    "Left out": lambda row: str(row["excluded_questions"]),
+}
+
+
+def headline(comparison: pd.DataFrame, methods: Mapping[str, str], columns: Mapping[str, Cell], title: str) -> TextTable:
+    """One row a method over all categories."""
+    rows = comparison[comparison["category"] == OVERALL].to_dict("records")
+    cells = [[methods[row["method"]], *(cell(row) for cell in columns.values())] for row in rows]
+    return TextTable(title, ["Method", *columns], cells)
+
+
+def by_category(
+    comparison: pd.DataFrame, methods: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str
+) -> TextTable:
+    """One row a method, one column a category."""
+    cells = {(row["method"], row["category"]): cell(row) for row in comparison.to_dict("records")}
+    rows = [[label, *(cells[name, category] for category in categories)] for name, label in methods.items()]
+    return TextTable(title, ["Method", *categories.values()], rows)
+
+
+def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
+    """Milliseconds per step and share of the end-to-end time of each part, over all categories."""
+    rows = []
+    for name, label in methods.items():
+        parts = split[(split["method"] == name) & (split["category"] == OVERALL)].set_index("part")
+        steps = [number(parts.loc[part, "ms_per_step"]) for part in PARTS if part != "prefill"]
+        rows.append([label, *steps, *(percent(parts.loc[part, "share"]) for part in PARTS)])
+    headers = [*(f"{part} ms/step" for part in PARTS if part != "prefill"), *(f"{part} share" for part in PARTS)]
+    return TextTable("Where the time goes", ["Method", *headers], rows)
+
+
+def acceptance(rates: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
+    """Marginal and conditional acceptance rate at each depth, over all categories."""
+    overall = rates[rates["category"] == OVERALL]
+    depths = range(1, int(overall["depth"].max()) + 1) if len(overall) else range(0)
+    rows = []
+    for name, label in methods.items():
+        own = {row["depth"]: row for row in overall[overall["method"] == name].to_dict("records")}
+        if own:
+            rows.append([label, *(f"{percent(own[d]['marginal'])} / {percent(own[d]['conditional'])}" if d in own else NONE for d in depths)])
+    return TextTable("Acceptance by depth, marginal / conditional", ["Method", *(f"depth {d}" for d in depths)], rows)

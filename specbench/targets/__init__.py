@@ -1,0 +1,138 @@
+"""Targets by name: the shipped one, the shapes it can be embedded in, or a folder of the same layout.
+
+A target folder is a transformers checkpoint with its tokenizer and, beside them, ``drafters/KIND.safetensors``.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from methods.core import weights
+from methods.core.errors import UserError, unknown
+from methods.core.target import refuse
+from methods.core.weights import Trained
+from methods.registry import METHODS
+from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import fill, widened
+
+SHIPPED = "tiny"
+TARGETS = (SHIPPED, *SHAPES)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A target on its device with the drafters trained for it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    weights_sha256: str
+    small: PreTrainedModel | None = None  # the model inside, of a cost-matched target
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own, by kind
+
+    @property
+    def label(self) -> str:
+        return "cost-matched" if self.small is not None else ""
+
+    @property
+    def note(self) -> str:
+        if self.small is None:
+            return ""
+        return (
+            f"{self.name} is cost-matched: the small shipped target computed in the shape of {SHAPES[self.name].like}. Its wall-clock "
+            "and round costs are real for that shape on this device; its acceptance is the small model's, not a real model's of that size."
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def drafter_for(self, method: str) -> Trained | None:
+        """The trained drafter a method needs, on the target's device, or None where it needs or has none."""
+        kind = METHODS[method].weights
+        if kind is None:
+            return None
+        path = self.drafter_files.get(kind, self.folder / "drafters" / f"{kind}.safetensors")
+        if not path.is_file():
+            return None
+        code = importlib.import_module(METHODS[method].module)
+        inner = self.small if self.small is not None else self.model
+        trained = weights.load(path, kind, code.Module, code.Architecture, inner.config)
+        if self.small is None:
+            return replace(trained, module=trained.module.to(self.model.device, self.model.dtype))
+        with torch.device(self.model.device):
+            wide = code.Module(self.model.config, trained.module.architecture).to(self.model.dtype)
+        fill(wide, trained.module, self.model.config, inner.config, seed=1)
+        return replace(trained, module=wide.eval().requires_grad_(False))
+
+
+def default_name(device: str) -> str:
+    return "tiny-7b" if device.startswith("cuda") else "tiny-160m"
+
+
+def default_dtype(device: str) -> str:
+    """bf16 where the device computes it natively, else fp32."""
+    if device.startswith("cuda"):
+        return "bf16"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+
+
+def load(name: str, *, device: str, dtype: str, attention: str, drafter_files: Mapping[str, Path] | None = None) -> Loaded:
+    """A target by name or folder. Raises UserError for what does not exist, does not fit, or cannot be a target."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if attention not in ("sdpa", "eager"):
+        raise unknown("attention", attention, ("sdpa", "eager"))
+    check_device(device)
+    logging.disable_progress_bar()
+    folder = shipped_folder() if name in TARGETS else Path(name)
+    if not (folder / "config.json").is_file():
+        if name in TARGETS:
+            raise UserError(f"the shipped target is missing from {folder}; reinstall specbench")
+        raise unknown("target", name, TARGETS)
+    refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
+    wide = name in SHAPES
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32 if wide else DTYPES[dtype], attn_implementation=attention, local_files_only=True
+    )
+    model.eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {model.config.vocab_size}: they are not a pair")
+    sha, drafter_files = _sha256(folder), drafter_files or {}
+    if not wide:
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
+        return Loaded(name, model, tokenizer, folder, sha, drafter_files=drafter_files)
+    large = widened(model, SHAPES[name], name, device=device, dtype=DTYPES[dtype])
+    return Loaded(name, large, tokenizer, folder, sha, small=model, drafter_files=drafter_files)
+
+
+def check_device(device: str) -> None:
+    if device != "cpu" and not device.startswith("cuda"):
+        raise unknown("device", device, ("cpu", "cuda"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
+
+
+def shipped_folder() -> Path:
+    with as_file(files("specbench.targets") / SHIPPED) as folder:
+        return folder
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""Embed a small model, function-preserving, into a large shape: the small one's tokens at the large one's cost.
+
+The hidden stream is padded with dimensions that stay zero. Everything the large shape has beyond the small one (heads,
+MLP columns, layers, vocabulary) is there with random weights and is computed, but what it would add to the stream is
+multiplied by zero. RMSNorm over D instead of d dimensions, the rest zero, shrinks the mean square by d / D: norm weights
+times sqrt(d / D) and eps times d / D undo that.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from methods.core.errors import UserError
+from methods.core.kv_cache import head_dim
+from specbench.targets.shapes import Shape
+
+# What each axis of a parameter indexes, by the end of its name; "stream" is the hidden width, its number of copies free.
+AXES = {
+    "embed_tokens.weight": ("vocab", "stream"),
+    "lm_head.weight": ("vocab", "stream"),
+    "lm_head.bias": ("vocab",),
+    "q_proj.weight": ("query", "stream"),
+    "k_proj.weight": ("key", "stream"),
+    "v_proj.weight": ("key", "stream"),
+    "o_proj.weight": ("stream", "query"),
+    "gate_proj.weight": ("mlp", "stream"),
+    "up_proj.weight": ("mlp", "stream"),
+    "down_proj.weight": ("stream", "mlp"),
+    "norm.weight": ("stream",),
+    "fc.weight": ("stream", "stream"),  # EAGLE's and S4C's fold
+    "fc.bias": ("stream",),
+    "mix.weight": ("stream", "stream"),  # S4C's heads
+    "mix.bias": ("stream",),
+    "linear.weight": ("stream", "stream"),  # Medusa's heads
+    "linear.bias": ("stream",),
+    "out.weight": ("vocab", "stream"),
+}
+SPREAD = 0.02  # standard deviation of the filler weights
+NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
+
+
+def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig:
+    """The large shape's config. Raises UserError where the small model does not fit into it."""
+    width = head_dim(small)
+    heads, kv_heads = shape.query // width, shape.key // width
+    small_group = group_of(small)
+    fits = (
+        small.hidden_size <= shape.hidden
+        and small.num_hidden_layers <= shape.layers
+        and small.num_key_value_heads <= kv_heads
+        and small_group <= heads // kv_heads
+        and small.intermediate_size <= shape.intermediate
+        and small.vocab_size <= shape.vocab
+    )
+    if not fits:
+        raise UserError(
+            f"the target ({small.hidden_size} wide, {small.num_hidden_layers} layers) does not fit into {name} "
+            f"({shape.hidden} wide, {shape.layers} layers); choose a larger shape"
+        )
+    return LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=width,
+        max_position_embeddings=small.max_position_embeddings,
+        rms_norm_eps=small.rms_norm_eps * small.hidden_size / shape.hidden,
+        rope_parameters=small.rope_parameters,
+        tie_word_embeddings=False,
+        bos_token_id=small.bos_token_id,
+        eos_token_id=small.eos_token_id,
+        pad_token_id=small.pad_token_id,
+    )
+
+
+def group_of(config: PreTrainedConfig) -> int:
+    """Query heads that share one key head."""
+    return int(config.num_attention_heads) // int(config.num_key_value_heads)
+
+
+def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The large shape's model on ``device``, computing what ``small`` does. Its head has a bias to rule filler tokens out."""
+    config = wide_config(small.config, shape, name)
+    with torch.device(device):
+        large = type(small)._from_config(config, attn_implementation=small.config._attn_implementation, dtype=dtype)
+        large.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True, dtype=dtype)
+    fill(large, small, config, small.config)
+    return large.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_config: PreTrainedConfig, seed: int = 0) -> None:
+    """Overwrite ``large``'s parameters so that it computes what ``small`` does, on the device where they are."""
+    source = dict(small.named_parameters())
+    rng = torch.Generator(next(large.parameters()).device).manual_seed(seed)
+    for name, parameter in large.named_parameters():
+        axes = next((kinds for suffix, kinds in AXES.items() if name.endswith(suffix)), None)
+        assert axes is not None, f"no axes known for {name}"
+        if name == "lm_head.bias":
+            parameter.fill_(NEVER)
+            parameter[: small_config.vocab_size] = 0.0
+        elif parameter.ndim == 1:
+            _fill_vector(parameter, source.get(name), "norm" in name, config, small_config)
+        else:
+            _fill_matrix(parameter, source.get(name), axes, name, config, small_config, rng)
+
+
+def _fill_vector(large: nn.Parameter, small: Tensor | None, norm: bool, config: PreTrainedConfig, small_config: PreTrainedConfig) -> None:
+    large.fill_(1.0 if norm else 0.0)
+    if small is not None:
+        scale = math.sqrt(small_config.hidden_size / config.hidden_size) if norm else 1.0
+        large[: len(small)] = (small.to(large.device, torch.float64) * scale).to(large.dtype)
+
+
+def _fill_matrix(
+    large: nn.Parameter,
+    small: Tensor | None,
+    axes: tuple[str, ...],
+    name: str,
+    config: PreTrainedConfig,
+    small_config: PreTrainedConfig,
+    rng: torch.Generator,
+) -> None:
+    large.normal_(std=SPREAD, generator=rng)
+    into_stream, from_stream = axes[0] == "stream", axes[1] == "stream"
+    if small is None:  # a layer the small model does not have: computed, and added to the stream as zero
+        if into_stream:
+            large.zero_()
+        return
+    rows = _places(axes[0], small.shape[0], large.shape[0], config, small_config).to(large.device)
+    columns = _places(axes[1], small.shape[1], large.shape[1], config, small_config).to(large.device)
+    values = small.to(large.device, large.dtype)
+    if name.endswith("embed_tokens.weight"):
+        large.zero_()
+    elif into_stream:
+        kept = large.index_select(0, rows) if from_stream else torch.zeros_like(large[: len(rows)])
+        large.zero_()
+        large[rows] = kept
+    large[rows[:, None], columns[None, :]] = values
+    if name.endswith("out.weight"):
+        large[small.shape[0] :] = large[small_config.pad_token_id]  # Medusa's heads have no bias; this row is never near the top
+
+
+def _places(kind: str, small: int, large: int, config: PreTrainedConfig, small_config: PreTrainedConfig) -> Tensor:
+    """Where the small model's rows or columns stand in the large one's."""
+    if kind == "stream":
+        copies = small // small_config.hidden_size
+        return torch.cat([torch.arange(small_config.hidden_size) + i * (large // copies) for i in range(copies)])
+    if kind not in ("query", "key"):
+        return torch.arange(small)
+    width = head_dim(config)
+    heads = torch.arange(small // width)
+    if kind == "query":
+        heads = heads // group_of(small_config) * group_of(config) + heads % group_of(small_config)
+    return (heads[:, None] * width + torch.arange(width)).flatten()

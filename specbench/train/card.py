@@ -1,0 +1,165 @@
+"""The model card of a trained target: what it was made from, how good it is, what it writes."""
+
+import hashlib
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+from methods.core import weights
+from specbench import prompts, suites, targets
+from specbench.agreement import repetition
+from specbench.environment import environment
+from specbench.train import corpus, generate
+from specbench.train.target import PRESETS
+
+WINDOW = 1024
+REPETITIVE = 0.5  # an output counts as fallen into repetition when more of its 4-grams than this occurred before
+SAMPLE_TOKENS = 64
+PER_CATEGORY = 24
+ANSWER_TOKENS = 160
+
+TEMPLATE = """# Model card: specbench's own small target
+
+A {parameters:,}-parameter Llama ({layers} layers x {hidden}, {heads} heads x {head_dim}, {vocab} BPE pieces, context {context}),
+trained from scratch by this project so that speculative decoding can be measured without a download. It is a measuring
+weight, not an assistant: fluent in form, unreliable in every fact. Do not use its answers.
+
+| | |
+|---|---|
+| held-out loss | {loss:.3f} nats a token, {bits:.3f} bits a byte ({held_out_tokens:,} tokens of prompts not trained on) |
+| greedy answers that fall into repetition | {repetitive:.0%} of {answers} (over half of the 4-grams repeat; {new_tokens} tokens at most) |
+| trained with | `specbench train target --preset {preset} --corpus core.jsonl.xz --out training/target` |
+| steps | {steps:,} x {batch_tokens:,} tokens = {tokens:,} tokens |
+| hardware | {hardware} |
+| weights | sha256 `{sha256}` |
+
+## Drafters, trained on this frozen target
+
+Each: `specbench train KIND --target training/target --corpus core.jsonl.xz`, the same data and token budget for all, two
+thirds of it text the target itself generated. Acceptance on held-out prompts, by depth, all earlier tokens given:
+
+| kind | parameters | tokens | rank-1 acceptance by depth | sha256 |
+|---|---|---|---|---|
+{drafters}
+
+## Sample outputs (greedy, first {sample_tokens} tokens; prompts of the suite `mini`)
+
+{samples}
+
+## Data and licences
+
+{records:,} chat records in {categories}, decontaminated against Spec-Bench's 480 items
+(13-word n-grams and whole questions); Spec-Bench itself was neither trained nor tuned on. Sources, by the licence their
+publishers state:
+
+| licence | sources | records |
+|---|---|---|
+{licences}
+
+The weights are published under Apache-2.0 as far as it is ours to say; who must avoid a source's terms should retrain without it.
+"""
+
+
+def write(folder: Path, corpus_file: Path, preset_name: str, console: Console) -> None:
+    """Measure the target in ``folder`` and write ``MODEL_CARD.md`` beside it."""
+    loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
+    config, tokenizer, preset = loaded.model.config, loaded.tokenizer, PRESETS[preset_name]
+    steps = preset.tokens // preset.batch_tokens
+    console.print("measuring held-out loss")
+    held_T = corpus.token_stream(corpus_file, tokenizer.backend_tokenizer, held_out=True)
+    loss, bits = held_out(loaded, held_T)
+    console.print("generating on held-out prompts")
+    asked = generate.prompts(tokenizer.backend_tokenizer, corpus_file, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
+    answers = generate.answers(loaded.model, asked, ANSWER_TOKENS, console)
+    repetitive = float(np.mean([repetition(answer) > REPETITIVE for answer in answers]))
+    counts, categories = _licences(corpus_file)
+    card = TEMPLATE.format(
+        parameters=loaded.parameters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        loss=loss,
+        bits=bits,
+        held_out_tokens=len(held_T),
+        repetitive=repetitive,
+        answers=len(answers),
+        new_tokens=ANSWER_TOKENS,
+        preset=preset_name,
+        steps=steps,
+        batch_tokens=preset.batch_tokens,
+        tokens=steps * preset.batch_tokens,
+        hardware=_hardware(),
+        sha256=loaded.weights_sha256,
+        drafters="\n".join(_drafter_rows(folder)),
+        sample_tokens=SAMPLE_TOKENS,
+        samples="\n\n".join(_samples(loaded)),
+        records=sum(count for _, count in counts.values()),
+        categories=", ".join(categories),
+        licences="\n".join(f"| {licence} | {', '.join(sorted(names))} | {count:,} |" for licence, (names, count) in sorted(counts.items())),
+    )
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    console.print(f"wrote {folder / 'MODEL_CARD.md'}")
+
+
+@torch.no_grad()
+def held_out(loaded: targets.Loaded, stream_T: np.ndarray) -> tuple[float, float]:
+    """Mean cross-entropy in nats a token and in bits a byte, over whole windows of the stream."""
+    nats, tokens, size = 0.0, 0, 0
+    for start in range(0, len(stream_T) - WINDOW - 1, WINDOW):
+        row_T = corpus.windows(stream_T, np.array([start]), WINDOW)[0]
+        logits_TV = loaded.model(row_T[None, :-1]).logits[0]
+        nats += F.cross_entropy(logits_TV.float(), row_T[1:], reduction="sum").item()
+        tokens += WINDOW
+        size += len(_text(loaded, row_T[1:].tolist()).encode())
+    return nats / tokens, nats / math.log(2) / size
+
+
+def _text(loaded: targets.Loaded, ids: list[int]) -> str:
+    text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def _samples(loaded: targets.Loaded) -> list[str]:
+    found = []
+    for category in suites.TITLES:
+        question = suites.load("mini", limit=1, categories=[category]).questions[0]
+        prompt = prompts.encode(loaded.tokenizer, question.turns[:1], [])
+        [answer_ids] = generate.answers(loaded.model, [prompt], SAMPLE_TOKENS, Console(quiet=True))
+        answer = " ".join(_text(loaded, answer_ids).split())
+        found.append(f"**{suites.TITLES[category]}**: {' '.join(question.turns[0].split())[:160]}\n\n> {answer}")
+    return found
+
+
+def _licences(corpus_file: Path) -> tuple[dict[str, tuple[set[str], int]], list[str]]:
+    """Licence -> sources and number of records, and the categories, of all records trained on."""
+    found: dict[str, tuple[set[str], int]] = {}
+    categories: Counter[str] = Counter()
+    for record in corpus.read(corpus_file, held_out=False):
+        names, count = found.get(record["license"], (set(), 0))
+        found[record["license"]] = (names | {record["source"]}, count + 1)
+        categories[record["category"]] += 1
+    return found, sorted(categories)
+
+
+def _drafter_rows(folder: Path) -> list[str]:
+    rows = []
+    for path in sorted((folder / "drafters").glob("*.safetensors")):
+        about = weights.about(path)
+        first = " ".join(f"{ranks[0]:.2f}" for ranks in about["rank_accuracy"])
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append(f"| {path.stem} | {about['parameters']:,} | {about['tokens']:,} | {first} | `{sha256[:16]}` |")
+    return rows
+
+
+def _hardware() -> str:
+    machine = environment(torch.device("cpu"))
+    return machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"

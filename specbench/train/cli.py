@@ -1,0 +1,62 @@
+"""``specbench train``: the target itself, or any drafter on a frozen target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from methods.core.errors import UserError
+
+DRAFTER_TOKENS = 6_000_000
+
+
+def train(
+    what: Annotated[
+        str, typer.Argument(help="target, the weights to train (medusa, eagle, s4c), or card: measure a target and write its model card.")
+    ],
+    corpus: Annotated[Path, typer.Option(help="Chat records, JSONL, plain or .xz.")],
+    target: Annotated[str, typer.Option(help="The frozen target a drafter is trained on: a name or a folder.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Shape of a target trained here: micro (2 CPU cores) or tiny (a GPU).")] = "micro",
+    out: Annotated[Path | None, typer.Option(help="Target: its folder. Drafter: its file [TARGET/drafters/WHAT.safetensors].")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the drafter's architecture; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Drafter's budget in tokens, the same for all by default.", min=4096)] = DRAFTER_TOKENS,
+    lr: Annotated[float, typer.Option(help="Drafter's peak learning rate.")] = 2e-3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    work: Annotated[Path | None, typer.Option(help="Where work in progress is kept, to resume from [training/work].")] = None,
+) -> None:
+    """Train the small target, or a drafter on a frozen target. The same command again resumes."""
+    from specbench import targets
+    from specbench.train import card, drafter
+    from specbench.train import target as small_target
+
+    console = Console()
+    targets.check_device(device)
+    if what == "card":
+        card.write(Path(target), corpus, preset, console)
+        return
+    if what == "target":
+        small_target.train(preset, corpus, out or Path("training/target"), device=device, console=console)
+        return
+    settings = dict(_pair(text) for text in option or [])
+    folder = targets.shipped_folder() if target == targets.SHIPPED else Path(target)
+    file = out or folder / "drafters" / f"{what}.safetensors"
+    drafter.train(
+        what,
+        target,
+        corpus,
+        file,
+        options=settings,
+        tokens=tokens,
+        lr=lr,
+        device=device,
+        work=work or Path("training/work"),
+        console=console,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not found:
+        raise UserError(f"--set {text!r} is not of the form KEY=VALUE")
+    return key, value

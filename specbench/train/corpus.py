@@ -1,0 +1,88 @@
+"""The training corpus: chat records in, token streams out.
+
+A record is one line of JSON, ``{"id", "category", "source", "messages": [{"role", "content"}, ...]}``, plain or
+xz-compressed. The split into training and held-out records is by a hash of the first user message, so that two
+answers to one prompt never sit on both sides.
+"""
+
+import hashlib
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from methods.core.errors import UserError
+
+HELD_OUT_SHARE = 0.005
+CATEGORY_WEIGHT = {"rag": 2.0, "summarization": 2.0}
+SOURCE_WEIGHT = {"opentriviaqa": 0.3}
+
+Record = dict[str, Any]
+
+
+def read(path: Path, *, held_out: bool) -> Iterator[Record]:
+    """The training or the held-out records of a corpus file, in file order."""
+    if not path.is_file():
+        raise UserError(f"corpus file {path} does not exist; pass --corpus FILE (JSONL, plain or .xz)")
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                prompt = next(m["content"] for m in record["messages"] if m["role"] == "user")
+            except (ValueError, KeyError, TypeError, StopIteration):
+                raise UserError(f"{path}, line {number}: not a chat record; each line needs messages with a user turn") from None
+            if (_uniform(prompt) < HELD_OUT_SHARE) == held_out:
+                yield record
+
+
+def repeats(record: Record) -> int:
+    """How often a record is seen in one epoch: its weight, a fractional part drawn by a hash of its id."""
+    weight = CATEGORY_WEIGHT.get(record.get("category", ""), 1.0) * SOURCE_WEIGHT.get(record.get("source", ""), 1.0)
+    return int(weight) + (_uniform(str(record.get("id"))) < weight % 1)
+
+
+def chat_text(messages: list[dict[str, str]]) -> str:
+    """A conversation in the shipped chat format; equal to what the tokenizer's own chat template gives (tested)."""
+    return "<|bos|>" + "".join(f"<|{m['role']}|>{m['content'].strip()}<|end|>" for m in messages)
+
+
+def token_stream(path: Path, tokenizer: Tokenizer, *, held_out: bool, seed: int = 0) -> np.ndarray:
+    """Every record, weighted and shuffled, as one uint16 array of token ids."""
+    documents: list[np.ndarray] = []
+    batch: list[Record] = []
+
+    def flush() -> None:
+        texts = [chat_text(record["messages"]) for record in batch]
+        for record, encoding in zip(batch, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            ids = np.array(encoding.ids, dtype=np.uint16)
+            documents.extend([ids] * (1 if held_out else repeats(record)))
+        batch.clear()
+
+    for record in read(path, held_out=held_out):
+        batch.append(record)
+        if len(batch) == 4096:
+            flush()
+    flush()
+    order = np.random.default_rng(seed).permutation(len(documents))
+    return np.concatenate([documents[i] for i in order])
+
+
+def window_starts(length: int, seq: int) -> np.ndarray:
+    """Where windows of ``seq`` tokens start in a stream, in a fixed random order."""
+    return np.random.default_rng(seq).permutation(np.arange(0, length - seq - 1, seq))
+
+
+def windows(stream_T: np.ndarray, starts: np.ndarray, seq: int) -> Tensor:
+    """Windows of ``seq + 1`` tokens, int64: inputs and, one on, what follows them."""
+    return torch.from_numpy(np.stack([stream_T[s : s + seq + 1] for s in starts]).astype(np.int64))
+
+
+def _uniform(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,94 @@
+"""The one training loop: the target and every drafter run through it."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+CHECKPOINT_EVERY_S = 120.0
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "out.weight")
+
+
+def optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices between hidden states, AdamW for everything else: vocabulary matrices, norms, biases."""
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        (inner if parameter.ndim == 2 and not name.endswith(VOCABULARY) else outer).append(parameter)
+    muon = torch.optim.Muon(inner, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def rate(step: int, steps: int, warmup: float = 0.02, decay: float = 0.4) -> float:
+    """Warm-up, plateau, linear decay to a tenth: the factor on every learning rate at a step."""
+    rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
+    fall = min(1.0, (steps - step) / max(1.0, decay * steps))
+    return rise * (0.1 + 0.9 * fall)
+
+
+def fit(
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    tokens_per_step: int,
+    state_file: Path,
+    evaluate: Callable[[], str],
+    evaluate_every: int,
+    clip: float = 1.0,
+    console: Console,
+) -> None:
+    """Minimise ``loss_at(step)`` for ``steps`` steps; resumes from ``state_file`` exactly.
+
+    ``loss_at`` must be a pure function of the step (data order included): that is what makes a resumed run equal an
+    undisturbed one. ``evaluate`` returns the line that is printed every ``evaluate_every`` steps and at the end.
+    """
+    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    start = _restore(module, optimizers, state_file)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=steps, completed=start)
+        saved = began = time.monotonic()
+        for step in range(start, steps):
+            for optimizer, rates in zip(optimizers, base, strict=True):
+                for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = lr * rate(step, steps)
+            torch.manual_seed(step)  # whatever noise the loss draws belongs to the step, not to the process
+            loss = loss_at(step)
+            if not math.isfinite(value := loss.item()):
+                raise FloatingPointError(f"loss is {value} at step {step}")
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            speed = (step + 1 - start) * tokens_per_step / (time.monotonic() - began)
+            progress.update(bar, advance=1, description=f"loss {value:.3f}  {speed:,.0f} tokens/s")
+            if (step + 1) % evaluate_every == 0 or step + 1 == steps:
+                progress.console.print(f"step {step + 1}/{steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {evaluate()}")
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S or step + 1 == steps:
+                save_state(module, optimizers, step + 1, state_file)
+                saved = time.monotonic()
+
+
+def save_state(module: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+    state = {"step": step, "module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _restore(module: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])

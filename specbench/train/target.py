@@ -1,0 +1,143 @@
+"""Train the shipped target: a small Llama on the chat corpus, from its own tokenizer up."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from methods.core.errors import unknown
+from specbench.train import corpus, loop, tokenizer
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The shape and the token budget of a target trained here."""
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+    intermediate: int
+    tokens: int
+    batch_tokens: int = 8192
+    vocab: int = 4096
+    context: int = 4096
+    seq: int = 1024
+    long_seq: int = 3072  # the last tenth of the steps: Spec-Bench's longest prompts come to about that
+    long_share: float = 0.1
+    lr: float = 3e-3
+
+
+PRESETS = {
+    "micro": Preset(hidden=128, layers=12, heads=2, head_dim=64, intermediate=384, tokens=16_000_000),
+    "tiny": Preset(hidden=256, layers=16, heads=2, head_dim=128, intermediate=768, tokens=400_000_000, batch_tokens=65536),
+}
+
+
+def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, console: Console) -> None:
+    """Train tokenizer and model of a preset and save both in ``out`` as a transformers checkpoint.
+
+    Work in progress (tokenizer, token streams, optimiser state) is kept in ``out/work``: the same command resumes.
+    """
+    if preset_name not in PRESETS:
+        raise unknown("target preset", preset_name, PRESETS)
+    preset, work = PRESETS[preset_name], out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    tok, train_T, held_T = _data(preset, corpus_file, out, work, console)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM._from_config(config(preset, tok), attn_implementation="sdpa").to(device)
+    steps = preset.tokens // preset.batch_tokens
+    starts = {seq: corpus.window_starts(len(train_T), seq) for seq in (preset.seq, preset.long_seq)}
+    long_from = int(steps * (1 - preset.long_share))
+
+    def batch(step: int) -> Tensor:
+        seq = preset.long_seq if step >= long_from else preset.seq
+        rows = max(1, preset.batch_tokens // seq)
+        chosen = starts[seq].take(np.arange(step * rows, (step + 1) * rows), mode="wrap")
+        return corpus.windows(train_T, chosen, seq).to(device)
+
+    language_loss = _loss(model)
+    compiler = device != "cpu" or shutil.which("c++")  # inductor needs one on a CPU
+    fast_loss = torch.compile(language_loss, dynamic=False) if compiler else language_loss
+
+    def evaluate() -> str:
+        loss = held_out_loss(language_loss, held_T, preset.seq, device)
+        return f"held-out loss {loss:.4f}"
+
+    loop.fit(
+        model,
+        loop.optimizers(model, preset.lr),
+        lambda step: fast_loss(batch(step)),
+        steps=steps,
+        tokens_per_step=preset.batch_tokens,
+        state_file=work / "state.pt",
+        evaluate=evaluate,
+        evaluate_every=max(1, steps // 40),
+        console=console,
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def config(preset: Preset, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=preset.vocab,
+        hidden_size=preset.hidden,
+        intermediate_size=preset.intermediate,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        num_key_value_heads=preset.heads,
+        head_dim=preset.head_dim,
+        max_position_embeddings=preset.context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
+
+
+def held_out_loss(language_loss: Callable[[Tensor], Tensor], held_T: np.ndarray, seq: int, device: str, rows: int = 64) -> float:
+    """Mean cross-entropy a token over ``rows`` held-out windows."""
+    chosen = corpus.window_starts(len(held_T), seq)[:rows]
+    with torch.no_grad():
+        losses = [
+            language_loss(corpus.windows(held_T, part, seq).to(device)).item() for part in np.array_split(chosen, max(1, len(chosen) // 8))
+        ]
+    return float(np.mean(losses))
+
+
+def _loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
+    def language_loss(rows_BT: Tensor) -> Tensor:
+        with torch.autocast(rows_BT.device.type, torch.bfloat16):
+            logits_BTV = model.lm_head(model.model(input_ids=rows_BT[:, :-1], use_cache=False).last_hidden_state)
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), rows_BT[:, 1:].flatten())
+
+    return language_loss
+
+
+def _data(
+    preset: Preset, corpus_file: Path, out: Path, work: Path, console: Console
+) -> tuple[tokenizer.PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
+    if (out / "tokenizer.json").is_file():
+        tok = tokenizer.PreTrainedTokenizerFast.from_pretrained(out)
+    else:
+        console.print("training the tokenizer")
+        tok = tokenizer.train(corpus_file, preset.vocab)
+        tok.save_pretrained(out)
+    streams = []
+    for name, held_out in (("train", False), ("held_out", True)):
+        file = work / f"{name}.npy"
+        if not file.is_file():
+            console.print(f"encoding the {name} records")
+            np.save(file, corpus.token_stream(corpus_file, tok.backend_tokenizer, held_out=held_out))
+        streams.append(np.load(file, mmap_mode="r"))
+        console.print(f"{name}: {len(streams[-1]):,} tokens")
+    train_T, held_T = streams
+    return tok, train_T, held_T

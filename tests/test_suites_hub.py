@@ -1,0 +1,76 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from methods.core.errors import UserError
+from specbench import suites
+
+
+def row(identity, *turns):
+    return {"question_id": identity, "category": "qa", "turns": list(turns)}
+
+
+class Table(list):
+    """As much of a data set's split as suites use."""
+
+    @property
+    def column_names(self):
+        return list(self[0])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Data sets "on the hub": {(id, config): {split: rows}}; others are unreachable."""
+    stored = {
+        ("own/quiz", None): {"train": Table({"prompt": f"Q{i}", "answer": f"A{i}", "topic": "coding"} for i in range(3))},
+        ("own/plain", "de"): {"train": Table([row(1, "a")]), "test": Table([row(2, "Why?"), row(3, "a", "b")])},
+        ("own/twice", None): {"train": Table([row(1, "a"), row(1, "b")])},
+    }
+
+    def load_dataset(identity, config):
+        if (identity, config) not in stored:
+            raise ConnectionError(f"Couldn't reach {identity}\nand a second line")
+        return stored[identity, config]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+
+
+def test_a_hub_data_set_is_read_through_the_column_mapping(hub):
+    suite = suites.load("hf:own/quiz", hf_columns={"turns": "prompt", "reference": "answer", "category": "topic"}, limit=1)
+    assert suite.name == "hf:own/quiz"
+    assert suite.questions == (suites.Question("0", "mt_bench", ("Q0",), ("A0",)),)
+    whole = suites.load("hf:own/quiz", hf_columns={"turns": "prompt", "reference": "answer", "category": "topic"})
+    other = suites.load("hf:own/quiz", hf_columns={"turns": "answer"})
+    assert suite.sha256 == whole.sha256 != other.sha256
+    assert {q.category for q in other.questions} == {"quiz"}
+
+
+def test_a_hub_data_set_of_the_schema_needs_no_mapping(hub):
+    suite = suites.load("hf:own/plain:de@test")
+    assert [(q.id, q.turns) for q in suite.questions] == [("2", ("Why?",)), ("3", ("a", "b"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("hf:own/none", {}, "'own/none' could not be loaded (Couldn't reach own/none)"),
+        ("hf:own/plain:de", {}, "has the splits train, test; choose one, as in hf:own/plain:de@train"),
+        ("hf:own/plain:de@tset", {}, "did you mean 'test'?"),
+        ("hf:own/quiz", {}, "no column 'turns'; map one of prompt, answer, topic"),
+        ("hf:own/quiz", {"turns": "promt"}, "did you mean 'prompt'?"),
+        ("hf:own/quiz", {"turn": "prompt"}, "did you mean 'turns'?"),
+        ("hf:own/twice", {}, "row 1: question_id '1' was already used at hf:own/twice, row 0"),
+    ],
+)
+def test_a_bad_hub_suite_is_refused(hub, name, columns, message):
+    with pytest.raises(UserError) as caught:
+        suites.load(name, hf_columns=columns)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_datasets_package_the_next_step_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        suites.load("hf:own/quiz")
