@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from methods.core.acceptance import RULES, AcceptanceRule
@@ -51,8 +51,9 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A method with every option settled."""
+    """An arm with every option settled. ``arm`` is what was asked for: ``s4c``, or a variant such as ``s4c:nodes=8,depth=3``."""
 
+    arm: str
     name: str
     config: Any  # the module's Config
     acceptance: str
@@ -65,8 +66,9 @@ class Resolved:
     def lossless(self) -> bool:
         return RULES[self.acceptance].lossless
 
-    def settings(self) -> dict[str, Any]:
-        return {**asdict(self.config), "acceptance": self.acceptance}
+    @property
+    def title(self) -> str:
+        return " ".join([self.method.title, *self.arm.split(":")[1:]])
 
 
 def method_named(name: str) -> Method:
@@ -84,17 +86,28 @@ def options(name: str) -> dict[str, Any]:
     return keys
 
 
-def resolve(name: str, overrides: Mapping[str, str], device: str) -> Resolved:
-    """Defaults of the device, then ``overrides`` (text, as typed). Raises UserError on what is unknown or out of range."""
+def split(arm: str) -> tuple[str, dict[str, str]]:
+    """An arm's method and its own options: ``s4c:nodes=8,depth=3`` -> ``("s4c", {"nodes": "8", "depth": "3"})``."""
+    name, _, given = arm.partition(":")
+    pairs = [text.partition("=") for text in given.split(",") if text]
+    return name, {key: value for key, _, value in pairs}
+
+
+def resolve(arm: str, overrides: Mapping[str, str], device: str) -> Resolved:
+    """Defaults of the device, then ``overrides`` (text, as typed), then the arm's own options.
+
+    Raises UserError on what is unknown or out of range.
+    """
+    name, own = split(arm)
     row, keys = method_named(name), options(name)
     values: dict[str, Any] = dict(row.cuda if device.startswith("cuda") else row.cpu)
-    for key, text in overrides.items():
+    for key, text in {**overrides, **own}.items():
         if key not in keys:
             raise unknown(f"option of {name}", key, keys)
         values[key] = _parse(name, key, text, keys[key])
     acceptance = values.pop("acceptance", "match")
     config = importlib.import_module(row.module).Config(**values)
-    return Resolved(name, config, acceptance)
+    return Resolved(arm, name, config, acceptance)
 
 
 def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[Drafter, AcceptanceRule]:

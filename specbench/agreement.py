@@ -21,6 +21,9 @@ class Agreement(NamedTuple):
     first_divergence: float  # mean index of the first differing output token over the diverging turns; NaN without any
 
 
+NOTHING_TO_COMPARE = Agreement(np.nan, 0, 0, np.nan)
+
+
 def agreement(method: pd.DataFrame, vanilla: pd.DataFrame) -> Agreement:
     """Compare two arms' turns (``metrics.turns_frame`` rows) on equal (question, turn, repeat)."""
     key = ["question_id", "turn", "repeat"]

@@ -43,7 +43,9 @@ def acceptance(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence
         for category in (*categories, OVERALL):
             chosen = pair(of_category(turns, category), method).method
             depths, accepted = (np.array([x for one in chosen[name] for x in one], dtype=int) for name in ("depths", "accepted"))
-            rows += [{"method": method, "category": category, **_at_depth(depths, accepted, d)} for d in range(1, depths.max(initial=0) + 1)]
+            rows += [
+                {"method": method, "category": category, **_at_depth(depths, accepted, d)} for d in range(1, depths.max(initial=0) + 1)
+            ]
     return pd.DataFrame(rows, columns=["method", "category", "depth", "steps", "reached", "marginal", "conditional"])
 
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from methods.core.errors import UserError
+from specbench.arguments import pairs
+from specbench.train.cli import train
 
 if TYPE_CHECKING:
     from specbench.session import Options
@@ -35,7 +37,8 @@ console = Console()
 @app.command()
 def run(
     method: Annotated[
-        list[str] | None, typer.Option(help=f"Repeatable; default: {', '.join(DEFAULT_METHODS)}; vanilla always runs.")
+        list[str] | None,
+        typer.Option(metavar="NAME[:KEY=VALUE,...]", help=f"Repeatable; default: {', '.join(DEFAULT_METHODS)}; vanilla always runs."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
     suite: Annotated[str | None, typer.Option(help="mini (default), spec-bench or hf:ID.")] = None,
@@ -52,7 +55,9 @@ def run(
     repeats: Annotated[int, typer.Option(help="Passes over the suite.")] = 1,
     turns: Annotated[str, typer.Option(help="Whose first answer a second turn sees: the method's own, or vanilla's (shared).")] = "own",
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Or METHOD.KEY=VALUE; repeatable.")] = None,
-    drafter: Annotated[list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own; repeatable.")] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own, for a kind or for one arm; repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
 ) -> None:
     """Answer every question with every method and report. The same command again does only what is missing."""
@@ -63,7 +68,7 @@ def run(
         target=target,
         suite=suite,
         suite_file=suite_file,
-        hf_columns=_pairs("--hf-column", hf_column),
+        hf_columns=pairs("--hf-column", hf_column),
         limit=limit,
         categories=[name.strip() for group in categories or [] for name in group.split(",")],
         max_new_tokens=max_new_tokens,
@@ -75,7 +80,7 @@ def run(
         repeats=repeats,
         turns=turns,
         overrides=override or [],
-        drafter_files={kind: Path(file) for kind, file in _pairs("--drafter", drafter).items()},
+        drafter_files={kind: Path(file) for kind, file in pairs("--drafter", drafter).items()},
     )
     _measure(options, out)
 
@@ -126,6 +131,9 @@ def targets() -> None:
     console.print(table)
 
 
+app.command()(train)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can correct is one line on stderr and exit code 2."""
     # Threads that spin while they wait turn an 8 ms forward into 850 ms beside one busy process.
@@ -165,13 +173,3 @@ def _report(runs: Sequence[Path], out: Path) -> None:
             f"cannot write the report to {out} ({error.strerror}); choose another place: specbench report RUN --out DIR"
         ) from None
     console.print(f"report: {written}", markup=False, soft_wrap=True)
-
-
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in given or []:
-        key, _, value = text.partition("=")
-        if not key or not value:
-            raise UserError(f"{option} {text!r} is not NAME=VALUE")
-        pairs[key] = value
-    return pairs

@@ -36,7 +36,14 @@ PART_STYLES = {
     "other": ("#999999", ".."),
     "prefill": ("#FFFFFF", "\\\\"),
 }
-RC = {"font.size": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "hatch.linewidth": 0.6, "svg.hashsalt": "specbench"}
+RC = {
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "specbench",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Look:
 
 def draw(comparison: pd.DataFrame, split: pd.DataFrame, acceptance: pd.DataFrame, look: Look, folder: Path) -> dict[str, Path]:
     """Draw what the numbers allow (no speedups without vanilla); the PNG of each figure by name, its SVG beside it."""
-    timed = comparison[comparison["speedup"].notna()]
+    timed = comparison[comparison["speedup"].notna() & (comparison["method"] != BASELINE)]
     split = split[(split["category"] == OVERALL) & split["ms_per_token"].notna()]
     acceptance = acceptance[(acceptance["category"] == OVERALL) & (acceptance["steps"] >= MIN_STEPS)]
     with matplotlib.rc_context(RC):
@@ -84,7 +91,7 @@ def _canvas(title: str, look: Look, width: float, height: float, pad: float = 6)
 
 def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
     figure, axes = _canvas("End-to-end speedup over vanilla, with 95 % intervals", look, 10, 4.8)
-    axes.axhspan(*CLAIM, color="#F0E442", alpha=0.35, lw=0, label="S4C paper's claim 2.26\N{EN DASH}2.60× (other hardware and models)")
+    axes.axhspan(*CLAIM, color="#F0E442", alpha=0.35, lw=0, label="S4C paper's claim 2.26\N{EN DASH}2.60x (other hardware and models)")
     axes.axhline(1, color="#444444", lw=1)
     methods = [name for name in look.methods if (rows["method"] == name).any()]
     width = 0.82 / len(methods)
@@ -97,7 +104,7 @@ def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
     axes.set_xticks(range(len(look.categories)), list(look.categories.values()))
     axes.axvline(len(look.categories) - 1.5, color="#BBBBBB", lw=0.8, ls=":")
     axes.set_ylabel("speedup (vanilla = 1)")
-    axes.set_ylim(0, max(CLAIM[1], rows["speedup_high"].max(), rows["speedup"].max()) * 1.06)
+    axes.set_ylim(0, max(CLAIM[1], _highest(rows, "speedup")) * 1.06)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -108,15 +115,21 @@ def _reach(rows: pd.DataFrame, name: str) -> np.ndarray:
     return np.maximum([value - rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy() - value], 0)
 
 
+def _highest(rows: pd.DataFrame, name: str) -> float:
+    return float(rows[[name, f"{name}_high"]].max().max())
+
+
 def _round_cost(rows: pd.DataFrame, look: Look) -> Figure:
     figure, axes = _canvas("What a round costs: decode speedup = MAT / R", look, 7.2, 5.2, pad=20)
-    right = max(rows["mat"].max(), rows["mat_high"].max()) * 1.06
-    top = max(rows["speedup_decode"].max(), rows["speedup_decode_high"].max(), 1) * 1.12
+    right = _highest(rows, "mat") * 1.06
+    top = max(_highest(rows, "speedup_decode"), 1) * 1.12
     bottom = min(rows["speedup_decode"].min(), 1) * 0.85
     for cost in ROUND_COSTS:
         axes.plot([0, right], [0, right / cost], color="#AAAAAA", lw=0.9, zorder=1)
         if bottom < right / cost <= top:
-            axes.annotate(f"R = {cost:g}", (right, right / cost), (4, 0), textcoords="offset points", va="center", fontsize=9, color="#555555")
+            axes.annotate(
+                f"R = {cost:g}", (right, right / cost), (4, 0), textcoords="offset points", va="center", fontsize=9, color="#555555"
+            )
         elif right / cost > top:
             axes.annotate(f"R = {cost:g}", (top * cost, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, color="#555555")
     axes.plot(1, 1, "o", color=STYLES[0][0], ms=8, label=look.methods.get(BASELINE, "Vanilla"), zorder=3)
@@ -125,10 +138,9 @@ def _round_cost(rows: pd.DataFrame, look: Look) -> Figure:
         own = rows[rows["method"] == method]
         one, parts = own[own["category"] == OVERALL], own[own["category"] != OVERALL]
         axes.plot(parts["mat"], parts["speedup_decode"], marker, color=colour, ms=5, alpha=0.45, mec="none", zorder=2)
-        axes.errorbar(
-            one["mat"], one["speedup_decode"], yerr=_reach(one, "speedup_decode"), xerr=_reach(one, "mat"), fmt=marker, color=colour,
-            ms=9, mec="white", mew=0.8, elinewidth=1.2, capsize=2, label=look.methods[method], zorder=4,
-        )  # fmt: skip
+        reach = {"yerr": _reach(one, "speedup_decode"), "xerr": _reach(one, "mat")}
+        axes.errorbar(one["mat"], one["speedup_decode"], **reach, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, zorder=3)
+        axes.plot(one["mat"], one["speedup_decode"], marker, color=colour, ms=9, mec="white", mew=0.8, label=look.methods[method], zorder=4)
     axes.set(xlim=(0.9, right), ylim=(bottom, top), xlabel="MAT, tokens per round", ylabel="decode speedup (vanilla = 1)")
     handles, labels = axes.get_legend_handles_labels()
     small = Line2D([], [], ls="", marker="o", color="#555555", alpha=0.45, ms=5)
@@ -143,7 +155,9 @@ def _time_split(rows: pd.DataFrame, look: Look) -> Figure:
     left = np.zeros(len(methods))
     for part in PARTS:
         colour, hatch = PART_STYLES[part]
-        axes.barh(range(len(methods)), table[part], left=left, height=0.68, color=colour, hatch=hatch, edgecolor="#333333", lw=0.6, label=part)
+        axes.barh(
+            range(len(methods)), table[part], left=left, height=0.68, color=colour, hatch=hatch, edgecolor="#333333", lw=0.6, label=part
+        )
         left = left + table[part].to_numpy()
     for row, total in enumerate(left):
         axes.annotate(f"{total:.3g}", (total, row), (4, 0), textcoords="offset points", va="center", fontsize=9)

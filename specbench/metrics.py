@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.agreement import agreement, repetition
+from specbench.agreement import NOTHING_TO_COMPARE, agreement, repetition
 from specbench.records import Record
 from specbench.stats import UNKNOWN, Estimate, geometric_mean, ratio_of_sums
 
@@ -155,24 +155,24 @@ def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
     both = pair(turns, method)
     rows = both.method
     paired = both.comparable and method != BASELINE
-    fast, loop = (speedup(both), speedup_decode(both)) if paired else (UNKNOWN, UNKNOWN)
-    accepted, same = mat(rows), agreement(rows, both.vanilla)
+    alone = UNKNOWN._replace(value=1.0) if both.comparable else UNKNOWN  # vanilla over itself
+    accepted = mat(rows)
     return {
         "questions": rows["question_id"].nunique(),
         "turns": len(rows),
         "excluded_questions": both.excluded,
-        **_named("speedup", fast),
-        "speedup_specbench": speedup_specbench(both) if paired else np.nan,
-        **_named("speedup_decode", loop),
+        **_named("speedup", speedup(both) if paired else alone),
+        "speedup_specbench": speedup_specbench(both) if paired else alone.value,
+        **_named("speedup_decode", speedup_decode(both) if paired else alone),
         **_named("mat", accepted),
-        "round_cost": round_cost(both) if paired else np.nan,
+        "round_cost": round_cost(both) if paired else alone.value,
         "accounting_error": paired and speedup_over_mat(both).low > PHYSICS_MARGIN,
         "tokens_per_s": tokens_per_s(rows),
         "tokens_per_s_decode": tokens_per_s_decode(rows),
         "output_tokens": int(rows["tokens"].sum()),
         "stopped_by_length": float((rows["stop"] == "length").mean()),
         "peak_mib": float(rows["peak_bytes"].max()) / 2**20,
-        **same._asdict(),
+        **(agreement(rows, both.vanilla) if paired else NOTHING_TO_COMPARE)._asdict(),
         "repetition": float(rows["repetition"].mean()),
     }
 

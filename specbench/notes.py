@@ -13,8 +13,8 @@ COST_MATCHED = "cost-matched"
 SHOWN_FAILURES = 20
 READING = """\
 - **Speedup**: vanilla's end-to-end time per output token over the method's, question by question on the same turns,
-  geometric mean, with a 95 % bootstrap interval stratified by category. **Spec-Bench's** is that benchmark's own
-  arithmetic (ratio of the means over questions of tokens/s), only to compare with published tables. **Decode speedup**
+  geometric mean, with a 95 % bootstrap interval stratified by category. **As Spec-Bench** is that
+  benchmark's arithmetic (ratio of the means over questions of tokens/s), only to compare with published tables. **Decode speedup**
   counts the time of the steps alone.
 - **MAT**: emitted tokens per step, the target's own next token included, so vanilla has 1. **R** = MAT / decode speedup
   is what a round costs in vanilla steps.

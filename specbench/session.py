@@ -83,7 +83,7 @@ def prepare(options: Options) -> Session:
     )
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     settings = Settings(
-        methods=[each.name for each in resolved],
+        methods=[each.arm for each in resolved],
         target=target_name,
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -113,7 +113,7 @@ def resolve(names: Sequence[str], overrides: Sequence[str], device: str) -> list
     Raises UserError for unknown methods, and for a key that no chosen method has.
     """
     chosen = list(dict.fromkeys([BASELINE, *names]))
-    keys = {name: registry.options(name) for name in chosen}
+    keys = {arm: registry.options(registry.split(arm)[0]) for arm in chosen}
     given: dict[str, dict[str, str]] = {name: {} for name in chosen}
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -139,10 +139,10 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
     target = Target(loaded.model, capacity=longest)
     arms, methods = [], {}
     for each in resolved:
-        trained = loaded.drafter_for(each.name)
-        arms.append(Arm(each.name, *registry.build(each, target, trained)))
-        methods[each.name] = MethodFacts(
-            title=each.method.title,
+        trained = loaded.drafter_for(each)
+        arms.append(Arm(each.arm, *registry.build(each, target, trained)))
+        methods[each.arm] = MethodFacts(
+            title=each.title,
             lossless=each.lossless,
             reconstruction=each.method.reconstruction,
             config=asdict(each.config),

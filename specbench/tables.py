@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 import pandas as pd
+import rich.box
 import rich.table
 from rich.text import Text
 
@@ -30,9 +31,9 @@ class TextTable:
         return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
 
     def rich(self) -> rich.table.Table:
-        table = rich.table.Table(title=Text(self.title), title_justify="left")
+        table = rich.table.Table(title=Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, header in enumerate(self.headers):
-            table.add_column(Text(header), justify="right" if i else "left", overflow="fold")
+            table.add_column(Text(header), justify="right" if i else "left", no_wrap=not i, overflow="fold")
         for cells in self.rows:
             table.add_row(*map(Text, cells))
         return table
@@ -60,10 +61,10 @@ def percent(value: float) -> str:
 
 
 def with_interval(row: Mapping[str, Any], name: str) -> str:
-    """``1.43× [1.38, 1.48]``; without the bracket where there is no interval."""
+    """``1.43x [1.38, 1.48]``; without the bracket where there is no interval."""
     if not isfinite(row[f"{name}_low"]):
-        return number(row[name], unit="×")
-    return f"{row[name]:.2f}× [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+        return number(row[name], unit="x")
+    return f"{row[name]:.2f}x [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def _agreement(row: Mapping[str, Any]) -> str:
@@ -76,7 +77,7 @@ def _agreement(row: Mapping[str, Any]) -> str:
 Cell = Callable[[Mapping[str, Any]], str]
 SHORT: dict[str, Cell] = {
     "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
-    "Spec-Bench's": lambda row: number(row["speedup_specbench"], unit="×"),
+    "As Spec-Bench": lambda row: number(row["speedup_specbench"], unit="x"),
     "MAT": lambda row: number(row["mat"]),
     "R": lambda row: number(row["round_cost"]),
     "Tokens/s": lambda row: number(row["tokens_per_s"], 1),
@@ -101,9 +102,7 @@ def headline(comparison: pd.DataFrame, methods: Mapping[str, str], columns: Mapp
     return TextTable(title, ["Method", *columns], cells)
 
 
-def by_category(
-    comparison: pd.DataFrame, methods: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str
-) -> TextTable:
+def by_category(comparison: pd.DataFrame, methods: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str) -> TextTable:
     """One row a method, one column a category."""
     cells = {(row["method"], row["category"]): cell(row) for row in comparison.to_dict("records")}
     rows = [[label, *(cells[name, category] for category in categories)] for name, label in methods.items()]
@@ -129,5 +128,7 @@ def acceptance(rates: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
     for name, label in methods.items():
         own = {row["depth"]: row for row in overall[overall["method"] == name].to_dict("records")}
         if own:
-            rows.append([label, *(f"{percent(own[d]['marginal'])} / {percent(own[d]['conditional'])}" if d in own else NONE for d in depths)])
+            rows.append(
+                [label, *(f"{percent(own[d]['marginal'])} / {percent(own[d]['conditional'])}" if d in own else NONE for d in depths)]
+            )
     return TextTable("Acceptance by depth, marginal / conditional", ["Method", *(f"depth {d}" for d in depths)], rows)

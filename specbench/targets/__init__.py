@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from methods.core import weights
 from methods.core.errors import UserError, unknown
 from methods.core.target import refuse
 from methods.core.weights import Trained
-from methods.registry import METHODS
+from methods.registry import Resolved
 from specbench.targets.shapes import SHAPES
 from specbench.targets.widen import fill, widened
 
@@ -38,7 +39,8 @@ class Loaded:
     folder: Path
     weights_sha256: str
     small: PreTrainedModel | None = None  # the model inside, of a cost-matched target
-    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own, by kind
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own, by kind or by arm
+    _drafters: dict[Path, Trained] = field(default_factory=dict)  # methods that share weights share them in memory too
 
     @property
     def label(self) -> str:
@@ -57,16 +59,21 @@ class Loaded:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    def drafter_for(self, method: str) -> Trained | None:
-        """The trained drafter a method needs, on the target's device, or None where it needs or has none."""
-        kind = METHODS[method].weights
+    def drafter_for(self, resolved: Resolved) -> Trained | None:
+        """The trained drafter an arm needs, on the target's device, or None where it needs or has none."""
+        kind = resolved.method.weights
         if kind is None:
             return None
-        path = self.drafter_files.get(kind, self.folder / "drafters" / f"{kind}.safetensors")
-        if not path.is_file():
+        shipped = self.folder / "drafters" / f"{kind}.safetensors"
+        path = self.drafter_files.get(resolved.arm) or self.drafter_files.get(kind, shipped)
+        if path == shipped and not path.is_file():
             return None
-        code = importlib.import_module(METHODS[method].module)
-        inner = self.small if self.small is not None else self.model
+        if path not in self._drafters:
+            self._drafters[path] = self._load(kind, importlib.import_module(resolved.method.module), path)
+        return self._drafters[path]
+
+    def _load(self, kind: str, code: ModuleType, path: Path) -> Trained:
+        inner = self.model if self.small is None else self.small
         trained = weights.load(path, kind, code.Module, code.Architecture, inner.config)
         if self.small is None:
             return replace(trained, module=trained.module.to(self.model.device, self.model.dtype))

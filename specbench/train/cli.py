@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from methods.core.errors import UserError
+from specbench.arguments import pairs
 
 DRAFTER_TOKENS = 6_000_000
 
@@ -38,7 +38,7 @@ def train(
     if what == "target":
         small_target.train(preset, corpus, out or Path("training/target"), device=device, console=console)
         return
-    settings = dict(_pair(text) for text in option or [])
+    settings = pairs("--set", option)
     folder = targets.shipped_folder() if target == targets.SHIPPED else Path(target)
     file = out or folder / "drafters" / f"{what}.safetensors"
     drafter.train(
@@ -53,10 +53,3 @@ def train(
         work=work or Path("training/work"),
         console=console,
     )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found:
-        raise UserError(f"--set {text!r} is not of the form KEY=VALUE")
-    return key, value

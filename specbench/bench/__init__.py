@@ -1,0 +1,1 @@
+"""``python -m specbench.bench``: is the harness itself fast enough to be believed?"""

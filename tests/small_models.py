@@ -1,0 +1,164 @@
+"""Random models and drafters of a few thousand weights in fp64, an oracle that knows the text, and policies that watch."""
+
+import importlib
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from methods import registry
+from methods.core.acceptance import Sampling, match
+from methods.core.clock import HostClock
+from methods.core.decode import decode
+from methods.core.target import Target
+from methods.core.tree import DraftTree
+from methods.core.weights import Trained
+
+V = 64
+CAPACITY = 256
+PROMPT = list(range(3, 15))
+OTHER_PROMPT = [40, 2, 40, 2, 17, 40, 2]
+RANK_ACCURACY = ((0.5, 0.2, 0.1, 0.05),) * 4
+SHAPE = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+}
+
+
+def spread(module, seed):
+    """Random weights wide enough that ties are rare: the default initialisation is so flat that they are everywhere."""
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3, generator=rng)
+    return module.eval().requires_grad_(False)
+
+
+@lru_cache
+def small_model(family="llama", attention="sdpa"):
+    config, model, extra = FAMILIES[family]
+    return spread(model._from_config(config(**SHAPE, **extra), attn_implementation=attention).double(), seed=0)
+
+
+@lru_cache
+def greedy_text(family="llama", attention="sdpa", prompt=tuple(PROMPT), new=60):
+    """The prompt and what transformers' own ``generate`` makes of it."""
+    return small_model(family, attention).generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new)[0].tolist()
+
+
+def trained(kind, model, **architecture):
+    code = importlib.import_module(f"methods.{kind}")
+    module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
+    return Trained(module, RANK_ACCURACY, "0" * 64)
+
+
+def build(name, target, **options):
+    """A method of the table with random weights; ``options`` are those of ``--set``."""
+    resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
+    architecture = {key: options[key] for key in ("heads", "prefix") if key in options}
+    weights = trained(resolved.method.weights, target.model, **architecture) if resolved.method.weights else None
+    return registry.build(resolved, target, weights)
+
+
+def run(target, drafter, prompt, new, accept=match, **sampling):
+    return decode(target, drafter, accept, list(prompt), Sampling(new, **sampling), HostClock())
+
+
+def features_of(model, tokens):
+    """The target's features T x D from one plain forward pass."""
+    return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+
+
+def paths_of(tree):
+    """Each node of a tree as the tokens on its way down from the root."""
+    paths = [()]
+    for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
+        paths.append((*paths[parent], token))
+    return paths
+
+
+class Oracle:
+    """Knows the text. Drafts some right tokens, then a wrong one; a wrong sibling before each makes the right path bent.
+
+    ``rights`` are the numbers of right tokens, round after round.
+    """
+
+    def __init__(self, text, rights):
+        self.text, self.rights, self.rounds = text, rights, 0
+
+    def begin(self, prompt, scores):
+        self.rounds = 0
+
+    def observe(self, tree, path, scores):
+        pass
+
+    def draft(self, tokens):
+        right = self.rights[self.rounds % len(self.rights)]
+        self.rounds += 1
+        following = self.text[len(tokens) : len(tokens) + right + 1]
+        drafted, parents, parent = [tokens[-1]], [-1], 0
+        for depth, token in enumerate(following):
+            drafted += [(token + 7) % V, token if depth < right else (token + 1) % V]
+            parents += [parent, parent]
+            parent = len(drafted) - 1
+        return DraftTree(drafted, tuple(parents))
+
+
+class Watched:
+    """A tree policy that notes the logits it was given for each path of guesses."""
+
+    def __init__(self, policy):
+        self.policy, self.depth = policy, policy.depth
+
+    def grow(self, root, logits_WV, step):
+        self.logits, paths = {(): logits_WV[0]}, [()]
+
+        def watched(tokens_W, rows_W, level):
+            nonlocal paths
+            paths = [(*paths[row], token) for row, token in zip(rows_W.tolist(), tokens_W.tolist(), strict=True)]
+            logits_WV = step(tokens_W, rows_W, level)
+            self.logits |= dict(zip(paths, logits_WV.expand(len(paths), -1), strict=True))
+            return logits_WV
+
+        return self.policy.grow(root, logits_WV, watched)
+
+
+class Follow:
+    """A tree policy that guesses a given text, whatever the drafter says."""
+
+    def __init__(self, guesses):
+        self.guesses, self.depth = guesses, len(guesses) + 1
+
+    def grow(self, root, logits_WV, step):
+        row = torch.zeros(1, dtype=torch.long)
+        for level, token in enumerate(self.guesses, start=1):
+            step(torch.tensor([token]), row, level)
+        return DraftTree.chain([root, *self.guesses])
+
+
+def small_target(family="llama", attention="sdpa"):
+    return Target(small_model(family, attention), capacity=CAPACITY)

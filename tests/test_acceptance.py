@@ -1,0 +1,123 @@
+"""At T > 0 a lossless rule's output follows the target's p: chi-square tests, with rules that must fail them.
+
+Fixed seeds; a lossless rule must have a p-value above 0.001, a broken or lossy one below 0.000001.
+"""
+
+import pytest
+import torch
+
+from methods.core.acceptance import RULES, Accepted, Sampling, match, probabilities, speculative_sampling, typical
+from methods.core.tree import DraftTree
+
+V = 5
+DRAWS = 4000
+TEMPERATURE = 0.7
+SAMPLING = Sampling(1, TEMPERATURE)
+PASSES, FAILS = 1e-3, 1e-6
+
+
+def random_logits():
+    """What follows the root, and what follows each token: the target here looks one token back."""
+    rng = torch.Generator().manual_seed(5)
+    return torch.randn(V, generator=rng, dtype=torch.float64), torch.randn(V, V, generator=rng, dtype=torch.float64)
+
+
+def fixed_tree(rng):
+    """Two guesses, two more after each."""
+    return DraftTree([0, 1, 4, 0, 2, 4, 3], (-1, 0, 0, 1, 1, 2, 2))
+
+
+def drawn_tree(rng):
+    """The same shape, its siblings drawn from q, so that some are equal."""
+    q_V = torch.softmax(torch.arange(V, dtype=torch.float64) * 0.4, dim=-1)
+    tokens = torch.multinomial(q_V, 6, replacement=True, generator=rng).tolist()
+    return DraftTree([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), q_V.expand(7, V))
+
+
+def p_value(rule, plant):
+    """Of the first two tokens' joint law against p(x) p(y | x); what the round did not emit is drawn from p."""
+    rng = torch.Generator().manual_seed(11)
+    root_V, after_VV = random_logits()
+    p_VV = probabilities(after_VV, TEMPERATURE)
+    counts = torch.zeros(V, V, dtype=torch.float64)
+    for _ in range(DRAWS):
+        tree = plant(rng)
+        logits_NV = torch.stack([root_V, *(after_VV[token] for token in tree.tokens[1:])])
+        path, bonus = rule(tree, logits_NV, SAMPLING, rng)
+        emitted = [*(tree.tokens[node] for node in path[1:]), bonus]
+        if len(emitted) == 1:
+            emitted.append(int(torch.multinomial(p_VV[emitted[0]], 1, generator=rng)))
+        counts[emitted[0], emitted[1]] += 1
+    expected = DRAWS * probabilities(root_V, TEMPERATURE)[:, None] * p_VV
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((V * V - 1) / 2, dtype=torch.float64), chi_square / 2))
+
+
+@pytest.mark.parametrize("plant", [fixed_tree, drawn_tree])
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values() if rule.lossless])
+def test_a_lossless_rule_samples_from_the_target(rule, plant):
+    assert p_value(rule, plant) > PASSES
+
+
+def bonus_without_residual(tree, logits_NV, sampling, rng):
+    path, _ = speculative_sampling(tree, logits_NV, sampling, rng)
+    return Accepted(path, int(torch.multinomial(probabilities(logits_NV[path[-1]], sampling.temperature), 1, generator=rng)))
+
+
+def every_sibling_against_p(tree, logits_NV, sampling, rng):
+    """Forgets that p becomes the residual after a rejected sibling."""
+    tail = Accepted([0], 0)
+    for child in tree.shape.children[0]:
+        lone = DraftTree([0, tree.tokens[child]], (-1, 0), None if tree.q_NV is None else tree.q_NV[:2])
+        tail = speculative_sampling(lone, logits_NV[[0, child]], sampling, rng)
+        if len(tail.path) > 1:
+            return Accepted([0, child], tail.bonus)
+    return tail
+
+
+@pytest.mark.parametrize("plant", [fixed_tree, drawn_tree])
+@pytest.mark.parametrize("broken", [bonus_without_residual, every_sibling_against_p])
+def test_a_broken_rule_is_caught(broken, plant):
+    assert p_value(broken, plant) < FAILS
+
+
+def test_typical_acceptance_is_lossy_and_says_so():
+    assert p_value(typical, fixed_tree) < FAILS
+    assert not RULES["typical"].lossless
+
+
+@pytest.mark.parametrize("rule", [match, speculative_sampling])
+def test_the_temperature_counts(rule):
+    """The same draws do not fit p at another temperature: the tests above see it."""
+
+    def hotter(tree, logits_NV, sampling, rng):
+        return rule(tree, logits_NV, Sampling(1, TEMPERATURE * 1.5), rng)
+
+    assert p_value(hotter, drawn_tree) < FAILS
+
+
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_greedy_takes_the_deepest_agreeing_path(rule):
+    tree = DraftTree([9, 1, 2, 3, 4, 0], (-1, 0, 0, 2, 2, 4))
+    logits_NV = torch.zeros(6, V)
+    for node, best in ((0, 2), (2, 4), (4, 3), (5, 1), (1, 0), (3, 0)):
+        logits_NV[node, best] = 1.0
+    assert rule(tree, logits_NV, Sampling(8), torch.Generator()) == ([0, 2, 4], 3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_nan_logits_are_an_error(rule, temperature):
+    logits_NV = torch.zeros(2, V)
+    logits_NV[0, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match="NaN"):
+        rule(DraftTree.chain([0, 1]), logits_NV, Sampling(8, temperature), torch.Generator())
+
+
+def test_typical_takes_the_longest_plausible_path():
+    """Node 3 hangs below an implausible node: plausible itself, it must not count."""
+    tree = DraftTree([0, 1, 4, 2, 3], (-1, 0, 0, 2, 1))
+    logits_NV = torch.full((5, V), -20.0)
+    for node, best in ((0, 1), (1, 3), (2, 2), (3, 0), (4, 2)):
+        logits_NV[node, best] = 20.0
+    assert typical(tree, logits_NV, Sampling(8, 1.0), torch.Generator()) == ([0, 1, 4], 2)

@@ -1,0 +1,175 @@
+"""Hand-computed numbers from scripted records: a vanilla step takes 10 ms, a drafting one 2 + 12 + 1, prefill 30, the rest of a turn 1."""
+
+from dataclasses import replace
+from math import isnan, sqrt
+
+import pytest
+from scripted_records import failed, turn
+
+from specbench.agreement import first_divergence, repetition
+from specbench.breakdown import acceptance, time_split
+from specbench.metrics import OVERALL, comparison, mat, measure, pair, speedup_over_mat, turns_frame
+
+Q1 = [turn("vanilla", "q1", [0] * 6), turn("medusa", "q1", [2, 1, 0])]  # 7 tokens in 91 and 76 ms
+Q2 = [turn("vanilla", "q2", [0] * 9, category="rag"), turn("medusa", "q2", [3, 3, 0], category="rag")]  # 10 tokens in 121 and 76 ms
+
+
+def test_every_number_by_hand():
+    row = measure(turns_frame(Q1 + Q2), "medusa")
+    assert row["speedup"] == pytest.approx(sqrt(91 / 76 * 121 / 76))
+    assert row["speedup_decode"] == pytest.approx(sqrt(60 / 45 * 90 / 45))
+    assert row["tokens_per_s"] == pytest.approx((7 / 0.076 + 10 / 0.076) / 2)
+    assert row["speedup_specbench"] == pytest.approx((7 / 0.076 + 10 / 0.076) / (7 / 0.091 + 10 / 0.121))
+    assert row["tokens_per_s_decode"] == pytest.approx(15 / 0.090)
+    assert row["mat"] == 15 / 6
+    assert row["round_cost"] == pytest.approx(2.5 / sqrt(8 / 3))
+    assert row["agreement"] == 1
+    assert row["peak_mib"] == 3
+    assert row["stopped_by_length"] == 1
+    assert (row["questions"], row["turns"], row["output_tokens"], row["excluded_questions"]) == (2, 2, 17, 0)
+    assert not row["accounting_error"]
+
+
+def test_vanilla_is_one_by_construction():
+    row = measure(turns_frame(Q1 + Q2), "vanilla")
+    assert [row[name] for name in ("speedup", "speedup_decode", "speedup_specbench", "round_cost", "mat")] == [1] * 5
+    assert isnan(row["agreement"])
+
+
+def test_turns_and_repeats_of_a_question_are_summed_before_the_ratio():
+    rows = [
+        turn("vanilla", "q1", [0] * 2),
+        turn("vanilla", "q1", [0] * 8, number=1),
+        turn("vanilla", "q1", [0] * 2, repeat=1),
+        turn("medusa", "q1", [1]),
+        turn("medusa", "q1", [3, 3], number=1),
+        turn("medusa", "q1", [1], repeat=1),
+    ]
+    row = measure(turns_frame(rows), "medusa")
+    assert row["speedup"] == pytest.approx((51 + 111 + 51) / (46 + 61 + 46))
+    assert row["tokens_per_s"] == pytest.approx(15 / 0.153)
+    assert row["speedup_decode"] == pytest.approx(120 / 60)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "medusa"])
+def test_a_failed_turn_takes_its_question_out_of_both_arms(method):
+    q3 = [turn("vanilla", "q3", [0] * 4), turn("medusa", "q3", [3]), turn("s4c", "q3", [3])]
+    other = {"vanilla": "medusa", "medusa": "vanilla"}[method]
+    rows = Q1 + q3 + [failed(method, "q3", number=1), turn(other, "q3", [0, 0], number=1)]
+    both = pair(turns_frame(rows), "medusa")
+    assert both.excluded == 1
+    assert set(both.method["question_id"]) == set(both.vanilla["question_id"]) == {"q1"}
+    assert measure(turns_frame(rows), "medusa")["speedup"] == pytest.approx(91 / 76)
+
+
+def test_a_failure_of_one_method_leaves_the_other_methods_comparison_alone():
+    rows = [*Q1, turn("s4c", "q1", [2, 2]), *Q2, failed("medusa", "q2", number=1), turn("s4c", "q2", [8], category="rag", depth=8)]
+    assert measure(turns_frame(rows), "s4c")["questions"] == 2
+    assert measure(turns_frame(rows), "medusa")["questions"] == 1
+
+
+def test_a_turn_the_other_arm_has_not_reached_is_not_compared():
+    rows = [*Q1, *Q2, turn("medusa", "q1", [3, 3, 3], number=1), turn("vanilla", "q2", [0], category="rag", repeat=1)]
+    row, clean = measure(turns_frame(rows), "medusa"), measure(turns_frame(Q1 + Q2), "medusa")
+    assert {name: row[name] for name in ("speedup", "mat", "turns")} == {name: clean[name] for name in ("speedup", "mat", "turns")}
+
+
+def test_without_vanilla_there_is_mat_but_no_speedup():
+    row = measure(turns_frame([Q1[1], Q2[1]]), "medusa")
+    assert row["mat"] == 2.5
+    assert isnan(row["speedup"])
+    assert isnan(row["round_cost"])
+    assert isnan(row["agreement"])
+
+
+def test_an_answer_that_ends_with_the_prefill_counts_end_to_end_and_not_in_the_loop():
+    rows = [*Q1, turn("vanilla", "q2", []), turn("medusa", "q2", [])]
+    row = measure(turns_frame(rows), "medusa")
+    assert row["speedup"] == pytest.approx(sqrt(91 / 76 * 31 / 31))
+    assert row["speedup_decode"] == pytest.approx(60 / 45)
+
+
+def test_no_records_give_empty_rows():
+    table = comparison(turns_frame([]), ["vanilla", "medusa"], ["qa"])
+    assert list(table["category"]) == ["qa", OVERALL] * 2
+    assert table["mat"].isna().all()
+    assert table["speedup"].isna().all()
+    assert acceptance(turns_frame([]), ["medusa"], ["qa"]).empty
+
+
+def test_comparison_splits_by_category():
+    table = comparison(turns_frame(Q1 + Q2), ["medusa"], ["qa", "rag"]).set_index("category")
+    assert table.loc["qa", "speedup"] == pytest.approx(91 / 76)
+    assert table.loc["rag", "speedup"] == pytest.approx(121 / 76)
+    assert table.loc[OVERALL, "mat"] == 2.5
+    assert table.loc["qa", "mat"] == 2
+
+
+def test_a_round_cheaper_than_a_vanilla_step_is_an_accounting_error():
+    def row(draft_step_s: float) -> dict:
+        rows = [turn("vanilla", f"q{i}", [0] * 6) for i in range(4)]
+        rows += [turn("medusa", f"q{i}", [2, 2], step_s=(0, draft_step_s, 0)) for i in range(4)]
+        return measure(turns_frame(rows), "medusa")
+
+    assert row(0.0094)["accounting_error"]
+    assert not row(0.0096)["accounting_error"]
+
+
+def test_the_accounting_check_compares_question_by_question():
+    """Pooled MAT leans to the long questions; a sound run whose short ones draft best must not be called wrong."""
+    rows = []
+    for i, accepted in enumerate([[3]] * 5 + [[0] * 40]):
+        rows += [turn("vanilla", f"q{i}", [0] * (sum(accepted) + len(accepted))), turn("pld", f"q{i}", accepted, step_s=(0, 0.010, 0))]
+    both = pair(turns_frame(rows), "pld")
+    assert mat(both.method).value == 60 / 45
+    assert measure(turns_frame(rows), "pld")["speedup_decode"] > 1.05 * 60 / 45
+    assert speedup_over_mat(both).value == pytest.approx(1)
+    assert not measure(turns_frame(rows), "pld")["accounting_error"]
+
+
+def test_acceptance_by_depth():
+    shallow = turn("pld", "q2", [0, 1], depth=1)
+    table = acceptance(turns_frame([turn("pld", "q1", [3, 1, 1, 0]), shallow]), ["pld"], []).set_index("depth")
+    assert list(table["steps"]) == [6, 4, 4]
+    assert list(table["reached"]) == [6, 3, 1]
+    assert list(table["marginal"]) == pytest.approx([4 / 6, 1 / 4, 1 / 4])
+    assert list(table["conditional"]) == pytest.approx([4 / 6, 1 / 3, 1])
+
+
+def test_time_split_adds_up_to_the_turn():
+    parts = time_split(turns_frame(Q1 + Q2), ["medusa"], []).set_index("part")
+    assert parts["share"].sum() == pytest.approx(1)
+    assert parts["ms_per_token"].sum() == pytest.approx(152 / 17)
+    assert list(parts.loc[["draft", "verify", "commit"], "ms_per_step"]) == pytest.approx([2, 12, 1])
+    assert parts.loc["other", "ms_per_step"] == pytest.approx(2 / 6)
+    assert isnan(parts.loc["prefill", "ms_per_step"])
+
+
+def test_agreement_compares_only_equal_prompts():
+    rows = [
+        turn("vanilla", "q1", [0, 0], ids=[1, 2, 3]),
+        turn("medusa", "q1", [1], ids=[1, 2, 9]),
+        turn("vanilla", "q1", [0, 0], number=1, prompt="saw 3"),
+        turn("medusa", "q1", [1], number=1, prompt="saw 9"),
+        turn("vanilla", "q2", [0, 0]),
+        turn("medusa", "q2", [1]),
+    ]
+    row = measure(turns_frame(rows), "medusa")
+    assert (row["agreement"], row["comparable_turns"], row["diverging_turns"], row["first_divergence"]) == (0.5, 2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "place"), [([1, 2], [1, 2], None), ([1, 2, 3], [1, 5, 3], 1), ([1, 2], [1, 2, 3], 2), ([], [4], 0)]
+)
+def test_first_divergence(ours, theirs, place):
+    assert first_divergence(ours, theirs) == place
+
+
+@pytest.mark.parametrize(("ids", "share"), [([1, 2, 3], 0), ([1, 2, 3, 4], 0), ([1] * 7, 3 / 4), ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5)])
+def test_repetition_share(ids, share):
+    assert repetition(ids) == pytest.approx(share)
+
+
+def test_peak_memory_is_the_largest():
+    rows = [*Q1, replace(Q2[1], peak_bytes=9 * 2**20), Q2[0]]
+    assert measure(turns_frame(rows), "medusa")["peak_mib"] == 9
