@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,7 +37,7 @@ PART_STYLES = {
     "other": ("#999999", ".."),
     "prefill": ("#FFFFFF", "\\\\"),
 }
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 10,
     "legend.fontsize": 9,
     "xtick.labelsize": 9,
@@ -138,8 +139,8 @@ def _round_cost(rows: pd.DataFrame, look: Look) -> Figure:
         own = rows[rows["method"] == method]
         one, parts = own[own["category"] == OVERALL], own[own["category"] != OVERALL]
         axes.plot(parts["mat"], parts["speedup_decode"], marker, color=colour, ms=5, alpha=0.45, mec="none", zorder=2)
-        reach = {"yerr": _reach(one, "speedup_decode"), "xerr": _reach(one, "mat")}
-        axes.errorbar(one["mat"], one["speedup_decode"], **reach, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, zorder=3)
+        up, across = _reach(one, "speedup_decode"), _reach(one, "mat")
+        axes.errorbar(one["mat"], one["speedup_decode"], up, across, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, zorder=3)
         axes.plot(one["mat"], one["speedup_decode"], marker, color=colour, ms=9, mec="white", mew=0.8, label=look.methods[method], zorder=4)
     axes.set(xlim=(0.9, right), ylim=(bottom, top), xlabel="MAT, tokens per round", ylabel="decode speedup (vanilla = 1)")
     handles, labels = axes.get_legend_handles_labels()

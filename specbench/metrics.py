@@ -112,14 +112,13 @@ def speedup_decode(both: Pair) -> Estimate:
 
 
 def _paired_ratio(both: Pair, time: str, count: str) -> Estimate:
-    logs = _log_time(both.vanilla, time, count) - _log_time(both.method, time, count)
-    logs = logs[np.isfinite(logs)]
+    logs = (_log_time(both.vanilla, time, count) - _log_time(both.method, time, count)).dropna()
     return geometric_mean(logs.to_numpy(), _categories(logs.to_frame()))
 
 
 def _log_time(rows: pd.DataFrame, time: str, count: str) -> pd.Series:
+    """Log seconds per token of each question; NaN where all its answers ended with the prefill and no step was timed."""
     questions = _questions(rows)
-    questions = questions[(questions[count] > 0) & (questions[time] > 0)]
     return pd.Series(np.log(questions[time].astype(float) / questions[count].astype(float)), index=questions.index)
 
 
@@ -139,10 +138,8 @@ def round_cost(both: Pair) -> float:
 def speedup_over_mat(both: Pair) -> Estimate:
     """``speedup_decode`` over MAT question by question, geometric mean: above 1 a round would be cheaper than a vanilla step."""
     questions = _questions(both.method)
-    questions = questions[questions["steps"] > 0]
     per_question = np.log(questions["emitted"].astype(float) / questions["steps"].astype(float))
-    logs = _log_time(both.vanilla, "decode_s", "emitted") - _log_time(both.method, "decode_s", "emitted") - per_question
-    logs = logs[np.isfinite(logs)]
+    logs = (_log_time(both.vanilla, "decode_s", "emitted") - _log_time(both.method, "decode_s", "emitted") - per_question).dropna()
     return geometric_mean(logs.to_numpy(), _categories(logs.to_frame()))
 
 

@@ -41,6 +41,10 @@ class Run:
     def categories(self) -> dict[str, str]:
         return {name: TITLES.get(name, name) for name in self.manifest.categories} | {OVERALL: "Overall"}
 
+    @property
+    def has_vanilla(self) -> bool:
+        return BASELINE in set(self.turns["method"])
+
     @cached_property
     def comparison(self) -> pd.DataFrame:
         return metrics.comparison(self.turns, list(self.methods), list(self.manifest.categories))
@@ -113,11 +117,10 @@ def _results(run: Run, images: dict[str, str]) -> list[str]:
     methods, categories, numbers = run.methods, run.categories, run.comparison
     speedups = tables.by_category(numbers, methods, categories, lambda row: tables.with_interval(row, "speedup"), "Speedup")
     mats = tables.by_category(numbers, methods, categories, lambda row: tables.number(row["mat"]), "MAT")
-    has_vanilla = (run.turns["method"] == BASELINE).any()
     return [
         "### All categories",
         tables.headline(numbers, methods, tables.FULL, "All categories").markdown(),
-        *notes.warnings(run.manifest, numbers, methods, has_vanilla),
+        *notes.warnings(run.manifest, numbers, methods, run.has_vanilla),
         notes.READING,
         "### Speedup by category",
         speedups.markdown(),
@@ -147,5 +150,5 @@ def _show(run: Run, console: Console) -> None:
     console.print(tables.headline(run.comparison, run.methods, tables.SHORT, f"{run.manifest.name}: all categories").rich())
     cell: tables.Cell = lambda row: tables.number(row["speedup"])  # noqa: E731
     console.print(tables.by_category(run.comparison, run.methods, run.categories, cell, "Speedup by category").rich())
-    for line in notes.warnings(run.manifest, run.comparison, run.methods, (run.turns["method"] == BASELINE).any()):
+    for line in notes.warnings(run.manifest, run.comparison, run.methods, run.has_vanilla):
         console.print(line, markup=False)

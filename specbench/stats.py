@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Values = Sequence[float] | NDArray[np.float64]  # one a question
 RESAMPLES = 10_000
 LEVEL = 0.95
 
@@ -24,9 +25,7 @@ class Estimate(NamedTuple):
 UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
 
-def interval(
-    log_ratios: Sequence[float] | NDArray[np.float64], strata: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def interval(log_ratios: Values, strata: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the geometric mean of paired ratios, given their logarithms.
 
     (NaN, NaN) below two questions. Questions are drawn within their category.
@@ -36,14 +35,14 @@ def interval(
     return float(low), float(high)
 
 
-def geometric_mean(log_ratios: Sequence[float] | NDArray[np.float64], strata: Sequence[str]) -> Estimate:
+def geometric_mean(log_ratios: Values, strata: Sequence[str]) -> Estimate:
     """The geometric mean of paired ratios, given their logarithms, with its interval."""
     if len(log_ratios) == 0:
         return UNKNOWN
     return Estimate(float(np.exp(np.mean(log_ratios))), *interval(log_ratios, strata))
 
 
-def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], strata: Sequence[str]) -> Estimate:
+def ratio_of_sums(numerators: Values, denominators: Values, strata: Sequence[str]) -> Estimate:
     """sum(numerators) / sum(denominators) over questions, with its interval; MAT is such a ratio."""
     pairs_QC = np.column_stack([np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)])
     total = pairs_QC.sum(axis=0)

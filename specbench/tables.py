@@ -14,6 +14,7 @@ from specbench.breakdown import PARTS
 from specbench.manifest import MethodFacts
 from specbench.metrics import OVERALL
 
+Row = Mapping[Any, Any]  # of a frame, by column name
 NONE = "\N{EM DASH}"
 RECONSTRUCTION = "(reconstruction)"
 
@@ -60,21 +61,21 @@ def percent(value: float) -> str:
     return number(100 * value, 1, " %")
 
 
-def with_interval(row: Mapping[str, Any], name: str) -> str:
+def with_interval(row: Row, name: str) -> str:
     """``1.43x [1.38, 1.48]``; without the bracket where there is no interval."""
     if not isfinite(row[f"{name}_low"]):
         return number(row[name], unit="x")
     return f"{row[name]:.2f}x [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
-def _agreement(row: Mapping[str, Any]) -> str:
+def _agreement(row: Row) -> str:
     if not row["comparable_turns"]:
         return NONE
     where = f", first at {row['first_divergence']:.0f}" if row["diverging_turns"] else ""
     return f"{percent(row['agreement'])} of {row['comparable_turns']}{where}"
 
 
-Cell = Callable[[Mapping[str, Any]], str]
+Cell = Callable[[Row], str]
 SHORT: dict[str, Cell] = {
     "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
     "As Spec-Bench": lambda row: number(row["speedup_specbench"], unit="x"),
@@ -113,9 +114,9 @@ def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
     """Milliseconds per step and share of the end-to-end time of each part, over all categories."""
     rows = []
     for name, label in methods.items():
-        parts = split[(split["method"] == name) & (split["category"] == OVERALL)].set_index("part")
-        steps = [number(parts.loc[part, "ms_per_step"]) for part in PARTS if part != "prefill"]
-        rows.append([label, *steps, *(percent(parts.loc[part, "share"]) for part in PARTS)])
+        parts = {row["part"]: row for row in split[(split["method"] == name) & (split["category"] == OVERALL)].to_dict("records")}
+        steps = [number(parts[part]["ms_per_step"]) for part in PARTS if part != "prefill"]
+        rows.append([label, *steps, *(percent(parts[part]["share"]) for part in PARTS)])
     headers = [*(f"{part} ms/step" for part in PARTS if part != "prefill"), *(f"{part} share" for part in PARTS)]
     return TextTable("Where the time goes", ["Method", *headers], rows)
 

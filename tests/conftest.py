@@ -13,12 +13,16 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def exact_norms(monkeypatch):
-    """transformers' RMSNorms compute in fp32 whatever they are given; that alone costs 1e-7 in an fp64 comparison."""
+def exact_math(monkeypatch):
+    """transformers' norms and its eager softmax compute in fp32 whatever they are given: too coarse for an fp64 comparison."""
 
-    def forward(self, hidden_states):
+    def norm(self, hidden_states):
         mean_square = hidden_states.pow(2).mean(-1, keepdim=True)
         return self.weight * hidden_states * torch.rsqrt(mean_square + self.variance_epsilon)
 
-    for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
-        monkeypatch.setattr(norm, "forward", forward)
+    def softmax(scores, dim, dtype=None):
+        return scores.softmax(dim)
+
+    for kind in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(kind, "forward", norm)
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)

@@ -50,11 +50,14 @@ FAMILIES = {
 
 
 def spread(module, seed):
-    """Random weights wide enough that ties are rare: the default initialisation is so flat that they are everywhere."""
+    """Random weights wide enough that ties are rare: the default initialisation is so flat that they are everywhere.
+
+    Norm weights and biases are random too, so that leaving one out shows.
+    """
     rng = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3, generator=rng)
+    for name, parameter in module.named_parameters():
+        mean, std = (1.0, 0.2) if name.endswith("norm.weight") else (0.0, 0.3)
+        nn.init.normal_(parameter, mean, std, generator=rng)
     return module.eval().requires_grad_(False)
 
 
@@ -126,6 +129,28 @@ class Oracle:
             parents += [parent, parent]
             parent = len(drafted) - 1
         return DraftTree(drafted, tuple(parents))
+
+
+class Beside:
+    """Drafters that live through an oracle's trees being accepted, so that their paths are long and bent.
+
+    ``look`` is shown the text and the tree each of them drafts, round after round.
+    """
+
+    def __init__(self, oracle, drafters, look):
+        self.oracle, self.drafters, self.look = oracle, drafters, look
+
+    def begin(self, prompt, scores):
+        for drafter in (self.oracle, *self.drafters):
+            drafter.begin(prompt, scores)
+
+    def observe(self, tree, path, scores):
+        for drafter in self.drafters:
+            drafter.observe(tree, path, scores)
+
+    def draft(self, tokens):
+        self.look(tokens, *(drafter.draft(tokens) for drafter in self.drafters))
+        return self.oracle.draft(tokens)
 
 
 class Watched:

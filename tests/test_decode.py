@@ -1,5 +1,7 @@
 """The decode loop on a language where token x is followed by x + 1, with a scripted drafter and a clock moved by hand."""
 
+import itertools
+
 import pytest
 import torch
 from small_models import PROMPT, Oracle, greedy_text, run, small_model
@@ -23,7 +25,7 @@ class HandClock:
 
     def laps(self):
         marks, self.marks = self.marks, []
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(marks)]
 
 
 class CountingTarget:

@@ -140,7 +140,9 @@ def test_the_best_static_tree_may_run_out_of_guesses():
     assert ranks_of(best_static_tree(((0.5, 0.2), (0.4,)), 50)) == {(0,), (1,), (0, 0), (1, 0)}
 
 
-@pytest.mark.parametrize(("nodes", "depth", "width", "what"), [(0, 4, 4, "nodes is 0"), (12, 0, 4, "depth is 0"), (128, 4, 4, "nodes is 128")])
+@pytest.mark.parametrize(
+    ("nodes", "depth", "width", "what"), [(0, 4, 4, "nodes is 0"), (12, 0, 4, "depth is 0"), (128, 4, 4, "nodes is 128")]
+)
 def test_sizes_out_of_range_are_named(nodes, depth, width, what):
     with pytest.raises(UserError, match=what):
         GrownTree(nodes, depth, width)

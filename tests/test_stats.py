@@ -5,6 +5,7 @@ import pytest
 
 from specbench.stats import geometric_mean, interval, ratio_of_sums
 
+pytestmark = pytest.mark.filterwarnings("error")  # a division by zero is a bug even where its NaN is right
 CATEGORIES = [category for category in "abcdef" for _ in range(8)]
 NOISE = 0.10  # of a question's log ratio
 

@@ -84,7 +84,6 @@ class StaticTree:
         place = {choice: i for i, choice in enumerate([(), *ordered])}
         if len(place) != len(choices) + 1 or any(choice[:-1] not in place for choice in ordered):
             raise ValueError("a static tree needs each node once and the parent of every node")
-        _check(nodes=len(choices), depth=len(ordered[-1]), width=1)
         self.parents = (-1, *(place[choice[:-1]] for choice in ordered))
         self.depth, self.width = len(ordered[-1]), 1 + max(choice[-1] for choice in ordered)
         levels: list[_Level] = []
@@ -121,6 +120,7 @@ def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -
     ``rank_accuracy[d][k]`` is how often the drafter's guess of rank k is the target's token d + 1 places ahead, given that
     the places before were right; measured on held-out prompts when the drafter was trained.
     """
+    _check(nodes=nodes, depth=len(rank_accuracy), width=len(rank_accuracy[0]))
     chosen: list[Choice] = []
     frontier: dict[Choice, float] = {(k,): p for k, p in enumerate(rank_accuracy[0])}
     while len(chosen) < nodes and frontier:

@@ -44,9 +44,8 @@ def decoding_findings(session: Session, console: Console, pairs: int = PAIRS) ->
     for what, ours, theirs, wanted in compared:
         console.print(f"measuring: {what}", markup=False)
         # Every prompt has a shape of its own, for which kernels are prepared once: this pass warms up as it compares.
-        alike = [
-            (prompt, expected) for prompt, expected in zip(asked, references, strict=True) if ours(prompt) == expected == theirs(prompt)
-        ]
+        answers = zip(asked, references, strict=True)
+        alike = [(prompt, expected) for prompt, expected in answers if ours(prompt) == expected == theirs(prompt)]
         ratios = speed_ratios(ours, theirs, alike, pairs)
         remark = f"{len(alike)} of {len(asked)} prompts: on the others the tokens differ from vanilla's" if len(alike) < len(asked) else ""
         findings.append(Finding(what, ratios, wanted, remark=remark))

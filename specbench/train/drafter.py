@@ -26,7 +26,7 @@ ROWS = 4
 POSITIONS = 1024  # answer tokens a step learns from
 RANKS = 8  # how many of a drafter's guesses the static trees may use
 CORPUS_SHARE = 1 / 3  # of the budget spent on the corpus before the target's own text
-PER_CATEGORY, MAX_PROMPT, MAX_NEW = 800, 1024, 160
+PER_CATEGORY, MAX_PROMPT, MAX_NEW = 480, 1024, 160
 HELD_OUT_PER_CATEGORY = 24
 
 KINDS = sorted({row.weights for row in METHODS.values() if row.weights})

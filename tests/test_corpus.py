@@ -1,0 +1,132 @@
+"""From chat records to token streams, and which of their tokens a drafter learns."""
+
+import json
+import lzma
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from small_models import SHAPE, spread
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from methods.core.errors import UserError
+from specbench.train import corpus, generate, tokenizer
+from specbench.train.drafter import answers
+
+
+def test_answers_are_the_assistants_tokens_with_their_end():
+    system, user, assistant, end = 3, 4, 5, 1
+    rows = [
+        [0, system, 9, end, user, 8, 8, end, assistant, 7, 7, end, user, 8, end],
+        [7, end, assistant, 7, end, 0, user, 8, end, assistant, 7, 7, 7, end, assistant],
+    ]
+    expected = [
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0],
+    ]
+    assert answers(torch.tensor(rows), [system, user, assistant]).int().tolist() == expected
+
+
+MESSAGES = [
+    {"role": "system", "content": "  Be brief. "},
+    {"role": "user", "content": "Was ist 12 + 30?\n"},
+    {"role": "assistant", "content": "\n 42 <b>"},
+    {"role": "user", "content": "Ünïcode?"},
+]
+
+
+@pytest.fixture
+def corpus_file(tmp_path):
+    """Sixty prompts, every third of them answered twice."""
+    records = []
+    for i in range(60):
+        for copy_number in range(2 if i % 3 == 0 else 1):
+            turns = [{"role": "user", "content": f"Question {i}: what is {i} + {i}?"}, {"role": "assistant", "content": f"{2 * i}."}]
+            records.append({"id": f"{i}-{copy_number}", "category": "rag" if i % 2 else "qa", "source": "own", "messages": turns})
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_chat_text_is_what_the_chat_template_gives(corpus_file):
+    tok = tokenizer.train(corpus_file, 300)
+    assert corpus.chat_text(MESSAGES) == tok.apply_chat_template(MESSAGES, tokenize=False)
+    prompt = tok.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert corpus.chat_text(MESSAGES) + "<|assistant|>" == prompt
+    assert tok.decode(tok(corpus.chat_text(MESSAGES)).input_ids) == corpus.chat_text(MESSAGES)
+
+
+def test_both_answers_to_a_prompt_are_on_one_side_of_the_split(corpus_file, monkeypatch):
+    monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.3)
+    sides = [[(r["messages"][0]["content"], r["id"]) for r in corpus.read(corpus_file, held_out=held)] for held in (False, True)]
+    training, held_out = ({prompt for prompt, _ in side} for side in sides)
+    assert not training & held_out
+    assert len(sides[0]) + len(sides[1]) == 80
+    assert 8 < len(held_out) < 28
+
+
+def test_a_compressed_corpus_reads_the_same(corpus_file):
+    packed = corpus_file.with_suffix(".jsonl.xz")
+    packed.write_bytes(lzma.compress(corpus_file.read_bytes()))
+    assert list(corpus.read(packed, held_out=False)) == list(corpus.read(corpus_file, held_out=False))
+
+
+@pytest.mark.parametrize("line", ["{", '{"messages": [{"role": "assistant", "content": "x"}]}', '{"id": 1}', "[]"])
+def test_a_bad_corpus_line_is_named(line, corpus_file):
+    corpus_file.write_text(corpus_file.read_text().splitlines()[0] + f"\n{line}\n")
+    with pytest.raises(UserError, match="line 2: not a chat record"):
+        list(corpus.read(corpus_file, held_out=False))
+
+
+def test_a_missing_corpus_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        list(corpus.read(tmp_path / "none.jsonl", held_out=False))
+
+
+def test_the_token_stream_holds_every_record_as_often_as_it_weighs(corpus_file, monkeypatch):
+    tok = tokenizer.train(corpus_file, 300)
+    stream_T = corpus.token_stream(corpus_file, tok.backend_tokenizer, held_out=False)
+    texts = tok.decode(stream_T.tolist()).split("<|bos|>")[1:]
+    expected = []
+    for record in corpus.read(corpus_file, held_out=False):
+        expected += [corpus.chat_text(record["messages"]).removeprefix("<|bos|>")] * (2 if record["category"] == "rag" else 1)
+    assert sorted(texts) == sorted(expected)
+    assert texts != expected  # shuffled
+
+
+def test_windows_cover_the_stream_without_overlap():
+    stream_T = np.arange(103, dtype=np.uint16)
+    starts = corpus.window_starts(len(stream_T), 10)
+    assert sorted(starts.tolist()) == list(range(0, 100, 10))[: len(starts)]
+    assert len(starts) == 10
+    rows = corpus.windows(stream_T, starts[:3], 10)
+    assert rows.dtype == torch.int64
+    assert all(row.tolist() == list(range(start, start + 11)) for row, start in zip(rows, starts.tolist(), strict=False))
+
+
+def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file, monkeypatch):
+    """Prompts of many lengths share a batch, padded on the left: the padding must not be seen."""
+    monkeypatch.setattr(generate, "BATCH", 5)
+    tok = tokenizer.train(corpus_file, 300)
+    ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **ids, "vocab_size": len(tok)}))
+    model = spread(model, seed=0).double()
+    options = {"held_out": False, "per_category": 4, "max_prompt": 60, "max_new": 12, "console": Console(quiet=True)}
+    stream_T = generate.conversations(model, tok.backend_tokenizer, corpus_file, **options)
+    conversations = [[tok.bos_token_id, *part] for part in split_at(stream_T.tolist(), tok.bos_token_id)]
+    assert len(conversations) == 8
+    for text in conversations:
+        prompt = text[: text.index(tok.convert_tokens_to_ids("<|assistant|>")) + 1]
+        alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0].tolist()
+        assert text == alone
+
+
+def split_at(tokens, marker):
+    parts = []
+    for token in tokens:
+        if token == marker:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts

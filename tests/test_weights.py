@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import RANK_ACCURACY, SHAPE, small_model, trained
+from transformers import LlamaConfig
+
+from methods import eagle, medusa, s4c
+from methods.core import weights
+from methods.core.errors import UserError
+
+CODE = {"medusa": medusa, "eagle": eagle, "s4c": s4c}
+
+
+def load(path, kind, config=None):
+    return weights.load(path, kind, CODE[kind].Module, CODE[kind].Architecture, config or small_model().config)
+
+
+def saved(tmp_path, kind, **architecture):
+    module = trained(kind, small_model(), **architecture).module
+    path = tmp_path / f"{kind}.safetensors"
+    weights.save(path, kind, module, module.architecture, RANK_ACCURACY, {"tokens": 7})
+    return path, module
+
+
+def refusal(path, kind, config=None):
+    with pytest.raises(UserError) as caught:
+        load(path, kind, config)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("medusa", {}), ("eagle", {}), ("s4c", {"heads": "hydra", "prefix": "none", "depth": 3})]
+)
+def test_what_is_saved_is_loaded(kind, architecture, tmp_path):
+    path, module = saved(tmp_path, kind, **architecture)
+    back = load(path, kind)
+    assert back.module.architecture == module.architecture
+    assert back.rank_accuracy == RANK_ACCURACY
+    assert not back.module.training
+    assert not any(parameter.requires_grad for parameter in back.module.parameters())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(back.module.state_dict()[name], tensor.bfloat16().float()), name
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_tells_weights_apart(tmp_path):
+    path, module = saved(tmp_path, "medusa")
+    first = load(path, "medusa").sha256
+    module.heads[0].linear.bias += 1.0
+    weights.save(path, "medusa", module, module.architecture, RANK_ACCURACY, {})
+    assert load(path, "medusa").sha256 != first
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_weights_for_another_width_are_refused_naming_both_shapes(kind, tmp_path):
+    path, _ = saved(tmp_path, kind)
+    message = refusal(path, kind, LlamaConfig(**{**SHAPE, "hidden_size": 48, "num_attention_heads": 4}))
+    assert "32" in message
+    assert "48" in message
+    assert "do not fit the target" in message
+
+
+def test_another_vocabulary_is_refused_naming_both_shapes(tmp_path):
+    path, _ = saved(tmp_path, "medusa")
+    message = refusal(path, "medusa", LlamaConfig(**{**SHAPE, "vocab_size": 70}))
+    assert "(64, 32)" in message
+    assert "(70, 32)" in message
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    path, _ = saved(tmp_path, "medusa")
+    assert "are for 'medusa', not 'eagle'" in refusal(path, "eagle")
+
+
+def test_a_missing_file_garbage_and_a_foreign_format_are_refused(tmp_path):
+    path = tmp_path / "drafter.safetensors"
+    assert "cannot be read" in refusal(path, "s4c")
+    path.write_bytes(b"not a safetensors file at all")
+    assert "cannot be read" in refusal(path, "s4c")
+    path.write_bytes(b"")
+    assert "cannot be read" in refusal(path, "s4c")
+    save_file({"x": torch.zeros(1)}, path)
+    assert weights.FORMAT in refusal(path, "s4c")
+    save_file({"x": torch.zeros(1)}, path, metadata={"format": "other", "about": json.dumps({})})
+    assert "specbench train s4c" in refusal(path, "s4c")
+
+
+def test_missing_and_unexpected_tensors_are_named():
+    module = trained("eagle", small_model()).module
+    tensors = dict(module.state_dict())
+    removed = tensors.pop("layer.fc.bias")
+    with pytest.raises(UserError, match=r"file lack layer\.fc\.bias \(32,\)"):
+        weights.fit(module, tensors, "file")
+    with pytest.raises(UserError, match=r"file hold an unexpected layer\.extra \(32,\)"):
+        weights.fit(module, {**tensors, "layer.fc.bias": removed, "layer.extra": removed}, "file")
