@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import PROMPT, Beside, Oracle, build, greedy_text, paths_of, run, small_target
+from small_models import OTHER_PROMPT, PROMPT, Beside, Oracle, build, greedy_text, paths_of, run, small_target
 
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.tree import DraftTree
@@ -33,6 +33,19 @@ def test_a_lived_drafter_drafts_like_a_fresh_one(name, options, family):
     result = run(target, Beside(Oracle(text, RIGHTS), [lived], compare), PROMPT, 40)
     assert result.tokens == text[len(PROMPT) : len(PROMPT) + 40]
     assert len(result.steps) >= 12
+
+
+@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("s4c", {"recycle": "on"})])
+def test_nothing_of_a_conversation_is_left_in_the_next(name, options):
+    text, target = greedy_text(prompt=tuple(OTHER_PROMPT)), small_target()
+    lived, fresh = (build(name, target, **options)[0] for _ in range(2))
+    run(target, Beside(Oracle(greedy_text(), RIGHTS), [lived], lambda tokens, tree: None), PROMPT, 40)
+    trees = {}
+    for drafter in (lived, fresh):
+        seen = trees[drafter] = []
+        run(target, Beside(Oracle(text, RIGHTS), [drafter], lambda tokens, tree, seen=seen: seen.append(tree)), OTHER_PROMPT, 20)
+    assert trees[lived] == trees[fresh]
+    assert len(trees[fresh]) >= 5
 
 
 def test_s4cs_continuous_tree_is_the_fresh_one():

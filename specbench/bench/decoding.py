@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from rich.console import Console
+from transformers import GenerationMixin
 
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
@@ -16,7 +17,7 @@ from specbench.bench.finding import Finding
 from specbench.bench.setup import LOOKUP_NGRAM, LOOKUP_TOKENS
 from specbench.runner import Session
 
-PAIRS = 48
+PAIRS = 32
 VANILLA_WANTED = 0.97
 LOOKUP_WANTED = 1.0
 
@@ -62,6 +63,7 @@ def loop(session: Session, method: str) -> Continuation:
 def generate(session: Session, lookup: int | None) -> Continuation:
     """The target's own ``generate``; ``lookup`` drafts by prompt lookup unless None."""
     model = session.target.model
+    assert isinstance(model, GenerationMixin), "every family that can be a target generates"
 
     def continuation(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt], device=model.device)

@@ -15,7 +15,7 @@ from specbench.progress import RunProgress
 from specbench.records import Record
 from specbench.runner import Session, Sink
 
-REPEATS = 3
+REPEATS = 2
 WANTED = 0.02
 
 

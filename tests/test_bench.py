@@ -1,0 +1,195 @@
+import dataclasses
+import functools
+import io
+import re
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_target import QUESTIONS, write_suite, write_target
+
+from methods.core.acceptance import Accepted
+from methods.core.errors import UserError
+from specbench import prompts
+from specbench.bench import __main__ as command
+from specbench.bench import setup
+from specbench.bench.decoding import decoding_findings, generate, loop, speed_ratios
+from specbench.bench.finding import Finding, table
+from specbench.bench.harness import Stopwatch, harness_finding
+from specbench.bench.setup import LOOKUP_TOKENS, prepared
+from specbench.records import Record
+from specbench.session import Options, prepare
+
+torch.set_num_threads(1)
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return str(write_target(tmp_path_factory.mktemp("target"), context=4096))
+
+
+@pytest.fixture
+def session(target, tmp_path):
+    suite_file = write_suite(tmp_path / "suite.jsonl")
+    overrides = [f"pld.nodes={LOOKUP_TOKENS}"]
+    return prepare(
+        Options(["pld"], target=target, suite_file=suite_file, max_new_tokens=TOKENS, dtype="fp64", device="cpu", overrides=overrides)
+    )
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that stands still until told otherwise."""
+    hands = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: hands[0])
+    return hands
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=250)
+
+
+def first_prompt(session) -> list[int]:
+    return prompts.encode(session.tokenizer, session.suite.questions[0].turns[:1], [])
+
+
+def test_a_speed_has_to_reach_its_bound_and_a_share_to_stay_below():
+    assert Finding("speed", [0.9, 0.98, 1.2], 0.97).verdict == "met"
+    assert Finding("speed", [0.9, 0.96, 1.2], 0.97).verdict == "missed"
+    assert Finding("share", [0.001, 0.019, 0.5], 0.02, is_share=True).verdict == "met"
+    assert Finding("share", [0.001, 0.021, 0.5], 0.02, is_share=True).verdict == "missed"
+    assert Finding("speed", [], 0.97).verdict == "not measured"
+
+
+def test_the_table_shows_median_quartiles_pairs_and_bound():
+    console = quiet()
+    console.print(
+        table([Finding("a", [1.0, 2.0, 3.0, 4.0, 9.0], 2.5), Finding("b", [0.01, 0.02], 0.02, is_share=True), Finding("c", [], 1.0)])
+    )
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert rows == [
+        ["a", "3.000x", "2.000x to 4.000x", "5", "at least 2.500x", "met", ""],
+        ["b", "1.50%", "1.25% to 1.75%", "2", "at most 2.00%", "met", ""],
+        ["c", "-", "- to -", "0", "at least 1.000x", "not measured", ""],
+    ]
+
+
+def test_pairs_run_a_b_b_a_and_give_theirs_over_ours(now):
+    order = []
+
+    def arm(name, seconds):
+        def answer(prompt):
+            order.append((name, prompt[0]))
+            now[0] += seconds + len(order)  # a machine that gets slower and slower
+            return [7]
+
+        return answer
+
+    ratios = speed_ratios(arm("ours", 2), arm("theirs", 5), [([0], [7]), ([1], [7])], pairs=5)
+    names = ["ours", "theirs", "theirs", "ours"] * 3
+    assert order == list(zip(names[:10], [0] * 4 + [1] * 4 + [0] * 2, strict=True))
+    assert ratios == pytest.approx([7 / 3, 8 / 6, 11 / 7, 12 / 10, 15 / 11])
+
+
+def test_an_answer_that_changes_is_never_timed():
+    with pytest.raises(AssertionError, match="tokens changed"):
+        speed_ratios(lambda prompt: [1], lambda prompt: [2], [([0], [1])], pairs=1)
+
+
+def test_both_sides_run_past_the_end_of_sequence(session):
+    prompt, model = first_prompt(session), session.target.model
+    ours = loop(session, "vanilla")(prompt)
+    model.generation_config.eos_token_id = ours[3]
+    assert len(ours) == TOKENS
+    assert generate(session, lookup=None)(prompt) == generate(session, lookup=LOOKUP_TOKENS)(prompt) == loop(session, "pld")(prompt) == ours
+
+
+def test_generate_drafts_only_where_it_is_told_to(session):
+    widths = []
+    session.target.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
+    prompt = prompts.encode(session.tokenizer, ["abcdefghijklmnop" * 3], [])
+    generate(session, lookup=None)(prompt)
+    assert widths == [len(prompt)] + [1] * (TOKENS - 1)
+    widths.clear()
+    generate(session, lookup=LOOKUP_TOKENS)(prompt)
+    assert max(widths[1:]) == 1 + LOOKUP_TOKENS
+
+
+def test_both_loops_are_found_faster_or_slower_on_the_same_tokens(session):
+    vanilla, lookup = decoding_findings(session, quiet(), pairs=3)
+    assert len(vanilla.ratios) == len(lookup.ratios) == 3
+    assert all(0.05 < ratio < 20 for ratio in (*vanilla.ratios, *lookup.ratios))
+    assert (vanilla.wanted, lookup.wanted) == (0.97, 1.0)
+    assert vanilla.remark == lookup.remark == "", "in fp64 every prompt counts"
+
+
+def test_prompts_on_which_the_tokens_differ_are_left_out_and_counted(session):
+    vanilla, pld = session.arms
+    odd = set(loop(session, "pld")(first_prompt(session))[:1])
+
+    def wrong(tree, logits_NV, sampling, rng) -> Accepted:
+        return Accepted([0], 5) if tree.tokens[0] in odd else pld.accept(tree, logits_NV, sampling, rng)
+
+    broken = dataclasses.replace(session, arms=(vanilla, pld._replace(accept=wrong)))
+    untouched, lookup = decoding_findings(broken, quiet(), pairs=2)
+    assert untouched.remark == ""
+    assert re.fullmatch("[123] of 4 prompts: on the others the tokens differ from vanilla's", lookup.remark)
+    assert len(lookup.ratios) == 2
+    always = dataclasses.replace(session, arms=(vanilla, pld._replace(accept=lambda *_: Accepted([0], 5))))
+    assert decoding_findings(always, quiet(), pairs=2)[1].verdict == "not measured"
+
+
+def test_the_share_is_what_decoding_leaves_of_the_wall_clock(now):
+    class Slow:
+        def add(self, record):
+            now[0] += 0.5
+
+    watch = Stopwatch(Slow())
+    for question, repeat in (("1", 0), ("2", 0), ("1", 1)):
+        for method in ("a", "b"):
+            now[0] += 2.0
+            watch.add(Record(method, question, "c", 0, repeat, "ok", output_ids=[1], total_s=1.5))
+    assert list(watch.spent) == [(0, "1"), (0, "2"), (1, "1")]
+    _, *rest = watch.spent.values()
+    assert [(each.wall, each.decoding) for each in rest] == [(5.0, 3.0), (5.0, 3.0)]
+
+
+def test_nothing_is_said_of_a_run_that_fails():
+    watch = Stopwatch(inner=None)
+    with pytest.raises(UserError, match="a, question 1: out of memory"):
+        watch.add(Record("a", "1", "c", 0, 0, "error", error="out of memory"))
+
+
+def test_a_short_run_is_measured_and_leaves_nothing_behind(session, tmp_path):
+    parent = tmp_path / "results"
+    finding = harness_finding(session, parent, quiet(), repeats=2)
+    assert len(finding.ratios) == 2 * len(QUESTIONS) - 1
+    assert all(0 < share < 1 for share in finding.ratios)
+    assert finding.is_share
+    assert list(parent.iterdir()) == []
+
+
+def test_the_command_prints_three_findings(target, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(setup, "MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(setup, "prepared", functools.partial(prepared, target, dtype="fp32", device="cpu"))
+    command.main()
+    printed = capsys.readouterr().out
+    assert "fp32, sdpa, " in printed
+    assert "4 new tokens, greedy" in printed
+    rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    assert [int(row[3]) for row in rows] == [32, 32, 23]
+    assert [row[4].strip() for row in rows] == ["at least 0.970x", "at least 1.000x", "at most 2.00%"]
+    assert {row[5].strip() for row in rows} <= {"met", "missed"}
+
+
+def test_a_missing_target_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(setup, "prepared", functools.partial(prepared, "tiny-16m"))
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown target 'tiny-16m'; did you mean")
