@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from methods.core.decode import Drafter
 from methods.core.feature_layer import FeatureLayer, FeatureStream
-from methods.core.policies import GrownTree, TreePolicy, best_static_tree
+from methods.core.policies import GrownTree, TreePolicy, best_static_tree, check_tree
 from methods.core.target import Scores, Target, tree_mask
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -29,6 +29,9 @@ class Config:
     depth: int = 5  # of a grown tree; a static one is as deep as its best nodes
     width: int = 4  # of a grown tree: nodes expanded a level, and guesses of each
 
+    def __post_init__(self) -> None:
+        check_tree(self.nodes, self.depth, self.width)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -40,6 +43,9 @@ class Module(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.layer = FeatureLayer(target)
+
+    def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
+        self.layer.start_from()
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
         """Level 1 reads the target's features; each further one reads the level before's estimates, one place on."""

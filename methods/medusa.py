@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from methods.core.decode import Drafter
-from methods.core.policies import TreePolicy, best_static_tree
+from methods.core.policies import TreePolicy, best_static_tree, check_tree
 from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, hard_cross_entropy
 from methods.core.tree import DraftTree
@@ -21,6 +21,9 @@ DEPTH_DISCOUNT = 0.8  # weight of head k's loss is this to the power k, as in Me
 @dataclass(frozen=True)
 class Config:
     nodes: int  # drafts handed to the target each round
+
+    def __post_init__(self) -> None:
+        check_tree(self.nodes)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Module(nn.Module):
         self.architecture = architecture
         self.heads = nn.ModuleList(Head(target.hidden_size, target.vocab_size) for _ in range(architecture.heads))
 
-    def start_from(self, lm_head: nn.Linear) -> None:
+    def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
         """Every head begins as the target's own."""
+        assert isinstance(lm_head, nn.Linear)
         for head in self.heads.children():
             assert isinstance(head, Head)
             nn.init.zeros_(head.linear.weight)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.target import MAX_NODES, Scores, Target
+from methods.core.policies import check_tree
+from methods.core.target import Scores, Target
 from methods.core.tree import DraftTree
 
 
@@ -14,8 +15,7 @@ class Config:
     max_ngram: int = 3
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nodes < MAX_NODES:
-            raise UserError(f"nodes is {self.nodes}; choose 1 to {MAX_NODES - 1}")
+        check_tree(self.nodes)
         if self.max_ngram < 1:
             raise UserError(f"max_ngram is {self.max_ngram}; it must be at least 1")
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
-from methods.core.policies import GrownTree
+from methods.core.policies import GrownTree, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.target import MAX_NODES, Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
@@ -42,6 +42,9 @@ class Config:
     prefix: Prefix = "layer"
     tree: Literal["continuous", "fresh"] = "continuous"  # fresh: the drafter rereads the whole text every round
     recycle: Literal["off", "on"] = "off"  # our extension: also draft what the target itself ranked high at this token before
+
+    def __post_init__(self) -> None:
+        check_tree(self.nodes, self.depth, self.width)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,13 @@ class Module(nn.Module):
         self.first = FeatureLayer(target) if architecture.prefix == "layer" else LightHead(width, 2, eps)
         inputs = {"recurrent": lambda level: 2, "hydra": lambda level: level, "independent": lambda level: 1}[architecture.heads]
         self.heads = nn.ModuleList(LightHead(width, inputs(level), eps) for level in range(2, architecture.depth + 1))
+
+    def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
+        """The prefix passes the feature on, and the heads' norms keep its size, which is the target's final norm's."""
+        if isinstance(self.first, FeatureLayer):
+            self.first.start_from()
+        for level in range(2, len(self.heads) + 2):
+            self.head(level).norm.weight.data.fill_(final_norm.pow(2).mean().sqrt().item())
 
     def head(self, level: int) -> LightHead:
         head = self.heads[level - 2]

@@ -115,9 +115,9 @@ def test_nan_logits_are_an_error(rule, temperature):
 
 
 def test_typical_takes_the_longest_plausible_path():
-    """Nodes 4, 5 and 6 hang below the implausible node 2: plausible themselves, they must not count."""
-    tree = DraftTree([0, 1, 4, 2, 3, 3, 3], (-1, 0, 0, 1, 2, 4, 5))
-    logits_NV = torch.full((7, V), -20.0)
-    for node, best in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 3), (5, 3), (6, 0)):
+    """Nodes 4 to 7 hang below the implausible node 2: plausible themselves, they must not count."""
+    tree = DraftTree([0, 1, 4, 2, 3, 3, 3, 3], (-1, 0, 0, 1, 2, 4, 5, 6))
+    logits_NV = torch.full((8, V), -20.0)
+    for node, best in enumerate((1, 2, 3, 4, 3, 3, 3, 0)):
         logits_NV[node, best] = 20.0
     assert typical(tree, logits_NV, Sampling(8, 1.0), torch.Generator()) == ([0, 1, 3], 4)

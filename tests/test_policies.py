@@ -8,7 +8,7 @@ import torch
 from small_models import paths_of
 
 from methods.core.errors import UserError
-from methods.core.policies import GrownTree, StaticTree, best_static_tree
+from methods.core.policies import GrownTree, StaticTree, best_static_tree, check_tree
 
 V = 9
 ROOT = 3
@@ -68,17 +68,19 @@ def test_a_grown_tree_is_the_references(nodes, depth, width):
         assert list(tree.shape.depths) == sorted(tree.shape.depths)
 
 
-@pytest.mark.parametrize("nodes", range(1, 9))
+@pytest.mark.parametrize("nodes", range(1, 15))
 def test_certain_guesses_never_lose_their_parents(nodes):
-    """log q = 0 ties a guess with its parent: without care it could be kept alone."""
+    """log q = 0 ties a guess with its parent: without care it could be kept alone, and hung under another."""
 
     def certain(path):
-        logits_V = torch.zeros(V)
-        logits_V[len(path)] = 1e4
+        logits_V = -torch.arange(float(V))
+        logits_V[len(path)] = 500.0
         return logits_V
 
-    tree = grown(GrownTree(nodes, 4, 2), certain)
-    assert set(paths_of(tree)[1:]) >= {tuple(range(d)) for d in range(1, min(nodes, 4) + 1)}
+    paths = paths_of(grown(GrownTree(nodes, 4, 2), certain))[1:]
+    assert set(paths) >= {tuple(range(d)) for d in range(1, min(nodes, 4) + 1)}
+    assert len(set(paths)) == nodes
+    assert all(path[-1] in certain(path[:-1]).topk(2).indices for path in paths)
 
 
 def test_distributions_that_do_not_depend_on_the_guess_may_come_as_one_row():
@@ -145,4 +147,4 @@ def test_the_best_static_tree_may_run_out_of_guesses():
 )
 def test_sizes_out_of_range_are_named(nodes, depth, width, what):
     with pytest.raises(UserError, match=what):
-        GrownTree(nodes, depth, width)
+        check_tree(nodes, depth, width)

@@ -98,3 +98,15 @@ def test_s4c_weights_of_another_architecture_are_refused(key, value):
 )
 def test_sizes_out_of_range_are_refused_before_decoding(name, setting, what):
     assert what in refusal(build, name, small_target(), **setting)
+
+
+def test_an_arm_may_be_a_variant_of_a_method():
+    plain, variant = resolve("s4c", {"depth": "2"}, "cpu"), resolve("s4c:nodes=5,depth=3", {"depth": "2"}, "cpu")
+    assert (plain.arm, plain.name, plain.config.depth) == ("s4c", "s4c", 2)
+    assert (variant.arm, variant.name, variant.config.nodes, variant.config.depth) == ("s4c:nodes=5,depth=3", "s4c", 5, 3)
+    assert variant.title == "S4C (reconstruction) nodes=5,depth=3"
+
+
+def test_a_variant_with_an_unknown_option_is_named():
+    with pytest.raises(UserError, match="unknown option of s4c 'node'; did you mean 'nodes'"):
+        resolve("s4c:node=5", {}, "cpu")

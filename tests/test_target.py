@@ -8,6 +8,7 @@ from small_models import FAMILIES, OTHER_PROMPT, PROMPT, SHAPE, Oracle, features
 from transformers import GPT2Config, LlamaConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
 
 from methods.core.errors import UserError
+from methods.core.kv_cache import KVCache
 from methods.core.target import Target, refuse
 from methods.core.tree import DraftTree
 
@@ -87,3 +88,15 @@ def test_bf16_decodes(attention):
     result = run(Target(model, capacity=64), Oracle(greedy_text(), (3, 1)), PROMPT, 20)
     assert len(result.tokens) == 20
     assert max(step.accepted for step in result.steps) >= 1
+
+
+def test_the_cache_keeps_the_path_in_order_and_forgets_the_rest():
+    cache = KVCache(LlamaConfig(**SHAPE), 10, dtype=torch.float64, device=torch.device("cpu"))
+    rows = torch.arange(8.0, dtype=torch.float64)
+    for layer in range(2):
+        cache.update(rows.expand(1, 2, 8, 8).transpose(-1, -2) + layer, -rows.expand(1, 2, 8, 8).transpose(-1, -2), layer)
+    cache.keep(3, [0, 2, 4])
+    assert cache.length == 6
+    for layer in range(2):
+        assert cache.layers[layer].keys[0, 1, :6, 0].tolist() == [row + layer for row in (0, 1, 2, 3, 5, 7)]
+        assert cache.layers[layer].values[0, 0, :6, 5].tolist() == [-row for row in (0, 1, 2, 3, 5, 7)]

@@ -1,6 +1,7 @@
 """What drafters learn from, and the one loop they learn in."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -73,6 +74,30 @@ def test_the_loss_goes_down(kind, architecture, tmp_path):
     before = held_loss(module, batch)
     assert len(fit(module, batch, 39, tmp_path / "state.pt")) == 8  # every fifth step and the last
     assert held_loss(module, batch) < 0.9 * before
+
+
+@pytest.mark.parametrize(("kind", "architecture"), ARCHITECTURES)
+def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
+    """Recomputed position by position from what ``levels`` guesses; its noise off."""
+    code, batch = importlib.import_module(f"methods.{kind}"), text_batch()
+    if kind != "medusa":
+        monkeypatch.setattr(code, "FEATURE_NOISE", 0.0)
+    module, width = fresh_module(kind, architecture), batch.tokens_BT.shape[1]
+    places, tokens, features = [2, width + 7, 2 * width + 30], batch.tokens_BT.flatten(), batch.features_BTD.flatten(0, 1)
+    count = {"medusa": 4, "eagle": 1, "s4c": 5}[kind]
+    expected = 0.0
+    with torch.no_grad():
+        for level, guess in enumerate(module.levels(batch, torch.tensor(places), count), start=1):
+            for i, t in enumerate(places):
+                logq_V = torch.log_softmax(guess.logits_PV[i], dim=-1)
+                if kind == "medusa":
+                    expected += 0.8**level * -logq_V[tokens[t + level + 1]] / 3
+                else:
+                    p_V = torch.softmax(batch.lm_head(features[t + level]), dim=-1)
+                    apart_D = (guess.state_PD[i] - features[t + level]).abs()
+                    smooth_l1 = torch.where(apart_D < 1, 0.5 * apart_D**2, apart_D - 0.5).mean()
+                    expected += 0.8 ** (level - 1) * (smooth_l1 - (p_V * logq_V).sum()) / 3
+        assert float(module.loss(batch, torch.tensor(places))) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "architecture"), ARCHITECTURES)

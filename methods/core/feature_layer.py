@@ -41,6 +41,13 @@ class FeatureLayer(nn.Module):
         for path in ("embed_tokens", "layers.0.input_layernorm", "norm"):
             self.body.set_submodule(path, nn.Identity())
 
+    def start_from(self) -> None:
+        """Begin by passing the feature on: the guess is then the target's own for one token earlier, not noise."""
+        width = self.fc.out_features
+        nn.init.normal_(self.fc.weight[:, :width], std=0.02)
+        nn.init.eye_(self.fc.weight[:, width:])
+        nn.init.zeros_(self.fc.bias)
+
     def forward(
         self,
         embeddings_BTD: Tensor,

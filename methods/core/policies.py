@@ -20,6 +20,16 @@ from methods.core.tree import DraftTree
 Choice = tuple[int, ...]  # a node of a static tree as the ranks on its way: (0, 2) is the third guess after the first
 
 
+MAX_WIDTH = 32
+
+
+def check_tree(nodes: int, depth: int = 1, width: int = 1) -> None:
+    """For the methods' Configs: raise UserError on a tree that cannot be drafted or verified."""
+    for name, value, most in (("nodes", nodes, MAX_NODES - 1), ("depth", depth, MAX_NODES - 1), ("width", width, MAX_WIDTH)):
+        if not 1 <= value <= most:
+            raise UserError(f"{name} is {value}; choose 1 to {most}")
+
+
 class Step(Protocol):
     def __call__(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
         """Logits WV (or 1V, where they do not depend on the tokens) after each token.
@@ -44,9 +54,6 @@ class GrownTree:
     nodes: int
     depth: int
     width: int
-
-    def __post_init__(self) -> None:
-        _check(nodes=self.nodes, depth=self.depth, width=self.width)
 
     def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree:
         device = logits_WV.device
@@ -120,7 +127,6 @@ def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -
     ``rank_accuracy[d][k]`` is how often the drafter's guess of rank k is the target's token d + 1 places ahead, given that
     the places before were right; measured on held-out prompts when the drafter was trained.
     """
-    _check(nodes=nodes, depth=len(rank_accuracy), width=len(rank_accuracy[0]))
     chosen: list[Choice] = []
     frontier: dict[Choice, float] = {(k,): p for k, p in enumerate(rank_accuracy[0])}
     while len(chosen) < nodes and frontier:
@@ -140,11 +146,3 @@ def _best(logits_WV: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
     top = logits_WV.topk(k)
     logq_WK = top.values.float() - logits_WV.float().logsumexp(dim=-1, keepdim=True)
     return top.indices.expand(rows, -1), logq_WK.clamp(max=-1e-4).expand(rows, -1)
-
-
-def _check(nodes: int, depth: int, width: int) -> None:
-    for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    if nodes >= MAX_NODES:
-        raise UserError(f"nodes is {nodes}; a tree has at most {MAX_NODES - 1} drafts")

@@ -59,6 +59,10 @@ class Level(NamedTuple):
 class TrainedDrafter(Protocol):
     """What the shared trainer asks of a drafter's module, beside being an nn.Module."""
 
+    def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
+        """Set the weights training begins with, given the target's head and the weight D of its final norm."""
+        ...
+
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
         """The guesses at positions ``flat_P``, level by level, at most ``count``."""
         ...

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from specbench.arguments import pairs
 
-DRAFTER_TOKENS = 2_500_000
+DRAFTER_TOKENS = 4_000_000
 HELD_OUT_PROMPTS = 20  # a category
 
 
@@ -25,7 +25,7 @@ def train(
     ] = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the drafter's architecture; may be repeated.")] = None,
     tokens: Annotated[int, typer.Option(help="Drafter's budget in tokens, the same for all by default.", min=4096)] = DRAFTER_TOKENS,
-    lr: Annotated[float, typer.Option(help="Drafter's peak learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Drafter's peak learning rate.")] = 4e-3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Where work in progress is kept, to resume from; default: training/work.")] = None,
 ) -> None:

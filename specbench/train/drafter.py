@@ -22,12 +22,13 @@ from specbench import targets
 from specbench.train import corpus, generate, loop
 
 SEQ = 1024
-ROWS = 4
-POSITIONS = 1024  # answer tokens a step learns from
+ROWS = 2
+POSITIONS = 512  # answer tokens a step learns from
 RANKS = 8  # how many of a drafter's guesses the static trees may use
 CORPUS_SHARE = 1 / 3  # of the budget spent on the corpus before the target's own text
 PER_CATEGORY, MAX_PROMPT, MAX_NEW = 480, 1024, 160
 HELD_OUT_PER_CATEGORY = 24
+HELD_OUT_BATCHES = 8
 
 KINDS = sorted({row.weights for row in METHODS.values() if row.weights})
 
@@ -55,11 +56,10 @@ def train(
     streams = _streams(loaded, corpus_file, work, console)
     torch.manual_seed(0)
     module = code.Module(loaded.model.config, architecture).to(device)
-    if hasattr(module, "start_from"):
-        module.start_from(loaded.model.lm_head)
+    module.start_from(loaded.model.get_output_embeddings(), loaded.model.base_model.norm.weight)
     steps = tokens // (SEQ * ROWS)
     corpus_steps = int(steps * CORPUS_SHARE)
-    held_out = [_batch(loaded, streams["held_out"], i) for i in range(4)]
+    held_out = [_batch(loaded, streams["held_out"], i) for i in range(HELD_OUT_BATCHES)]
 
     def loss_at(step: int) -> Tensor:
         own = step >= corpus_steps
