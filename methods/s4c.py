@@ -25,7 +25,9 @@ from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
-DEPTH_DISCOUNT = 0.8
+# How much a level's loss counts against the level before's. Small, because every path depends on the first guess and all
+# levels pull at the prefix layer; the heads' own steps do not shrink with it, since Muon scales them to a fixed size.
+DEPTH_DISCOUNT = 0.35
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features
 Heads = Literal["recurrent", "hydra", "independent"]
 Prefix = Literal["layer", "none"]
