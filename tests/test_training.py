@@ -96,7 +96,7 @@ def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
                     p_V = torch.softmax(batch.lm_head(features[t + level]), dim=-1)
                     apart_D = (guess.state_PD[i] - features[t + level]).abs()
                     smooth_l1 = torch.where(apart_D < 1, 0.5 * apart_D**2, apart_D - 0.5).mean()
-                    expected += 0.8 ** (level - 1) * (smooth_l1 - (p_V * logq_V).sum()) / 3
+                    expected += 0.35 ** (level - 1) * (smooth_l1 - (p_V * logq_V).sum()) / 3
         assert float(module.loss(batch, torch.tensor(places))) == pytest.approx(float(expected), rel=1e-4)
 
 
