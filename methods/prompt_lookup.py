@@ -1,4 +1,4 @@
-"""Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram where it stood before. Training-free."""
+"""Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram where it first stood. Training-free."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,17 @@ class Config:
 
 
 class PromptLookup:
-    """Keeps, for every n-gram seen, where it ended last: a lookup costs the same however long the text is."""
+    """Keeps, for every n-gram seen, where it first ended, as the published method searches from the left.
+
+    A lookup costs the same however long the text is.
+    """
 
     def __init__(self, config: Config):
         self.config = config
 
     def begin(self, prompt: list[int], scores: Scores) -> None:
         self.indexed = 0
-        self.last_end: dict[tuple[int, ...], int] = {}
+        self.first_end: dict[tuple[int, ...], int] = {}
 
     def draft(self, tokens: list[int]) -> DraftTree:
         self._index(tokens)
@@ -41,12 +44,12 @@ class PromptLookup:
         """Learn the n-grams that end before the last token: what follows the last one is not known yet."""
         for end in range(self.indexed + 1, len(tokens)):
             for n in range(1, min(self.config.max_ngram, end) + 1):
-                self.last_end[tuple(tokens[end - n : end])] = end
+                self.first_end.setdefault(tuple(tokens[end - n : end]), end)
         self.indexed = len(tokens) - 1
 
     def _copy(self, tokens: list[int]) -> list[int]:
         for n in range(min(self.config.max_ngram, len(tokens)), 0, -1):
-            end = self.last_end.get(tuple(tokens[-n:]))
+            end = self.first_end.get(tuple(tokens[-n:]))
             if end is not None:
                 return tokens[end : end + self.config.nodes]
         return []

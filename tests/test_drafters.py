@@ -83,11 +83,11 @@ def looked_up(text, nodes=4, max_ngram=3):
 
 
 def reference_lookup(text, nodes, max_ngram):
-    """The longest n-gram first, its latest earlier place, what followed there."""
+    """The longest n-gram first, its first place, what followed there."""
     for n in range(min(max_ngram, len(text)), 0, -1):
         ends = [end for end in range(n, len(text)) if text[end - n : end] == text[-n:]]
         if ends:
-            return text[ends[-1] : ends[-1] + nodes]
+            return text[ends[0] : ends[0] + nodes]
     return []
 
 
@@ -102,9 +102,9 @@ def test_prompt_lookup_is_the_references():
     assert drafted > 60
 
 
-def test_prompt_lookup_copies_what_followed_the_longest_latest_match():
+def test_prompt_lookup_copies_what_followed_the_longest_match_where_it_first_stood():
     assert looked_up([1, 2, 3, 9, 8, 7, 6, 5, 1, 2, 3]) == [9, 8, 7, 6]
-    assert looked_up([5, 1, 5, 2, 5]) == [2, 5]
+    assert looked_up([5, 1, 5, 2, 5]) == [1, 5, 2, 5]
     assert looked_up([1, 2, 3]) == []
 
 

@@ -56,7 +56,7 @@ def train(
     streams = _streams(loaded, corpus_file, work, console)
     torch.manual_seed(0)
     module = code.Module(loaded.model.config, architecture).to(device)
-    module.start_from(loaded.model.get_output_embeddings(), loaded.model.base_model.norm.weight)
+    module.start_from(loaded.model.get_output_embeddings(), loaded.model.base_model.get_parameter("norm.weight"))
     steps = tokens // (SEQ * ROWS)
     corpus_steps = int(steps * CORPUS_SHARE)
     held_out = [_batch(loaded, streams["held_out"], i) for i in range(HELD_OUT_BATCHES)]
