@@ -124,7 +124,7 @@ def test_the_successor_table_offers_what_the_target_ranked_high():
 
 def test_recycling_stays_within_its_extra_nodes_and_siblings_differ():
     target, trees = small_target(), []
-    drafter, _ = build("s4c", target, recycle="on")
+    drafter, _ = build("s4c", target, nodes=12, recycle="on")
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [drafter], lambda tokens, tree: trees.append(tree)), PROMPT, 40)
     assert max(map(len, trees)) == 13 + EXTRA_NODES
     assert all(len(set(paths_of(tree))) == len(tree) for tree in trees)
