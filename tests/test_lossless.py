@@ -39,7 +39,7 @@ SWITCHES = list(itertools.product(("recurrent", "hydra", "independent"), ("layer
 @pytest.mark.parametrize(("heads", "prefix", "tree", "recycle"), SWITCHES)
 def test_every_switch_of_s4c_is_lossless(heads, prefix, tree, recycle):
     target = small_target()
-    drafter, accept = build("s4c", target, heads=heads, prefix=prefix, tree=tree, recycle=recycle)
+    drafter, accept = build("s4c", target, nodes=12, heads=heads, prefix=prefix, tree=tree, recycle=recycle)
     result = run(target, drafter, PROMPT, 24, accept)
     assert result.tokens == greedy_text()[len(PROMPT) :][:24]
     assert max(step.nodes for step in result.steps) == 13 + (4 if recycle == "on" else 0)
