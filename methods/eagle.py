@@ -25,7 +25,7 @@ FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EA
 @dataclass(frozen=True)
 class Config:
     nodes: int  # drafts handed to the target each round
-    tree: Literal["static", "grown"]
+    policy: Literal["static", "grown"]  # EAGLE-1's tree, or EAGLE-2's
     depth: int = 5  # of a grown tree; a static one is as deep as its best nodes
     width: int = 4  # of a grown tree: nodes expanded a level, and guesses of each
 
@@ -48,7 +48,10 @@ class Module(nn.Module):
         self.layer.start_from()
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
-        """Level 1 reads the target's features; each further one reads the level before's estimates, one place on."""
+        """Level 1 reads the target's features; each further one reads the level before's estimates, one place on.
+
+        From level 2 on that is an approximation: the rows of earlier tokens are estimates too, where drafting has true ones.
+        """
         features_BTD, next_BTD = batch.features_BTD, _next_embeddings(batch)
         for level in range(count):
             out_BTD = self.layer(next_BTD, features_BTD)
@@ -57,7 +60,10 @@ class Module(nn.Module):
             features_BTD = torch.cat([features_BTD[:, :1], out_BTD[:, :-1]], dim=1)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """SmoothL1 on the next feature plus soft cross-entropy on what it says (EAGLE, equation 5)."""
+        """SmoothL1 on the next feature plus soft cross-entropy on what it says, as in EAGLE's paper, section 4.2.
+
+        The published weight of the cross-entropy is 0.1, for 20 epochs; here both weigh 1, since few steps have to do.
+        """
         noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
         out_BTD = self.layer(_next_embeddings(batch), batch.features_BTD + noise)
         state_PD = out_BTD.flatten(0, 1)[flat_P]
@@ -71,7 +77,7 @@ class Eagle:
         self.stream = FeatureStream(module.layer, target)
 
     def begin(self, prompt: list[int], scores: Scores) -> None:
-        self.stream.begin(scores.features_ND)
+        self.stream.begin(prompt, scores.features_ND)
 
     def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
         self.stream.observe(scores.features_ND[path])
@@ -100,6 +106,6 @@ def _next_embeddings(batch: Batch) -> Tensor:
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    if config.tree == "static":
+    if config.policy == "static":
         return Eagle(drafter.module, best_static_tree(drafter.rank_accuracy, config.nodes), target)
     return Eagle(drafter.module, GrownTree(config.nodes, config.depth, config.width), target)

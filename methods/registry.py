@@ -30,13 +30,13 @@ METHODS = {
     "vanilla": Method("Vanilla", "methods.vanilla"),
     "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 7}, cuda={"nodes": 10}),
     "medusa": Method("Medusa", "methods.medusa", "medusa", cpu={"nodes": 7}, cuda={"nodes": 63}),
-    "eagle": Method("EAGLE", "methods.eagle", "eagle", cpu={"nodes": 7, "tree": "static"}, cuda={"nodes": 25, "tree": "static"}),
+    "eagle": Method("EAGLE", "methods.eagle", "eagle", cpu={"nodes": 7, "policy": "static"}, cuda={"nodes": 25, "policy": "static"}),
     "eagle2": Method(
         "EAGLE-2",
         "methods.eagle",
         "eagle",
-        cpu={"nodes": 7, "tree": "grown", "depth": 3, "width": 2},
-        cuda={"nodes": 59, "tree": "grown", "depth": 5, "width": 10},
+        cpu={"nodes": 7, "policy": "grown", "depth": 3, "width": 2},
+        cuda={"nodes": 59, "policy": "grown", "depth": 5, "width": 10},
     ),
     "s4c": Method(
         "S4C (reconstruction)",

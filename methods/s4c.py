@@ -20,7 +20,7 @@ from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
-from methods.core.target import MAX_NODES, Scores, Target
+from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
@@ -43,10 +43,14 @@ class Config:
     heads: Heads = "recurrent"
     prefix: Prefix = "layer"
     tree: Literal["continuous", "fresh"] = "continuous"  # fresh: the drafter rereads the whole text every round
-    recycle: Literal["off", "on"] = "off"  # our extension: also draft what the target itself ranked high at this token before
+    recycle: Literal["off", "on"] = "off"  # our extension: some nodes go to what the target ranked high at these tokens before
 
     def __post_init__(self) -> None:
         check_tree(self.nodes, self.depth, self.width)
+        if self.recycle == "on" and self.nodes <= EXTRA_NODES:
+            raise UserError(f"nodes is {self.nodes}, of which recycle=on takes {EXTRA_NODES}; choose at least {EXTRA_NODES + 1}")
+        if self.tree == "fresh" and self.prefix == "none":
+            raise UserError("tree=fresh rereads the text with the prefix layer, and prefix=none has none; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,19 @@ class Architecture:
 
 
 class LightHead(nn.Module):
-    """state + SiLU(W [state; context] + b), read out through a norm and the target's own head."""
+    """state + W2 SiLU(W1 [state; context] + b), read out through a norm and the target's own head.
+
+    Without W2 a step could raise a coordinate but hardly lower one, since SiLU is never below -0.28.
+    """
 
     def __init__(self, width: int, inputs: int, eps: float):
         super().__init__()
-        self.mix, self.norm = nn.Linear(inputs * width, width), nn.RMSNorm(width, eps=eps)
+        self.mix = nn.Linear(inputs * width, width)
+        self.project = nn.Linear(width, width, bias=False)
+        self.norm = nn.RMSNorm(width, eps=eps)
 
     def forward(self, state_PD: Tensor, inputs_PD: list[Tensor]) -> Tensor:
-        return state_PD + F.silu(self.mix(torch.cat(inputs_PD, dim=-1)))
+        return state_PD + self.project(F.silu(self.mix(torch.cat(inputs_PD, dim=-1))))
 
     def read_out(self, state_PD: Tensor, lm_head: nn.Module) -> Tensor:
         return lm_head(self.norm(state_PD.to(self.norm.weight.dtype)))
@@ -85,13 +94,18 @@ class Module(nn.Module):
         """The prefix passes the feature on, and the heads' norms keep its size, which is the target's final norm's."""
         if isinstance(self.first, FeatureLayer):
             self.first.start_from()
-        for level in range(2, len(self.heads) + 2):
-            self.head(level).norm.weight.data.fill_(final_norm.pow(2).mean().sqrt().item())
+        for module in self.modules():
+            if isinstance(module, LightHead):
+                module.norm.weight.data.fill_(final_norm.pow(2).mean().sqrt().item())
 
     def head(self, level: int) -> LightHead:
         head = self.heads[level - 2]
         assert isinstance(head, LightHead)
         return head
+
+    def first_guess(self, first_PD: Tensor, lm_head: nn.Module) -> Tensor:
+        """Logits of level 1: a prefix layer's output is a feature as it stands."""
+        return lm_head(first_PD) if isinstance(self.first, FeatureLayer) else self.first.read_out(first_PD, lm_head)
 
     def deeper(self, level: int, first_PD: Tensor, state_PD: Tensor, embeddings_PD: list[Tensor]) -> Tensor:
         """The state at ``level`` (2, 3, …) from the level before's and the embeddings of the tokens drafted so far."""
@@ -104,7 +118,7 @@ class Module(nn.Module):
         yield from self._levels(batch, batch.features_BTD, flat_P, count)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess."""
+        """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess, weighed as in EAGLE here."""
         noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
         total = flat_P.new_zeros((), dtype=torch.float32)
         for i, level in enumerate(self._levels(batch, batch.features_BTD + noise, flat_P, len(self.heads) + 1)):
@@ -120,7 +134,7 @@ class Module(nn.Module):
         else:
             feature_PD = features_BTD.flatten(0, 1)[flat_P]
             first_PD = self.first(feature_PD, [feature_PD, batch.embedding_at(flat_P + 1)])
-        yield Level(first_PD, batch.lm_head(first_PD))
+        yield Level(first_PD, self.first_guess(first_PD, batch.lm_head))
         state_PD = first_PD
         embeddings: list[Tensor] = []
         for level in range(2, count + 1):
@@ -132,7 +146,8 @@ class Module(nn.Module):
 class S4C:
     def __init__(self, module: Module, config: Config, target: Target):
         self.module, self.target = module, target
-        self.policy = GrownTree(config.nodes, config.depth, config.width)
+        own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
+        self.policy = GrownTree(own, config.depth, config.width)
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
         self.rereads = config.tree == "fresh"
         self.recycled = SuccessorTable() if config.recycle == "on" else None
@@ -141,7 +156,7 @@ class S4C:
         self.feature_1D = scores.features_ND[-1:]
         self.committed_TD = scores.features_ND
         if self.stream:
-            self.stream.begin(scores.features_ND)
+            self.stream.begin(prompt, scores.features_ND)
         if self.recycled:
             self.recycled.clear()
 
@@ -149,7 +164,7 @@ class S4C:
         self.feature_1D = scores.features_ND[path[-1] : path[-1] + 1]
         if self.stream and self.rereads:
             self.committed_TD = torch.cat([self.committed_TD, scores.features_ND[path]])
-            self.stream.begin(self.committed_TD)
+            self.stream.restart(self.committed_TD)
         elif self.stream:
             self.stream.observe(scores.features_ND[path])
         if self.recycled:
@@ -163,7 +178,7 @@ class S4C:
             self.first_WD = self.module.first(self.feature_1D, [self.feature_1D, embedding_1D])
         self.state_WD = self.first_WD
         self.embeddings: list[Tensor] = []
-        tree = self.policy.grow(tokens[-1], self.target.lm_head(self.state_WD), self._step)
+        tree = self.policy.grow(tokens[-1], self.module.first_guess(self.first_WD, self.target.lm_head), self._step)
         return self.recycled.extend(tree) if self.recycled else tree
 
     def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
@@ -184,6 +199,4 @@ def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
             )
     if config.depth > trained.depth:
         raise UserError(f"depth={config.depth} is more than the S4C weights' {trained.depth} levels; choose 1 to {trained.depth}")
-    if config.recycle == "on" and config.nodes + EXTRA_NODES >= MAX_NODES:
-        raise UserError(f"nodes={config.nodes} leaves no room for recycle=on; choose at most {MAX_NODES - EXTRA_NODES - 1}")
     return S4C(drafter.module, config, target)

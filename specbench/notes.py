@@ -22,8 +22,8 @@ READING = """\
 - **Same as vanilla**: share of the turns with an equal prompt whose output ids are identical; *first at*: mean index of
   the first differing token among the others. **Repeated 4-grams**: mean share per turn of 4-grams seen earlier in the same
   output; loops are easy to draft and inflate MAT. **Cut by length**: turns that ended at the token limit.
-- **Peak MiB**: the allocator's on CUDA, the process' on a CPU. **Questions**: those compared; **left out**: those with a
-  failed turn in either arm, left out of both."""
+- **Peak MiB**: the allocator's on CUDA, the process' on a CPU, with every arm's weights loaded. **Questions**: those
+  compared; **left out**: those with a failed turn in either arm, left out of both."""
 
 
 def cost_matched(manifests: Sequence[RunManifest]) -> list[str]:

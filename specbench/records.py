@@ -117,4 +117,4 @@ def drop_torn_line(run_dir: Path) -> None:
     """Cut the file after its last complete line."""
     path = run_dir / FILE
     raw = path.read_bytes()
-    path.write_bytes(raw[: raw.rfind(b"\n") + 1])
+    os.truncate(path, raw.rfind(b"\n") + 1)  # never rewritten: a kill in between would lose every record

@@ -99,6 +99,10 @@ def prepare(options: Options) -> Session:
         turns=options.turns,
     )
     try:
+        known = {kind for each in resolved if (kind := each.method.weights)} | {each.arm for each in resolved}
+        for key in options.drafter_files:
+            if key not in known:
+                raise unknown("kind or arm in --drafter", key, known)
         loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
         return _assemble(options, settings, loaded, suite, resolved)
     except torch.OutOfMemoryError:

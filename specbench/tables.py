@@ -48,7 +48,7 @@ def escape(cell: str) -> str:
 def method_label(name: str, facts: MethodFacts) -> str:
     """A method's title, with what a reader must know of it: a reconstruction, or lossy output."""
     title = facts.title
-    if (facts.reconstruction or name == "s4c") and RECONSTRUCTION not in title:
+    if facts.reconstruction and RECONSTRUCTION not in title:
         title = f"{title} {RECONSTRUCTION}"
     return title if facts.lossless else f"{title} (lossy: {facts.acceptance})"
 

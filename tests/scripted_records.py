@@ -58,7 +58,7 @@ def write_run(run_dir: Path, records: Sequence[Record], **changes: Any) -> Path:
         "created": "2026-01-02T03:04:05+00:00",
         "settings": Settings(**{**vars(settings), **changes.pop("settings", {})}),
         "methods": {
-            name: MethodFacts(title, name not in lossy, False, {"nodes": 12}, "typical" if name in lossy else "match", None)
+            name: MethodFacts(title, name not in lossy, name == "s4c", {"nodes": 12}, "typical" if name in lossy else "match", None)
             for name, title in methods.items()
         },
         "target": {"name": "tiny-160m", "label": "", "note": "", "parameters": 160_000_000, "weights_sha256": "e" * 64}

@@ -39,15 +39,19 @@ def eagle_logits(module, model, tokens, features_TD, path):
 
 def s4c_logits(module, model, tokens, features_TD, path):
     def mixed(head, state_D, inputs):
-        return state_D + F.silu(head.mix.weight @ torch.cat(inputs) + head.mix.bias)
+        return state_D + head.project.weight @ F.silu(head.mix.weight @ torch.cat(inputs) + head.mix.bias)
 
     last_D = features_TD[-1]
     if module.architecture.prefix == "layer":
         first_D = layer_output(module.first, model, tokens, features_TD)
     else:
         first_D = mixed(module.first, last_D, [last_D, embed(model, tokens[-1])])
+
+    def read_out(head, state_D):
+        return model.lm_head.weight @ (head.norm.weight * state_D / (state_D.pow(2).mean() + head.norm.eps).sqrt())
+
     if not path:
-        return model.lm_head.weight @ first_D
+        return model.lm_head.weight @ first_D if module.architecture.prefix == "layer" else read_out(module.first, first_D)
     state_D, guessed = first_D, [embed(model, token) for token in path]
     for level, head in enumerate(module.heads[: len(path)], start=1):
         state_D = {
@@ -55,8 +59,7 @@ def s4c_logits(module, model, tokens, features_TD, path):
             "hydra": lambda level, head, before: mixed(head, first_D, [first_D, *guessed[:level]]),
             "independent": lambda level, head, before: mixed(head, first_D, [first_D]),
         }[module.architecture.heads](level, head, state_D)
-    norm = module.heads[len(path) - 1].norm
-    return model.lm_head.weight @ (norm.weight * state_D / (state_D.pow(2).mean() + norm.eps).sqrt())
+    return read_out(module.heads[len(path) - 1], state_D)
 
 
 REFERENCE = {"medusa": medusa_logits, "eagle": eagle_logits, "eagle2": eagle_logits, "s4c": s4c_logits}

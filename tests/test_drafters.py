@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_models import OTHER_PROMPT, PROMPT, Beside, Oracle, build, greedy_text, paths_of, run, small_target
 
-from methods.core.recycling import EXTRA_NODES, SuccessorTable
+from methods.core.recycling import SuccessorTable
 from methods.core.tree import DraftTree
 from methods.prompt_lookup import Config, PromptLookup
 from methods.registry import METHODS
@@ -59,7 +59,7 @@ def test_s4cs_continuous_tree_is_the_fresh_one():
         read.append([len(drafter.stream.unread_ND) for drafter in drafters])
 
     run(target, Beside(Oracle(greedy_text(), RIGHTS), drafters, compare), PROMPT, 40)
-    assert read[:4] == [[12, 12], [3, 15], [1, 16], [5, 21]]
+    assert read[:4] == [[1, 1], [3, 15], [1, 16], [5, 21]]
 
 
 @pytest.mark.parametrize("name", ["eagle2", "s4c"])
@@ -73,7 +73,7 @@ def test_a_round_reads_only_what_the_one_before_committed(name):
         assert drafter.stream.cache.length == len(tokens) - 1
 
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [drafter], note), PROMPT, 40)
-    assert read[:6] == [len(PROMPT), *(right + 1 for right in RIGHTS)]
+    assert read[:6] == [1, *(right + 1 for right in RIGHTS)]  # the prompt was read with the prefill
 
 
 def looked_up(text, nodes=4, max_ngram=3):
@@ -124,7 +124,7 @@ def test_the_successor_table_offers_what_the_target_ranked_high():
 
 def test_recycling_stays_within_its_extra_nodes_and_siblings_differ():
     target, trees = small_target(), []
-    drafter, _ = build("s4c", target, nodes=12, recycle="on")
+    drafter, _ = build("s4c", target, nodes=12, depth=4, width=4, recycle="on")
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [drafter], lambda tokens, tree: trees.append(tree)), PROMPT, 40)
-    assert max(map(len, trees)) == 13 + EXTRA_NODES
+    assert max(map(len, trees)) == 13
     assert all(len(set(paths_of(tree))) == len(tree) for tree in trees)

@@ -48,8 +48,8 @@ def test_every_method_resolves_on_either_device(name):
 
 
 def test_what_is_typed_goes_before_the_devices_default():
-    resolved = resolve("eagle2", {"nodes": "5", "tree": "static", "acceptance": "typical"}, "cpu")
-    assert (resolved.config.nodes, resolved.config.tree, resolved.config.depth) == (5, "static", METHODS["eagle2"].cpu["depth"])
+    resolved = resolve("eagle2", {"nodes": "5", "policy": "static", "acceptance": "typical"}, "cpu")
+    assert (resolved.config.nodes, resolved.config.policy, resolved.config.depth) == (5, "static", METHODS["eagle2"].cpu["depth"])
     assert not resolved.lossless
     drafter, accept = registry.build(resolved, small_target(), trained("eagle", small_target().model))
     assert len(drafter.policy.parents) == 6
@@ -88,7 +88,9 @@ def test_s4c_weights_of_another_architecture_are_refused(key, value):
     ("name", "setting", "what"),
     [
         ("s4c", {"depth": 6}, "depth=6 is more than the S4C weights' 5 levels"),
-        ("s4c", {"nodes": 124, "recycle": "on"}, "nodes=124 leaves no room for recycle=on"),
+        ("s4c", {"nodes": 4, "recycle": "on"}, "nodes is 4, of which recycle=on takes 4"),
+        ("s4c", {"tree": "fresh", "prefix": "none"}, "tree=fresh rereads the text"),
+        ("eagle2", {"depth": 8, "width": 20}, "grows too large a tree"),
         ("s4c", {"width": 0}, "width is 0"),
         ("eagle2", {"nodes": 128}, "nodes is 128"),
         ("medusa", {"nodes": 0}, "nodes is 0"),

@@ -101,12 +101,11 @@ def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
     "shape",
     [
         Shape("", hidden=16, layers=2, query=32, key=16, intermediate=64, vocab=64),
-        Shape("", hidden=32, layers=1, query=32, key=16, intermediate=64, vocab=64),
         Shape("", hidden=32, layers=2, query=32, key=32, intermediate=64, vocab=64),  # groups of one: too few for groups of two
         Shape("", hidden=32, layers=2, query=32, key=16, intermediate=64, vocab=63),
     ],
 )
-def test_a_shape_that_is_too_small_is_refused(shape):
+def test_a_shape_that_is_too_narrow_is_refused(shape):
     with pytest.raises(UserError, match="does not fit into narrow"):
         wide_config(LlamaConfig(**SHAPE), shape, "narrow")
 
@@ -126,3 +125,8 @@ def test_every_parameter_of_every_drafter_has_axes():
     for kind in ("medusa", "eagle", "s4c"):
         for name, _ in trained(kind, small).module.named_parameters():
             assert any(name.endswith(suffix) for suffix in AXES), name
+
+
+def test_a_shallow_shape_takes_the_small_ones_layers():
+    shape = Shape("", hidden=64, layers=1, query=64, key=32, intermediate=96, vocab=80)
+    assert wide_config(LlamaConfig(**SHAPE), shape, "shallow").num_hidden_layers == SHAPE["num_hidden_layers"] == 2

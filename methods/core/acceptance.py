@@ -66,7 +66,7 @@ def speculative_sampling(tree: DraftTree, logits_NV: Tensor, sampling: Sampling,
     """
     if sampling.temperature == 0.0:
         return match(tree, logits_NV, sampling, rng)
-    choose(logits_NV[:1], Sampling(1), rng)  # refuses NaN logits before the device has to
+    choose(logits_NV, Sampling(1), rng)  # refuses NaN logits before the device has to
     p_NV, path, children = probabilities(logits_NV, sampling.temperature), [0], tree.shape.children
     p_V = p_NV[0]
     while True:

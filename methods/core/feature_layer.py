@@ -73,8 +73,15 @@ class FeatureStream:
         self.layer, self.embed, self.config = layer, target.embed, layer.config
         self.cache = KVCache(layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
 
-    def begin(self, features_ND: Tensor) -> None:
-        """Start over with the features of N committed tokens."""
+    def begin(self, prompt: list[int], features_ND: Tensor) -> None:
+        """A new text: read the prompt now, with the prefill, all but its last row, whose next token is not known yet."""
+        self.restart(features_ND[:-1])
+        if len(prompt) > 1:
+            self.read(prompt)
+        self.unread_ND = features_ND[-1:]
+
+    def restart(self, features_ND: Tensor) -> None:
+        """Forget everything read; N tokens are committed and unread."""
         self.cache.truncate(0)
         self.unread_ND = features_ND
 

@@ -28,6 +28,8 @@ def check_tree(nodes: int, depth: int = 1, width: int = 1) -> None:
     for name, value, most in (("nodes", nodes, MAX_NODES - 1), ("depth", depth, MAX_NODES - 1), ("width", width, MAX_WIDTH)):
         if not 1 <= value <= most:
             raise UserError(f"{name} is {value}; choose 1 to {most}")
+    if (depth - 1) * width > MAX_NODES:  # rows a drafter's cache has to spare
+        raise UserError(f"depth {depth} x width {width} grows too large a tree; keep (depth - 1) x width within {MAX_NODES}")
 
 
 class Step(Protocol):
@@ -69,10 +71,13 @@ class GrownTree:
                 parent_W = 1 + grown + chosen
                 logits_WV = step(tokens[-1][chosen], chosen // self.width, level)
             grown += len(tokens[-1])
-        best = torch.cat(scores).topk(min(self.nodes, grown)).indices.sort().values
+        kept = torch.cat(scores).topk(min(self.nodes, grown))
+        best = kept.indices.sort().values
         node_ids = torch.cat([best.new_zeros(1), best + 1])
         places = torch.searchsorted(node_ids, torch.cat(parents)[best])
-        kept_tokens, kept_parents = torch.stack([torch.cat(tokens)[best], places]).tolist()
+        kept_tokens, kept_parents, broken = torch.stack([torch.cat(tokens)[best], places, kept.values.isnan()]).tolist()
+        if any(broken):
+            raise FloatingPointError("the drafter's logits are NaN")
         return DraftTree([root, *kept_tokens], (-1, *kept_parents))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,6 @@ class Shape(NamedTuple):
 
     depths: tuple[int, ...]
     children: tuple[tuple[int, ...], ...]
-    ancestors: tuple[int, ...]  # of node i as a bit mask, i itself included
 
 
 @lru_cache(maxsize=4096)
@@ -27,13 +27,12 @@ def shape_of(parents: tuple[int, ...]) -> Shape:
     """
     if not parents or parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
         raise ValueError(f"parents must be -1 for the root and point backwards, got {parents}")
-    depths, sees = [0], [1]
+    depths = [0]
     children: list[list[int]] = [[] for _ in parents]
     for i, parent in enumerate(parents[1:], start=1):
         depths.append(depths[parent] + 1)
         children[parent].append(i)
-        sees.append(sees[parent] | 1 << i)
-    return Shape(tuple(depths), tuple(map(tuple, children)), tuple(sees))
+    return Shape(tuple(depths), tuple(map(tuple, children)))
 
 
 class DeviceShape(NamedTuple):
@@ -45,9 +44,10 @@ class DeviceShape(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def device_shape_of(parents: tuple[int, ...], device: torch.device) -> DeviceShape:
-    shape = shape_of(parents)
-    rows = [[bool(bits >> i & 1) for i in range(len(parents))] for bits in shape.ancestors]
-    return DeviceShape(torch.tensor(shape.depths, device=device), torch.tensor(rows, device=device))
+    sees_NN = np.eye(len(parents), dtype=bool)
+    for i, parent in enumerate(parents[1:], start=1):
+        sees_NN[i] |= sees_NN[parent]
+    return DeviceShape(torch.tensor(shape_of(parents).depths, device=device), torch.from_numpy(sees_NN).to(device))
 
 
 @dataclass(frozen=True)

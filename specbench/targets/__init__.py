@@ -5,6 +5,7 @@ A target folder is a transformers checkpoint with its tokenizer and, beside them
 
 import hashlib
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -75,6 +77,12 @@ class Loaded:
     def _load(self, kind: str, code: ModuleType, path: Path) -> Trained:
         inner = self.model if self.small is None else self.small
         trained = weights.load(path, kind, code.Module, code.Architecture, inner.config)
+        trained_for = weights.about(path).get("target_sha256")
+        if trained_for != self.weights_sha256:
+            raise UserError(
+                f"drafter weights {path} were trained for another target (sha256 {str(trained_for)[:12]}, this one is "
+                f"{self.weights_sha256[:12]}); train them with: specbench train {kind} --target {self.name}"
+            )
         if self.small is None:
             return replace(trained, module=trained.module.to(self.model.device, self.model.dtype))
         with torch.device(self.model.device):
@@ -88,9 +96,9 @@ def default_name(device: str) -> str:
 
 
 def default_dtype(device: str) -> str:
-    """bf16 where the device computes it natively, else fp32."""
+    """bf16 where the device computes it natively, else fp16 on CUDA and fp32 on a CPU."""
     if device.startswith("cuda"):
-        return "bf16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
     return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
@@ -109,13 +117,17 @@ def load(name: str, *, device: str, dtype: str, attention: str, drafter_files: M
         if name in TARGETS:
             raise UserError(f"the shipped target is missing from {folder}; reinstall specbench")
         raise unknown("target", name, TARGETS)
-    refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
     wide = name in SHAPES
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if wide else DTYPES[dtype], attn_implementation=attention, local_files_only=True
-    )
+    try:
+        refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if wide else DTYPES[dtype], attn_implementation=attention, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"target folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
     model.eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {model.config.vocab_size}: they are not a pair")
     sha, drafter_files = _sha256(folder), drafter_files or {}
@@ -127,10 +139,12 @@ def load(name: str, *, device: str, dtype: str, attention: str, drafter_files: M
 
 
 def check_device(device: str) -> None:
-    if device != "cpu" and not device.startswith("cuda"):
-        raise unknown("device", device, ("cpu", "cuda"))
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise unknown("device", device, ("cpu", "cuda", "cuda:0"))
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
+        raise UserError(f"device {device} was asked for, but torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        raise UserError(f"device {device} does not exist; torch sees {torch.cuda.device_count()}: cuda:0 and up")
 
 
 def shipped_folder() -> Path:

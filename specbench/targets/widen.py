@@ -33,6 +33,7 @@ AXES = {
     "fc.bias": ("stream",),
     "mix.weight": ("stream", "stream"),  # S4C's heads
     "mix.bias": ("stream",),
+    "project.weight": ("stream", "stream"),
     "linear.weight": ("stream", "stream"),  # Medusa's heads
     "linear.bias": ("stream",),
     "out.weight": ("vocab", "stream"),
@@ -42,13 +43,12 @@ NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any te
 
 
 def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig:
-    """The large shape's config. Raises UserError where the small model does not fit into it."""
+    """The large shape's config, with at least the small one's layers. Raises UserError where the small one does not fit."""
     width = head_dim(small)
     heads, kv_heads = shape.query // width, shape.key // width
     small_group = group_of(small)
     fits = (
         small.hidden_size <= shape.hidden
-        and small.num_hidden_layers <= shape.layers
         and small.num_key_value_heads <= kv_heads
         and small_group <= heads // kv_heads
         and small.intermediate_size <= shape.intermediate
@@ -56,14 +56,14 @@ def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig
     )
     if not fits:
         raise UserError(
-            f"the target ({small.hidden_size} wide, {small.num_hidden_layers} layers) does not fit into {name} "
-            f"({shape.hidden} wide, {shape.layers} layers); choose a larger shape"
+            f"the target ({small.hidden_size} wide, {small.num_key_value_heads} key heads) does not fit into {name} "
+            f"({shape.hidden} wide, {kv_heads} key heads); choose a larger shape"
         )
     return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
+        num_hidden_layers=max(shape.layers, small.num_hidden_layers),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=width,

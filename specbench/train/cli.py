@@ -8,7 +8,7 @@ from rich.console import Console
 
 from specbench.arguments import pairs
 
-DRAFTER_TOKENS = 4_000_000
+DRAFTER_TOKENS = 8_000_000
 HELD_OUT_PROMPTS = 20  # a category
 
 
