@@ -39,5 +39,5 @@ wheel: install
 train: install
 	$(BIN)/specbench train target --preset micro --corpus $(CORPUS) --out training/target
 	for kind in medusa eagle s4c; do $(BIN)/specbench train $$kind --target training/target --corpus $(CORPUS) || exit 1; done
-	$(BIN)/specbench train card --target training/target --corpus $(CORPUS)
+	$(BIN)/specbench card training/target --corpus $(CORPUS)
 	cp -r training/target/*.json training/target/*.jinja training/target/*.safetensors training/target/*.md training/target/drafters specbench/targets/tiny/

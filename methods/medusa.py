@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from methods.core.decode import Drafter
+from methods.core.errors import UserError
 from methods.core.policies import TreePolicy, best_static_tree, check_tree
 from methods.core.target import Scores, Target
-from methods.core.training import Batch, Level, hard_cross_entropy
+from methods.core.training import MAX_DEPTH, Batch, Level, hard_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
@@ -29,6 +30,10 @@ class Config:
 @dataclass(frozen=True)
 class Architecture:
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.heads < MAX_DEPTH:
+            raise UserError(f"heads is {self.heads}; choose 1 to {MAX_DEPTH - 1}")
 
 
 class Head(nn.Module):

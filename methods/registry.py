@@ -104,7 +104,7 @@ def resolve(arm: str, overrides: Mapping[str, str], device: str) -> Resolved:
     for key, text in {**overrides, **own}.items():
         if key not in keys:
             raise unknown(f"option of {name}", key, keys)
-        values[key] = _parse(name, key, text, keys[key])
+        values[key] = parse_option(name, key, text, keys[key])
     acceptance = values.pop("acceptance", "match")
     config = importlib.import_module(row.module).Config(**values)
     return Resolved(arm, name, config, acceptance)
@@ -119,7 +119,8 @@ def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[
     return module.build(resolved.config, target, drafter), RULES[resolved.acceptance].apply
 
 
-def _parse(name: str, key: str, text: str, kind: Any) -> Any:
+def parse_option(name: str, key: str, text: str, kind: Any) -> Any:
+    """An option's value from its text, by its type: one of a Literal's, or a whole number. Raises UserError."""
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise unknown(f"value of {name}'s {key}", text, get_args(kind))

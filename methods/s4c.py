@@ -21,7 +21,7 @@ from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.target import Scores, Target
-from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
+from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
@@ -58,6 +58,10 @@ class Architecture:
     heads: Heads = "recurrent"
     prefix: Prefix = "layer"
     depth: int = 5
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.depth < MAX_DEPTH:
+            raise UserError(f"depth is {self.depth}; choose 2 to {MAX_DEPTH - 1}")
 
 
 class LightHead(nn.Module):

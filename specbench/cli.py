@@ -15,7 +15,7 @@ from rich.table import Table
 
 from methods.core.errors import UserError
 from specbench.arguments import pairs
-from specbench.train.cli import train
+from specbench.train.cli import card, held_out, train
 
 if TYPE_CHECKING:
     from specbench.session import Options
@@ -131,7 +131,8 @@ def targets() -> None:
     console.print(table)
 
 
-app.command()(train)
+for command in (train, card, held_out):
+    app.command()(command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

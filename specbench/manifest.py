@@ -56,6 +56,7 @@ class RunManifest:
     target: dict[str, Any]
     categories: dict[str, int]
     units_total: int
+    suite_version: str
     template_sha256: str
     environment: dict[str, Any]
     git: dict[str, Any]

@@ -168,6 +168,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         },
         categories=dict(Counter(question.category for question in suite.questions)),
         units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
+        suite_version=suite.version,
         template_sha256=template,
         environment=environment(target.device),
         git=git_state(),

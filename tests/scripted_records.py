@@ -65,6 +65,7 @@ def write_run(run_dir: Path, records: Sequence[Record], **changes: Any) -> Path:
         | changes.pop("target", {}),
         "categories": {"qa": 2, "rag": 2},
         "units_total": 4 * len(methods),
+        "suite_version": "1",
         "template_sha256": "d" * 64,
         "environment": {"python": "3.11", "torch": "2.13", "cpu": "A CPU", "threads": 2},
         "git": {"sha": "c" * 40, "dirty": True},

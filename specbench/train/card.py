@@ -1,6 +1,7 @@
 """The model card of a trained target: what it was made from, how good it is, what it writes."""
 
 import hashlib
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,11 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from methods.core import weights
+from methods.core.errors import UserError
 from specbench import prompts, suites, targets
 from specbench.agreement import repetition
-from specbench.environment import environment
 from specbench.train import corpus, generate
-from specbench.train.target import PRESETS
+from specbench.train.target import FACTS
 
 WINDOW = 1024
 REPETITIVE = 0.5  # an output counts as fallen into repetition when more of its 4-grams than this occurred before
@@ -65,11 +66,13 @@ The weights are published under Apache-2.0 as far as it is ours to say; who must
 """
 
 
-def write(folder: Path, corpus_file: Path, preset_name: str, console: Console) -> None:
-    """Measure the target in ``folder`` and write ``MODEL_CARD.md`` beside it."""
+def write(folder: Path, corpus_file: Path, console: Console) -> None:
+    """Measure a target trained here and write ``MODEL_CARD.md`` beside it. Raises UserError for any other folder."""
+    if not (folder / FACTS).is_file():
+        raise UserError(f"{folder} holds no {FACTS}: a card is written for a target trained by specbench train target; pass its folder")
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
-    config, tokenizer, preset = loaded.model.config, loaded.tokenizer, PRESETS[preset_name]
-    steps = preset.tokens // preset.batch_tokens
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     console.print("measuring held-out loss")
     held_T = corpus.token_stream(corpus_file, tokenizer.backend_tokenizer, held_out=True)
     loss, bits = held_out(loaded, held_T)
@@ -92,11 +95,8 @@ def write(folder: Path, corpus_file: Path, preset_name: str, console: Console) -
         repetitive=repetitive,
         answers=len(answers),
         new_tokens=ANSWER_TOKENS,
-        preset=preset_name,
-        steps=steps,
-        batch_tokens=preset.batch_tokens,
-        tokens=steps * preset.batch_tokens,
-        hardware=_hardware(),
+        tokens=trained["steps"] * trained["batch_tokens"],
+        **trained,
         sha256=loaded.weights_sha256,
         drafters="\n".join(_drafter_rows(folder)),
         sample_tokens=SAMPLE_TOKENS,
@@ -158,8 +158,3 @@ def _drafter_rows(folder: Path) -> list[str]:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         rows.append(f"| {path.stem} | {about['parameters']:,} | {about['tokens']:,} | {first} | `{sha256[:16]}` |")
     return rows
-
-
-def _hardware() -> str:
-    machine = environment(torch.device("cpu"))
-    return machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"

@@ -42,6 +42,13 @@ def read(path: Path, *, held_out: bool) -> Iterator[Record]:
                 yield record
 
 
+def sha256(path: Path) -> str:
+    """Of the corpus file. Raises UserError when there is none."""
+    if not path.is_file():
+        raise UserError(f"corpus file {path} does not exist; pass --corpus FILE (JSONL, plain or .xz)")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def repeats(record: Record) -> int:
     """How often a record is seen in one epoch: its weight, a fractional part drawn by a hash of its id."""
     weight = CATEGORY_WEIGHT.get(record.get("category", ""), 1.0) * SOURCE_WEIGHT.get(record.get("source", ""), 1.0)

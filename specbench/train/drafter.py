@@ -4,7 +4,7 @@ Two phases: first the corpus as it is, then text the target itself generated. Th
 """
 
 import importlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from methods.core import weights
 from methods.core.errors import UserError, unknown
 from methods.core.training import MAX_DEPTH, Batch
-from methods.registry import METHODS
+from methods.registry import METHODS, parse_option
 from specbench import targets
-from specbench.train import corpus, generate, loop
+from specbench.targets.shapes import SHAPES
+from specbench.train import corpus, generate, loop, tokenizer
 
 SEQ = 1024
 ROWS = 2
@@ -46,14 +47,27 @@ def train(
     work: Path,
     console: Console,
 ) -> None:
-    """Train the weights ``kind`` and write them to the file ``out``; the same command resumes from ``work``."""
+    """Train the weights ``kind`` and write them to the file ``out``; the same command resumes from ``work``.
+
+    Raises UserError for targets it cannot make training text for: cost-matched ones (train on the small one inside) and
+    those without the shipped chat format.
+    """
     if kind not in KINDS:
         raise unknown("trainable method", kind, [*KINDS, "target"])
+    if target_name in SHAPES:
+        raise UserError(
+            f"{target_name} is a cost-matched target, whose drafters are those of {targets.SHIPPED}; pass --target {targets.SHIPPED}"
+        )
     loaded = targets.load(target_name, device=device, dtype="fp32", attention="sdpa")
     code = importlib.import_module(next(row.module for row in METHODS.values() if row.weights == kind))
     architecture = _architecture(code.Architecture(), kind, options)
-    work.mkdir(parents=True, exist_ok=True)
-    streams = _streams(loaded, corpus_file, work, console)
+    missing = [token for token in tokenizer.SPECIAL if token not in loaded.tokenizer.get_vocab()]
+    if missing:
+        raise UserError(
+            f"the tokenizer of {target_name} lacks {', '.join(missing)}: only targets in specbench's own chat format can be trained for"
+        )
+    data = {"target": loaded.weights_sha256, "corpus": corpus.sha256(corpus_file)}
+    streams = _streams(loaded, corpus_file, work / f"texts-{loop.identity(data)}", console)
     torch.manual_seed(0)
     module = code.Module(loaded.model.config, architecture).to(device)
     module.start_from(loaded.model.get_output_embeddings(), loaded.model.base_model.get_parameter("norm.weight"))
@@ -73,7 +87,7 @@ def train(
         loss_at,
         steps=steps,
         tokens_per_step=SEQ * ROWS,
-        state_file=work / f"{out.stem}.pt",
+        state_file=work / f"{kind}-{loop.identity({**data, **asdict(architecture), 'tokens': tokens, 'lr': lr})}.pt",
         evaluate=lambda: _line(rank_accuracy(module, held_out)),
         evaluate_every=max(1, steps // 12),
         console=console,
@@ -111,15 +125,16 @@ def _line(accuracy: weights.RankAccuracy) -> str:
 
 
 def _architecture(default: Any, kind: str, options: dict[str, str]) -> Any:
-    known = asdict(default)
+    known = {each.name: each.type for each in fields(default)}
     for key in options:
         if key not in known:
             raise unknown(f"training option of {kind}", key, known) if known else UserError(f"{kind} has no training options, got {key!r}")
-    return replace(default, **{key: type(known[key])(text) for key, text in options.items()})
+    return replace(default, **{key: parse_option(kind, key, text, known[key]) for key, text in options.items()})
 
 
 def _streams(loaded: targets.Loaded, corpus_file: Path, work: Path, console: Console) -> dict[str, np.ndarray]:
     """The corpus, the target's own text, and its text on held-out prompts; computed once and kept in ``work``."""
+    work.mkdir(parents=True, exist_ok=True)
     backend = loaded.tokenizer.backend_tokenizer
 
     def own(held_out: bool) -> np.ndarray:
@@ -151,13 +166,13 @@ def _streams(loaded: targets.Loaded, corpus_file: Path, work: Path, console: Con
 
 
 def _batch(loaded: targets.Loaded, stream_T: np.ndarray, index: int) -> Batch:
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model = loaded.model
     starts = corpus.window_starts(len(stream_T), SEQ)
     chosen = starts.take(np.arange(index * ROWS, (index + 1) * ROWS), mode="wrap")
     tokens_BT = corpus.windows(stream_T, chosen, SEQ)[:, :-1].to(model.device)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
         features_BTD = _features(model, tokens_BT)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = loaded.tokenizer.get_vocab()
     roles = [vocabulary[f"<|{role}|>"] for role in ("system", "user", "assistant")]
     return Batch(tokens_BT, features_BTD, answers(tokens_BT, roles), model.get_input_embeddings(), model.get_output_embeddings())
 

@@ -1,9 +1,12 @@
 """The one training loop: the target and every drafter run through it."""
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,6 +25,11 @@ def optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
         (inner if parameter.ndim == 2 and not name.endswith(VOCABULARY) else outer).append(parameter)
     muon = torch.optim.Muon(inner, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def identity(facts: dict[str, Any]) -> str:
+    """A short name for what some work depends on, so that nothing is resumed from or reused for anything else."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def rate(step: int, steps: int, warmup: float = 0.02, decay: float = 0.4) -> float:

@@ -1,8 +1,9 @@
 """Train the shipped target: a small Llama on the chat corpus, from its own tokenizer up."""
 
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import unknown
+from specbench.environment import environment
 from specbench.train import corpus, loop, tokenizer
+
+FACTS = "training.json"  # beside the weights: how they were trained
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,14 @@ PRESETS = {
 def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, console: Console) -> None:
     """Train tokenizer and model of a preset and save both in ``out`` as a transformers checkpoint.
 
-    Work in progress (tokenizer, token streams, optimiser state) is kept in ``out/work``: the same command resumes.
+    Work in progress (tokenizer, token streams, optimiser state) is kept beneath ``out``: the same command resumes.
     """
     if preset_name not in PRESETS:
         raise unknown("target preset", preset_name, PRESETS)
-    preset, work = PRESETS[preset_name], out / "work"
+    preset = PRESETS[preset_name]
+    work = out / f"work-{loop.identity({'corpus': corpus.sha256(corpus_file), **asdict(preset)})}"
     work.mkdir(parents=True, exist_ok=True)
-    tok, train_T, held_T = _data(preset, corpus_file, out, work, console)
+    tok, train_T, held_T = _data(preset, corpus_file, work, console)
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(config(preset, tok), attn_implementation="sdpa").to(device)
     steps = preset.tokens // preset.batch_tokens
@@ -83,6 +88,11 @@ def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, consol
         console=console,
     )
     model.to(torch.bfloat16).save_pretrained(out)
+    tok.save_pretrained(out)
+    machine = environment(torch.device(device))
+    hardware = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    facts = {"preset": preset_name, "steps": steps, "batch_tokens": preset.batch_tokens, "hardware": hardware}
+    (out / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def config(preset: Preset, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaConfig:
@@ -123,14 +133,14 @@ def _loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
 
 
 def _data(
-    preset: Preset, corpus_file: Path, out: Path, work: Path, console: Console
+    preset: Preset, corpus_file: Path, work: Path, console: Console
 ) -> tuple[tokenizer.PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
-    if (out / "tokenizer.json").is_file():
-        tok = tokenizer.PreTrainedTokenizerFast.from_pretrained(out)
+    if (work / "tokenizer.json").is_file():
+        tok = tokenizer.PreTrainedTokenizerFast.from_pretrained(work)
     else:
         console.print("training the tokenizer")
         tok = tokenizer.train(corpus_file, preset.vocab)
-        tok.save_pretrained(out)
+        tok.save_pretrained(work)
     streams = []
     for name, held_out in (("train", False), ("held_out", True)):
         file = work / f"{name}.npy"
