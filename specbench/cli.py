@@ -107,6 +107,20 @@ def report(
 
 
 @app.command()
+def agree(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a greedy run.")]) -> None:
+    """Compare every arm's tokens with vanilla's; exit 1 where one differs and the target was not torn between the two."""
+    from specbench import divergence
+
+    explained = divergence.explain(run_dir)
+    console.print(divergence.table(explained))
+    for each in explained.violations:
+        place = f"{each.method}, question {each.question_id}, turn {each.turn + 1}, token {each.position}"
+        console.print(f"violation: {place}: {each.tokens[1]} for {each.tokens[0]}, gap {each.gap:.3g}", markup=False, soft_wrap=True)
+    if explained.violations:
+        raise SystemExit(1)
+
+
+@app.command()
 def methods() -> None:
     """The methods that can be measured, and their options."""
     from methods.registry import METHODS, options
