@@ -52,7 +52,7 @@ class Module(nn.Module):
 
         From level 2 on that is an approximation: the rows of earlier tokens are estimates too, where drafting has true ones.
         """
-        features_BTD, next_BTD = batch.features_BTD, _next_embeddings(batch)
+        features_BTD, next_BTD = batch.features_BTD, batch.next_embeddings()
         for level in range(count):
             out_BTD = self.layer(next_BTD, features_BTD)
             state_PD = out_BTD.flatten(0, 1)[flat_P + level]
@@ -64,8 +64,7 @@ class Module(nn.Module):
 
         The published weight of the cross-entropy is 0.1, for 20 epochs; here both weigh 1, since few steps have to do.
         """
-        noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
-        out_BTD = self.layer(_next_embeddings(batch), batch.features_BTD + noise)
+        out_BTD = self.layer(batch.next_embeddings(), batch.noisy_features(FEATURE_NOISE))
         state_PD = out_BTD.flatten(0, 1)[flat_P]
         guess = soft_cross_entropy(batch.lm_head(state_PD), batch, flat_P + 1)
         return feature_loss(state_PD, batch, flat_P + 1) + guess
@@ -98,11 +97,6 @@ class Eagle:
         positions = torch.full_like(tokens_W, self.committed + level - 1)
         self.state_WD = self.stream.extend(tokens_W, self.state_WD[rows_W], positions, mask)
         return self.target.lm_head(self.state_WD)
-
-
-def _next_embeddings(batch: Batch) -> Tensor:
-    """Embeddings of the tokens one place on; the last place repeats and is never asked."""
-    return batch.embed(torch.cat([batch.tokens_BT[:, 1:], batch.tokens_BT[:, -1:]], dim=1))
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:

@@ -123,9 +123,8 @@ class Module(nn.Module):
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
         """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess, weighed as in EAGLE here."""
-        noise = (torch.rand_like(batch.features_BTD) - 0.5) * FEATURE_NOISE
         total = flat_P.new_zeros((), dtype=torch.float32)
-        for i, level in enumerate(self._levels(batch, batch.features_BTD + noise, flat_P, len(self.heads) + 1)):
+        for i, level in enumerate(self._levels(batch, batch.noisy_features(FEATURE_NOISE), flat_P, len(self.heads) + 1)):
             assert level.state_PD is not None
             apart = feature_loss(level.state_PD, batch, flat_P + i + 1) + soft_cross_entropy(level.logits_PV, batch, flat_P + i + 1)
             total = total + DEPTH_DISCOUNT**i * apart
@@ -133,8 +132,7 @@ class Module(nn.Module):
 
     def _levels(self, batch: Batch, features_BTD: Tensor, flat_P: Tensor, count: int) -> Iterator[Level]:
         if isinstance(self.first, FeatureLayer):
-            following = torch.cat([batch.tokens_BT[:, 1:], batch.tokens_BT[:, -1:]], dim=1)
-            first_PD = self.first(batch.embed(following), features_BTD).flatten(0, 1)[flat_P]
+            first_PD = self.first(batch.next_embeddings(), features_BTD).flatten(0, 1)[flat_P]
         else:
             feature_PD = features_BTD.flatten(0, 1)[flat_P]
             first_PD = self.first(feature_PD, [feature_PD, batch.embedding_at(flat_P + 1)])

@@ -15,8 +15,8 @@ from methods.core.errors import UserError
 from specbench import prompts, records
 from specbench.agreement import first_divergence
 from specbench.manifest import RunManifest
-from specbench.records import Record
-from specbench.runner import BASELINE, Session
+from specbench.records import BASELINE, Record
+from specbench.runner import Session
 from specbench.session import Options, prepare
 from specbench.targets import DTYPES
 

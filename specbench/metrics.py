@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from specbench.agreement import NOTHING_TO_COMPARE, agreement, repetition
-from specbench.records import Record
+from specbench.records import BASELINE, Record
 from specbench.stats import UNKNOWN, Estimate, geometric_mean, ratio_of_sums
 
-BASELINE = "vanilla"
 OVERALL = "overall"
 PHYSICS_MARGIN = 1.05  # at batch 1 a decode speedup above MAT times this is an error of accounting (DESIGN rule 7)
 KEY = ["question_id", "turn", "repeat"]

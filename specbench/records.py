@@ -11,6 +11,7 @@ from methods.core.errors import UserError
 
 SCHEMA = 1
 FILE = "records.jsonl"
+BASELINE = "vanilla"  # the arm every other is compared with
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench import breakdown, figures, metrics, notes, records, tables
 from specbench.manifest import RunManifest
-from specbench.metrics import BASELINE, OVERALL
+from specbench.metrics import OVERALL
+from specbench.records import BASELINE
 from specbench.suites import TITLES
 
 CAPTIONS = {

@@ -22,11 +22,10 @@ from specbench import prompts, records, rundir
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory
 from specbench.progress import RunProgress
-from specbench.records import Record, Steps
+from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
 
 WARMUP_TOKENS = 32  # a turn: enough for allocators, kernels and caches to settle
-BASELINE = "vanilla"
 
 
 class Arm(NamedTuple):

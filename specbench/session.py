@@ -17,7 +17,8 @@ from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
-from specbench.runner import BASELINE, Arm, Session
+from specbench.records import BASELINE
+from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
 from specbench.targets import Loaded
 

@@ -35,6 +35,14 @@ class Batch:
         flat = rows * width + starts
         return flat[torch.randperm(len(flat), device=flat.device)[:at_most]]
 
+    def next_embeddings(self) -> Tensor:
+        """BTD: of the token one place on; the last place repeats and is never asked."""
+        return self.embed(torch.cat([self.tokens_BT[:, 1:], self.tokens_BT[:, -1:]], dim=1))
+
+    def noisy_features(self, width: float) -> Tensor:
+        """The features with uniform noise of that width: a drafter will have to read estimates (EAGLE)."""
+        return self.features_BTD + (torch.rand_like(self.features_BTD) - 0.5) * width
+
     def tokens_at(self, flat_P: Tensor) -> Tensor:
         return self.tokens_BT.flatten()[flat_P]
 

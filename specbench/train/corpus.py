@@ -8,6 +8,7 @@ answers to one prompt never sit on both sides.
 import hashlib
 import json
 import lzma
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def repeats(record: Record) -> int:
 def chat_text(messages: list[dict[str, str]]) -> str:
     """A conversation in the shipped chat format; equal to what the tokenizer's own chat template gives (tested)."""
     return "<|bos|>" + "".join(f"<|{m['role']}|>{m['content'].strip()}<|end|>" for m in messages)
+
+
+def prompts(path: Path, *, held_out: bool) -> dict[str, list[list[dict[str, str]]]]:
+    """Distinct conversations up to the assistant's last answer, by category, in an order that has nothing to do with content."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(dict)
+    for record in read(path, held_out=held_out):
+        asked = record["messages"][:-1]
+        found[record["category"]][hashlib.sha256((chat_text(asked) + "<|assistant|>").encode()).hexdigest()] = asked
+    return {category: [asked for _, asked in sorted(by_hash.items())] for category, by_hash in found.items()}
 
 
 def token_stream(path: Path, tokenizer: Tokenizer, *, held_out: bool, seed: int = 0) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Text the target itself writes: what drafters are trained on last, since it is what they will have to guess."""
 
-import hashlib
 import itertools
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +38,10 @@ def conversations(
 
 def prompts(tokenizer: Tokenizer, corpus_file: Path, *, held_out: bool, per_category: int, max_prompt: int) -> list[list[int]]:
     """Token ids of prompts up to the assistant's turn, shortest first (so that batches pad little)."""
-    by_category: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for record in corpus.read(corpus_file, held_out=held_out):
-        text = corpus.chat_text(record["messages"][:-1]) + "<|assistant|>"
-        by_category[record["category"]].append((hashlib.sha256(text.encode()).hexdigest(), text))
     chosen = []
-    for texts in by_category.values():
-        encoded = (tokenizer.encode(text, add_special_tokens=False).ids for _, text in sorted(set(texts)))
-        fitting = (ids for ids in encoded if len(ids) <= max_prompt)
-        chosen += list(itertools.islice(fitting, per_category))
+    for conversations in corpus.prompts(corpus_file, held_out=held_out).values():
+        encoded = (tokenizer.encode(corpus.chat_text(asked) + "<|assistant|>", add_special_tokens=False).ids for asked in conversations)
+        chosen += list(itertools.islice((ids for ids in encoded if len(ids) <= max_prompt), per_category))
     return sorted(chosen, key=len)
 
 
