@@ -25,7 +25,8 @@ class Method:
 
 
 # Tree sizes: verifying is nearly free up to 8-16 nodes on a CPU and 64-128 on a GPU. The CPU's were chosen on held-out
-# corpus prompts (reports/tuning-tiny-160m-cpu: four settings each, the fastest end to end), the GPU's are the published defaults of each method.
+# corpus prompts (reports/tuning-tiny-160m-cpu: four settings each, the fastest end to end); the GPU's are the sizes each
+# method was published with.
 METHODS = {
     "vanilla": Method("Vanilla", "methods.vanilla"),
     "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 10}, cuda={"nodes": 10}),

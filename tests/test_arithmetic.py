@@ -10,6 +10,8 @@ from methods.core.training import Batch
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 S4C = [{"heads": heads, "prefix": prefix} for heads in ("recurrent", "hydra", "independent") for prefix in ("layer", "none")]
 VARIANTS = [("medusa", {}), ("eagle", {}), ("eagle2", {}), *(("s4c", options) for options in S4C)]
+GROWN = {"nodes": 12, "depth": 4, "width": 4}
+DEEP = {"medusa": {"nodes": 12}, "eagle": {"nodes": 12}, "eagle2": GROWN, "s4c": GROWN}
 RIGHTS = (2, 0, 3, 1)
 
 pytestmark = pytest.mark.usefixtures("exact_math")
@@ -71,7 +73,7 @@ KIND = {"medusa": "medusa", "eagle": "eagle", "eagle2": "eagle", "s4c": "s4c"}
 def test_every_guess_of_a_tree_is_recomputed_from_scratch(name, options, attention):
     model, target = small_model(attention=attention), small_target(attention=attention)
     module = trained(KIND[name], model, **options).module
-    drafter, _ = build(name, target, **options)
+    drafter, _ = build(name, target, **options, **DEEP.get(name, {}))
     drafter.policy = watched = Watched(drafter.policy)
     checked = []
 
@@ -102,7 +104,7 @@ def test_what_training_shows_a_drafter_is_what_it_sees_when_it_drafts(name, opti
     count = 1 if name.startswith("eagle") else len(levels)
     assert len(levels) == 4
     for i, place in enumerate(places):
-        drafter, _ = build(name, target, **options)
+        drafter, _ = build(name, target, **options, **DEEP.get(name, {}))
         committed, guesses = text[: place + 2], text[place + 2 : place + 1 + count]
         drafter.policy = watched = Watched(Follow(guesses))
         drafter.begin(committed[:-1], target.prefill(committed[:-1]))

@@ -129,7 +129,7 @@ def test_a_finished_run_is_left_as_it_is(options, undisturbed):
     [
         ({"max_new_tokens": 25}, ["max_new_tokens 24 -> 25"]),
         ({"seed": 1, "turns": "shared"}, ["seed 0 -> 1", "turns own -> shared"]),
-        ({"overrides": ["nodes=3"]}, ["pld.nodes 7 -> 3"]),
+        ({"overrides": ["nodes=3"]}, ["pld.nodes 10 -> 3"]),
         ({"overrides": ["acceptance=typical"]}, ["pld.acceptance match -> typical"]),
         ({"methods": ["vanilla"]}, ['methods ["vanilla", "pld"] -> ["vanilla"]']),
         ({"limit": 1}, ["limit null -> 1"]),
