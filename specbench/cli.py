@@ -58,6 +58,7 @@ def run(
     drafter: Annotated[
         list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own, for a kind or for one arm; repeatable.")
     ] = None,
+    aa: Annotated[str | None, typer.Option(metavar="METHOD", help="Run this method twice: what its two arms differ by is noise.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
 ) -> None:
     """Answer every question with every method and report. The same command again does only what is missing."""
@@ -81,6 +82,7 @@ def run(
         turns=turns,
         overrides=override or [],
         drafter_files={kind: Path(file) for kind, file in pairs("--drafter", drafter).items()},
+        aa=aa,
     )
     _measure(options, out)
 

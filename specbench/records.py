@@ -12,6 +12,7 @@ from methods.core.errors import UserError
 SCHEMA = 1
 FILE = "records.jsonl"
 BASELINE = "vanilla"  # the arm every other is compared with
+AGAIN = "#2"  # ends the name of an arm that repeats another one unchanged, to measure the noise floor
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Record:
     prompt_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
     output_text: str = ""
+    text_tokens: int | None = None  # of the stripped text read back: Spec-Bench counts its baseline's so, and loses the stop token
     stop: str = ""  # "stop_id" or "length"
     prefill_s: float = 0.0
     total_s: float = 0.0  # the turn end to end: prefill, drafting, verification, commits
@@ -54,7 +56,11 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.status == "ok":
-            assert len(self.output_ids) == 1 + sum(self.steps.emitted), "tokens must equal 1 + the sum of emitted"
+            steps = self.steps
+            assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
+            whole = [accepted + 1 for accepted in steps.accepted]
+            assert steps.emitted[:-1] == whole[:-1], "every step but the last must emit accepted + 1"
+            assert steps.emitted[-1:] <= whole[-1:], "the last step can only be clipped"
 
     @property
     def key(self) -> tuple[str, str, int, int]:

@@ -181,6 +181,7 @@ class _Measurer:
             status="ok",
             output_ids=result.tokens,
             output_text=text,
+            text_tokens=len(self._session.tokenizer(text.strip(), add_special_tokens=False).input_ids),
             stop=result.stop,
             prefill_s=round(result.prefill_s, 7),
             total_s=round(total_s, 7),

@@ -17,7 +17,7 @@ from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
-from specbench.records import BASELINE
+from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
 from specbench.targets import Loaded
@@ -47,6 +47,7 @@ class Options:
     turns: str = "own"
     overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
     drafter_files: Mapping[str, Path] = field(default_factory=dict)
+    aa: str | None = None  # the arm that runs twice
 
     def __post_init__(self) -> None:
         least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
@@ -61,8 +62,12 @@ class Options:
         """The options that make this run again."""
         settings = asdict(manifest.settings)
         del settings["suite_sha256"]
+        arms = settings.pop("methods")
+        twins = [name for name in arms if name.endswith(AGAIN)]
         return cls(
             **settings,
+            methods=[name for name in arms if name not in twins],
+            aa=twins[0].removesuffix(AGAIN) if twins else None,
             suite_file=Path(manifest.suite_file) if manifest.suite_file else None,
             hf_columns=manifest.hf_columns,
             overrides=manifest.overrides,
@@ -74,7 +79,7 @@ def prepare(options: Options) -> Session:
     """Load and check everything a run needs. Raises UserError for whatever would only fail later."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
-    resolved = resolve(options.methods, options.overrides, device)
+    arms = resolve(options.methods, options.overrides, device, options.aa)
     suite = suites.load(
         options.suite or ("file" if options.suite_file else "mini"),
         suite_file=options.suite_file,
@@ -84,7 +89,7 @@ def prepare(options: Options) -> Session:
     )
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     settings = Settings(
-        methods=[each.arm for each in resolved],
+        methods=list(arms),
         target=target_name,
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -100,24 +105,24 @@ def prepare(options: Options) -> Session:
         turns=options.turns,
     )
     try:
-        known = {kind for each in resolved if (kind := each.method.weights)} | {each.arm for each in resolved}
+        known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
         for key in options.drafter_files:
             if key not in known:
                 raise unknown("kind or arm in --drafter", key, known)
         loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
-        return _assemble(options, settings, loaded, suite, resolved)
+        return _assemble(options, settings, loaded, suite, arms)
     except torch.OutOfMemoryError:
         raise UserError(
             f"target {target_name} in {dtype} with its drafters does not fit the memory of {device}; choose a smaller --target or --dtype"
         ) from None
 
 
-def resolve(names: Sequence[str], overrides: Sequence[str], device: str) -> list[Resolved]:
-    """Vanilla, then the methods as named; every override reaches those whom it concerns.
+def resolve(names: Sequence[str], overrides: Sequence[str], device: str, aa: str | None = None) -> dict[str, Resolved]:
+    """Arms by name: vanilla, the methods as named, and ``aa`` once more; every override reaches those whom it concerns.
 
     Raises UserError for unknown methods, and for a key that no chosen method has.
     """
-    chosen = list(dict.fromkeys([BASELINE, *names]))
+    chosen = list(dict.fromkeys([BASELINE, *names, *([aa] if aa else [])]))
     keys = {arm: registry.options(registry.split(arm)[0]) for arm in chosen}
     given: dict[str, dict[str, str]] = {name: {} for name in chosen}
     for override in overrides:
@@ -133,21 +138,22 @@ def resolve(names: Sequence[str], overrides: Sequence[str], device: str) -> list
             raise unknown(f"option of {method}" if dot else "option in --set", key, known)
         for name in concerned:
             given[name][key] = value
-    return [registry.resolve(name, given[name], device) for name in chosen]
+    arms = {name: registry.resolve(name, given[name], device) for name in chosen}
+    return arms | {aa + AGAIN: arms[aa]} if aa else arms
 
 
-def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Sequence[Resolved]) -> Session:
+def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved]) -> Session:
     warmup = suites.warmup()
     template = prompts.template_sha256(loaded.tokenizer)
     _check_first_prompts(loaded, suite.questions)
     longest = _longest_conversation(loaded, (*suite.questions, *warmup), settings.max_new_tokens)
     target = Target(loaded.model, capacity=longest)
     arms, methods = [], {}
-    for each in resolved:
+    for name, each in resolved.items():
         trained = loaded.drafter_for(each)
-        arms.append(Arm(each.arm, *registry.build(each, target, trained)))
-        methods[each.arm] = MethodFacts(
-            title=each.title,
+        arms.append(Arm(name, *registry.build(each, target, trained)))
+        methods[name] = MethodFacts(
+            title=f"{each.title}, again" if name.endswith(AGAIN) else each.title,
             lossless=each.lossless,
             reconstruction=each.method.reconstruction,
             config=asdict(each.config),

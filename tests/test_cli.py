@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_target import QUESTIONS, write_suite, write_target
+from transformers import AutoTokenizer
 
 from specbench import cli, records
 from specbench.manifest import RunManifest
@@ -59,6 +60,25 @@ def test_a_run_measures_reports_and_is_found_again(base, tmp_path, capsys):
     assert (run_dir / records.FILE).read_bytes() == before
     assert ended([*base, "--seed", "1"]) == 0
     assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_an_arm_runs_twice_to_measure_the_noise(base, target, tmp_path, capsys):
+    out = tmp_path / "mine"
+    assert ended([*base, "--out", str(out), "--aa", "pld", "--set", "pld.nodes=3"]) == 0
+    manifest = RunManifest.read(out)
+    assert manifest.settings.methods == ["vanilla", "pld", "pld#2"]
+    assert manifest.methods["pld#2"].config == manifest.methods["pld"].config == {"max_ngram": 3, "nodes": 3}
+    found = {record.key: record for record in records.read(out)[0]}
+    pairs = [(record, found["pld#2", *key[1:]]) for key, record in found.items() if key[0] == "pld"]
+    assert len(pairs) == sum(len(turns) for _, _, turns in QUESTIONS)
+    assert all(one.output_ids == two.output_ids and one.steps.accepted == two.steps.accepted for one, two in pairs)
+    read_back = AutoTokenizer.from_pretrained(target)
+    assert [one.text_tokens for one, _ in pairs] == [len(read_back.encode(one.output_text.strip())) for one, _ in pairs]
+    lines = (out / records.FILE).read_bytes().splitlines(keepends=True)
+    (out / records.FILE).write_bytes(b"".join(lines[:5]))
+    assert ended(["resume", str(out)]) == 0
+    assert (out / records.FILE).read_bytes().count(b"\n") == len(lines)
+    assert "unknown method 'pdl'" in complaint([*base, "--aa", "pdl"], capsys)
 
 
 def test_resume_and_report_take_a_directory(base, tmp_path, capsys):

@@ -259,7 +259,7 @@ def test_progress_without_a_terminal_prints_a_line_now_and_then(monkeypatch):
     console = quiet()
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    ok = Record("a", "1", "c", 0, 0, "ok", output_ids=[1, 2, 3, 4, 5], total_s=2.0, steps=Steps(emitted=[3, 1]))
+    ok = Record("a", "1", "c", 0, 0, "ok", output_ids=[1, 2, 3, 4, 5], total_s=2.0, steps=Steps(accepted=[2, 0], emitted=[3, 1]))
     shown = RunProgress(console, ["a", "b"], 6, [ok])
     with contextlib.nullcontext(shown):
         now[0] += progress.LINE_EVERY_S / 2
