@@ -25,7 +25,7 @@ NOTHING_TO_COMPARE = Agreement(np.nan, 0, 0, np.nan)
 
 
 def agreement(method: pd.DataFrame, vanilla: pd.DataFrame) -> Agreement:
-    """Compare two arms' turns (``metrics.turns_frame`` rows) on equal (question, turn, repeat)."""
+    """Compare two arms' turns (``turns_frame`` rows) on equal (question, turn, repeat)."""
     key = ["question_id", "turn", "repeat"]
     pairs = method.merge(vanilla, on=[*key, "prompt_sha256"], suffixes=("", "_vanilla"))
     places = [first_divergence(a, b) for a, b in zip(pairs["output_ids"], pairs["output_ids_vanilla"], strict=True)]

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from specbench.metrics import OVERALL, of_category, pair
+from specbench.turns import OVERALL, of_category, pair
 
 PARTS = {"draft": "draft_s", "verify": "verify_s", "commit": "commit_s", "other": "other_s", "prefill": "prefill_s"}
+BIN = 16  # tokens
 
 
 def time_split(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
@@ -59,3 +60,15 @@ def _at_depth(depths: np.ndarray, accepted: np.ndarray, depth: int) -> dict[str,
         "marginal": float(passed.sum() / steps.sum()),
         "conditional": float(passed.sum() / reached.sum()) if reached.any() else np.nan,
     }
+
+
+def along_the_answer(turns: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """MAT by place in the answer: steps that begin between ``start`` and ``start + BIN`` emitted tokens, over all categories."""
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        answers = pair(turns, method).method["emitted_by_step"]
+        emitted = np.array([x for one in answers for x in one], dtype=int)
+        places = np.array([x for one in answers for x in np.cumsum([1, *one])[:-1]], dtype=int) // BIN
+        counts, totals = np.bincount(places), np.bincount(places, weights=emitted)
+        rows += [{"method": method, "start": i * BIN, "steps": int(n), "mat": totals[i] / n if n else np.nan} for i, n in enumerate(counts)]
+    return pd.DataFrame(rows, columns=["method", "start", "steps", "mat"])

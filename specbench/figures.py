@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from specbench.breakdown import PARTS
-from specbench.metrics import OVERALL
 from specbench.records import BASELINE
+from specbench.turns import OVERALL
 
 CLAIM = (2.26, 2.60)
 ROUND_COSTS = (1.0, 1.25, 1.5, 2.0, 3.0)

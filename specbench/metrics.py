@@ -1,180 +1,208 @@
-"""From records to numbers: pure functions on a frame of one row a turn.
+"""Every definition by name, each a function of sums over questions, with its bootstrap interval; and the comparison table.
 
-Times are seconds unless a name ends in ``_ms``. A question's turns and repeats are summed before anything is compared.
 A method is compared with vanilla on the same (question, turn, repeat) only, and a question of which any turn failed in
-either arm is left out of both (see ``pair``).
+either arm is left out of both (see ``turns.pair``).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from specbench.agreement import NOTHING_TO_COMPARE, agreement, repetition
-from specbench.records import BASELINE, Record
-from specbench.stats import UNKNOWN, Estimate, geometric_mean, ratio_of_sums
+from specbench.agreement import NOTHING_TO_COMPARE, agreement
+from specbench.records import AGAIN, BASELINE
+from specbench.stats import Array, Estimate, geometric_mean, interval, resampled_sums
+from specbench.turns import OVERALL, Pair, of_category, pair, sums
 
-OVERALL = "overall"
-PHYSICS_MARGIN = 1.05  # at batch 1 a decode speedup above MAT times this is an error of accounting (DESIGN rule 7)
-KEY = ["question_id", "turn", "repeat"]
-FACTS = ["method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "stop", "prefill_s", "total_s", "peak_bytes"]
-PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
-COLUMNS = [*FACTS, "tokens", *PER_STEP, "repetition", "output_ids", "depths", "accepted"]
+PHYSICS_MARGIN = 1.05  # at batch 1 a decode speedup above MAT times this is an error of accounting
 
 
-def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a turn, failed ones included: the record's facts, the sums of its steps, and three list columns."""
-    return pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
+class Sums(NamedTuple):
+    """Sums over the cells of a sample of questions: numbers, or arrays with one entry a resample.
+
+    A cell is one repeat of one question, its turns added up. ``v_`` marks vanilla's. Seconds.
+    """
+
+    cells: Array
+    stepped: Array  # cells in which the method took a step
+    decoded: Array  # cells in which both arms did
+    tokens: Array
+    total_s: Array
+    emitted: Array
+    steps: Array
+    decode_s: Array
+    rate: Array  # tokens / total_s of a cell
+    mat: Array  # emitted / steps of a cell
+    v_tokens: Array
+    v_total_s: Array
+    v_rate: Array
+    v_text_rate: Array  # tokens of the text read back / total_s
+    log_speedup: Array  # of a cell: vanilla's seconds per output token over the method's
+    log_decode: Array  # of a cell: the same of steps and emitted tokens
+    log_decode_over_mat: Array
 
 
-def _row(record: Record) -> dict[str, Any]:
-    steps = record.steps
-    draft_s, verify_s, commit_s = sum(steps.draft_s), sum(steps.verify_s), sum(steps.commit_s)
-    decode_s = draft_s + verify_s + commit_s
-    return {name: getattr(record, name) for name in FACTS} | {
-        "tokens": len(record.output_ids),
-        "steps": len(steps.emitted),
-        "emitted": sum(steps.emitted),
-        "draft_s": draft_s,
-        "verify_s": verify_s,
-        "commit_s": commit_s,
-        "decode_s": decode_s,
-        "other_s": record.total_s - record.prefill_s - decode_s,
-        "repetition": repetition(record.output_ids),
-        "output_ids": record.output_ids,
-        "depths": steps.depth,
-        "accepted": steps.accepted,
-    }
+def mat(s: Sums) -> Array:
+    """Mean accepted tokens: emitted tokens over steps, pooled over everything (Spec-Bench's; the bonus counts, vanilla is 1)."""
+    return s.emitted / s.steps
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A method's turns and vanilla's on the same keys; ``vanilla`` is empty when the run has none."""
-
-    method: pd.DataFrame
-    vanilla: pd.DataFrame
-    excluded: int  # questions left out of both arms because a turn failed in one of them
-
-    @property
-    def comparable(self) -> bool:
-        return not self.vanilla.empty
+def mat_per_question(s: Sums) -> Array:
+    """Emitted tokens over steps of each question, arithmetic mean over questions: short answers weigh as much as long ones."""
+    return s.mat / s.stepped
 
 
-def pair(turns: pd.DataFrame, method: str) -> Pair:
-    """The rows on which ``method`` is compared with vanilla; without a vanilla arm, all of the method's sound questions."""
-    arms = turns[turns["method"].isin([method, BASELINE])]
-    failed = set(arms.loc[arms["status"] != "ok", "question_id"])
-    sound = arms[~arms["question_id"].isin(failed)]
-    ours, vanilla = sound[sound["method"] == method], sound[sound["method"] == BASELINE]
-    if (turns["method"] == BASELINE).any():
-        keys = pd.MultiIndex.from_frame(ours[KEY]), pd.MultiIndex.from_frame(vanilla[KEY])
-        ours, vanilla = ours[keys[0].isin(keys[1])], vanilla[keys[1].isin(keys[0])]
-    return Pair(ours, vanilla, len(failed))
+def speedup(s: Sums) -> Array:
+    """The headline: vanilla's end-to-end seconds per output token over the method's, geometric mean over paired questions."""
+    return np.exp(s.log_speedup / s.cells)
 
 
-def _questions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sums over each question's turns and repeats; the index is (category, question_id)."""
-    return rows.groupby(["category", "question_id"], sort=True)[["tokens", "total_s", "emitted", "steps", "decode_s"]].sum()
+def speedup_decode(s: Sums) -> Array:
+    """Vanilla's step seconds per emitted token over the method's, geometric mean over paired questions in which both took a step."""
+    return np.exp(s.log_decode / s.decoded)
 
 
-def _categories(questions: pd.DataFrame) -> list[str]:
-    return [str(category) for category in questions.index.get_level_values("category")]
+def speedup_specbench(s: Sums) -> Array:
+    """Spec-Bench's arithmetic with tokens counted alike: mean over questions of tokens/s, the method's over vanilla's."""
+    return s.rate / s.v_rate
 
 
-def mat(rows: pd.DataFrame) -> Estimate:
-    """Mean accepted tokens: emitted tokens over steps, pooled over all turns (Spec-Bench's; the bonus counts, vanilla is 1)."""
-    questions = _questions(rows)
-    return ratio_of_sums(questions["emitted"].to_numpy(), questions["steps"].to_numpy(), _categories(questions))
+def speedup_specbench_legacy(s: Sums) -> Array:
+    """Spec-Bench's arithmetic to the letter: vanilla's tokens are those of its text read back, which lacks the stop token.
+
+    Always favours the method, by T / (T - 1) at T tokens an answer. The leaderboard's numbers are of this definition.
+    """
+    return s.rate / s.v_text_rate
+
+
+def speedup_micro(s: Sums) -> Array:
+    """All of the method's tokens over all its seconds, over the same of vanilla: long answers weigh most."""
+    return (s.tokens / s.total_s) / (s.v_tokens / s.v_total_s)
+
+
+def latency_ratio(s: Sums) -> Array:
+    """All of vanilla's seconds over all of the method's; a speedup only where both wrote answers of equal length."""
+    return s.v_total_s / s.total_s
+
+
+def round_cost(s: Sums) -> Array:
+    """R = ``mat`` / ``speedup_decode``: what a round (draft, verify, commit) costs, in vanilla steps.
+
+    Of the decode loop, for prefill is no round: end to end, a long prompt would make every round look dearer.
+    """
+    return mat(s) / speedup_decode(s)
+
+
+def speedup_over_mat(s: Sums) -> Array:
+    """``speedup_decode`` over MAT question by question, geometric mean: above 1 a round would be cheaper than a vanilla step."""
+    return np.exp(s.log_decode_over_mat / s.decoded)
+
+
+Definition = Callable[[Sums], Array]
+OF_ONE_ARM: tuple[Definition, ...] = (mat, mat_per_question)
+SPEEDUPS: tuple[Definition, ...] = (speedup, speedup_specbench, speedup_specbench_legacy, speedup_micro, latency_ratio)
+OF_TWO_ARMS: tuple[Definition, ...] = (*SPEEDUPS, speedup_decode, round_cost, speedup_over_mat)
+DEFINITIONS = {each.__name__: each for each in (*OF_ONE_ARM, *OF_TWO_ARMS)}
+
+
+class Measured:
+    """A pair's numbers under any definition; the resamples are drawn once."""
+
+    def __init__(self, both: Pair):
+        values_QC, strata = _by_question(both)
+        self._total = Sums(*values_QC.sum(axis=0))
+        self._resampled = Sums(*resampled_sums(values_QC, strata).T)
+
+    def estimate(self, definition: Definition) -> Estimate:
+        """The number with its interval; NaN where it cannot be formed."""
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no step at all
+            return Estimate(float(definition(self._total)), *interval(definition(self._resampled)))
+
+
+def _by_question(both: Pair) -> tuple[Array, list[str]]:
+    """(Q, C) the columns of ``Sums`` for each question, and its category."""
+    ours, vanilla = both.cells
+    with np.errstate(invalid="ignore", divide="ignore"):  # an answer may end with the prefill: no step, no emitted token
+        log_decode = np.log((vanilla["decode_s"] / vanilla["emitted"]) / (ours["decode_s"] / ours["emitted"]))
+        rounds = ours["emitted"] / ours["steps"]
+    stepped = (ours["steps"] > 0).astype(float)
+    decoded = (np.isfinite(log_decode) if both.comparable else log_decode * np.nan).astype(float)
+    frame = pd.DataFrame(
+        Sums(
+            cells=pd.Series(1.0, ours.index),
+            stepped=stepped,
+            decoded=decoded,
+            tokens=ours["tokens"],
+            total_s=ours["total_s"],
+            emitted=ours["emitted"],
+            steps=ours["steps"],
+            decode_s=ours["decode_s"],
+            rate=ours["tokens"] / ours["total_s"],
+            mat=rounds.where(stepped > 0, 0.0),
+            v_tokens=vanilla["tokens"],
+            v_total_s=vanilla["total_s"],
+            v_rate=vanilla["tokens"] / vanilla["total_s"],
+            v_text_rate=vanilla["text_tokens"] / vanilla["total_s"],
+            log_speedup=_log_speedup(ours, vanilla),
+            log_decode=log_decode.where(decoded != 0, 0.0),
+            log_decode_over_mat=(log_decode - np.log(rounds)).where(decoded != 0, 0.0),
+        )._asdict()
+    )
+    questions = sums(frame, ["category", "question_id"])
+    return questions.to_numpy(dtype=float), [str(category) for category in questions.index.get_level_values("category")]
+
+
+def _log_speedup(ours: pd.DataFrame, vanilla: pd.DataFrame) -> pd.Series:
+    return np.log((vanilla["total_s"] / vanilla["tokens"]) / (ours["total_s"] / ours["tokens"]))
+
+
+def log_speedups(both: Pair) -> pd.Series:
+    """Logarithm of the end-to-end speedup of each question, mean over its repeats; the index is (category, question_id)."""
+    return _log_speedup(*both.cells).groupby(["category", "question_id"], sort=True).mean()
+
+
+def noise_floor(turns: pd.DataFrame, method: str) -> Estimate:
+    """What the two arms of an A/A run differ by: the repeated arm's speedup over the method; NaN where it did not run twice."""
+    logs = log_speedups(pair(turns, method + AGAIN, reference=method)).dropna()
+    return geometric_mean(logs.to_numpy(), [str(category) for category, _ in logs.index])
 
 
 def tokens_per_s(rows: pd.DataFrame) -> float:
-    """End to end: mean over questions of output tokens over seconds, both summed over the question's turns (Spec-Bench's)."""
-    questions = _questions(rows)
-    return float((questions["tokens"] / questions["total_s"]).mean())
+    """End to end: mean over questions and repeats of output tokens over seconds, turns added up (Spec-Bench's)."""
+    cells = rows.groupby(["question_id", "repeat"])[["tokens", "total_s"]].sum()
+    return float((cells["tokens"] / cells["total_s"]).mean())
 
 
 def tokens_per_s_decode(rows: pd.DataFrame) -> float:
     """Emitted tokens over the seconds of all steps, pooled: prefill and its token are left out."""
-    return _ratio(rows["emitted"].sum(), rows["decode_s"].sum())
-
-
-def speedup(both: Pair) -> Estimate:
-    """The headline: vanilla's end-to-end time per output token over the method's, geometric mean over paired questions."""
-    return _paired_ratio(both, "total_s", "tokens")
-
-
-def speedup_decode(both: Pair) -> Estimate:
-    """Vanilla's step time per emitted token over the method's, geometric mean over paired questions that emitted any."""
-    return _paired_ratio(both, "decode_s", "emitted")
-
-
-def _paired_ratio(both: Pair, time: str, count: str) -> Estimate:
-    logs = (_log_time(both.vanilla, time, count) - _log_time(both.method, time, count)).dropna()
-    return geometric_mean(logs.to_numpy(), _categories(logs.to_frame()))
-
-
-def _log_time(rows: pd.DataFrame, time: str, count: str) -> pd.Series:
-    """Log seconds per token of each question; NaN where all its answers ended with the prefill and no step was timed."""
-    questions = _questions(rows)
-    return pd.Series(np.log(questions[time].astype(float) / questions[count].astype(float)), index=questions.index)
-
-
-def speedup_specbench(both: Pair) -> float:
-    """The ratio of the two arms' ``tokens_per_s``, Spec-Bench's own arithmetic: only to compare with published tables."""
-    return _ratio(tokens_per_s(both.method), tokens_per_s(both.vanilla))
-
-
-def round_cost(both: Pair) -> float:
-    """R = MAT / ``speedup_decode``: what a round (draft, verify, commit) costs, in vanilla steps.
-
-    Of the decode loop, for prefill is no round: end to end, a long prompt would make every round look dearer.
-    """
-    return _ratio(mat(both.method).value, speedup_decode(both).value)
-
-
-def speedup_over_mat(both: Pair) -> Estimate:
-    """``speedup_decode`` over MAT question by question, geometric mean: above 1 a round would be cheaper than a vanilla step."""
-    questions = _questions(both.method)
-    per_question = np.log(questions["emitted"].astype(float) / questions["steps"].astype(float))
-    logs = (_log_time(both.vanilla, "decode_s", "emitted") - _log_time(both.method, "decode_s", "emitted") - per_question).dropna()
-    return geometric_mean(logs.to_numpy(), _categories(logs.to_frame()))
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return float(numerator / denominator) if denominator else float("nan")
+    seconds = rows["decode_s"].sum()
+    return float(rows["emitted"].sum() / seconds) if seconds else float("nan")
 
 
 def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
-    """All numbers of one row of the comparison table."""
+    """All numbers of one row of the comparison table: ``name``, ``name_low``, ``name_high`` of every definition, and more."""
     both = pair(turns, method)
-    rows = both.method
+    rows, measured = both.method, Measured(both)
+    numbers = {name: measured.estimate(definition) for name, definition in DEFINITIONS.items()}
+    if method == BASELINE and both.comparable:  # over itself: 1 by construction, and no interval to show
+        numbers |= {each.__name__: Estimate(1.0, np.nan, np.nan) for each in OF_TWO_ARMS}
+    flat = {f"{name}{end}": x for name, each in numbers.items() for end, x in zip(("", "_low", "_high"), each, strict=True)}
     paired = both.comparable and method != BASELINE
-    alone = UNKNOWN._replace(value=1.0) if both.comparable else UNKNOWN  # vanilla over itself
-    accepted = mat(rows)
     return {
         "questions": rows["question_id"].nunique(),
         "turns": len(rows),
         "excluded_questions": both.excluded,
-        **_named("speedup", speedup(both) if paired else alone),
-        "speedup_specbench": speedup_specbench(both) if paired else alone.value,
-        **_named("speedup_decode", speedup_decode(both) if paired else alone),
-        **_named("mat", accepted),
-        "round_cost": round_cost(both) if paired else alone.value,
-        "accounting_error": paired and speedup_over_mat(both).low > PHYSICS_MARGIN,
+        **flat,
+        "accounting_error": method != BASELINE and numbers["speedup_over_mat"].low > PHYSICS_MARGIN,
         "tokens_per_s": tokens_per_s(rows),
         "tokens_per_s_decode": tokens_per_s_decode(rows),
         "output_tokens": int(rows["tokens"].sum()),
         "stopped_by_length": float((rows["stop"] == "length").mean()),
         "peak_mib": float(rows["peak_bytes"].max()) / 2**20,
-        **(agreement(rows, both.vanilla) if paired else NOTHING_TO_COMPARE)._asdict(),
+        **(agreement(rows, both.reference) if paired else NOTHING_TO_COMPARE)._asdict(),
         "repetition": float(rows["repetition"].mean()),
     }
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def comparison(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
@@ -186,7 +214,3 @@ def comparison(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence
             for category in (*categories, OVERALL)
         ]
     )
-
-
-def of_category(turns: pd.DataFrame, category: str) -> pd.DataFrame:
-    return turns if category == OVERALL else turns[turns["category"] == category]

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from specbench.manifest import RunManifest
-from specbench.metrics import OVERALL, PHYSICS_MARGIN
+from specbench.metrics import PHYSICS_MARGIN
 from specbench.tables import TextTable, escape
+from specbench.turns import OVERALL
 
 COST_MATCHED = "cost-matched"
 SHOWN_FAILURES = 20

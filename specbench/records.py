@@ -59,6 +59,7 @@ class Record:
             steps = self.steps
             assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
             whole = [accepted + 1 for accepted in steps.accepted]
+            assert len(steps.emitted) == len(whole), "every step accepts and emits"
             assert steps.emitted[:-1] == whole[:-1], "every step but the last must emit accepted + 1"
             assert steps.emitted[-1:] <= whole[-1:], "the last step can only be clipped"
 

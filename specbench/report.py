@@ -12,9 +12,9 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench import breakdown, figures, metrics, notes, records, tables
 from specbench.manifest import RunManifest
-from specbench.metrics import OVERALL
 from specbench.records import BASELINE
 from specbench.suites import TITLES
+from specbench.turns import LISTS, OVERALL, turns_frame
 
 CAPTIONS = {
     "speedup": "End-to-end speedup over vanilla per category, with 95 % intervals",
@@ -86,7 +86,7 @@ def read(run_dirs: Sequence[Path]) -> list[Run]:
         found, torn = records.read(run_dir)
         slug = re.sub(r"[^\w.-]+", "-", manifest.name).strip("-.") or "run"
         taken = sum(run.manifest.name == manifest.name for run in runs)
-        runs.append(Run(manifest, metrics.turns_frame(found), torn, f"{slug}-{taken + 1}" if taken else slug))
+        runs.append(Run(manifest, turns_frame(found), torn, f"{slug}-{taken + 1}" if taken else slug))
     return runs
 
 
@@ -102,7 +102,7 @@ def _section(run: Run, out: Path) -> str:
 
 
 def _write_frames(run: Run, folder: Path) -> None:
-    turns = run.turns.drop(columns=["output_ids", "depths", "accepted"])
+    turns = run.turns.drop(columns=LISTS)
     for name, frame in {"comparison": run.comparison, "time_split": run.split, "acceptance": run.acceptance, "turns": turns}.items():
         frame.to_csv(folder / f"{name}.csv", index=False)
         frame.to_parquet(folder / f"{name}.parquet", index=False)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from specbench.breakdown import PARTS
 from specbench.manifest import MethodFacts
-from specbench.metrics import OVERALL
+from specbench.turns import OVERALL
 
 Row = Mapping[Any, Any]  # of a frame, by column name
 NONE = "\N{EM DASH}"

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from math import isnan, sqrt
 
+import numpy as np
 import pytest
 from scripted_records import failed, turn
 
 from specbench.agreement import first_divergence, repetition
-from specbench.breakdown import acceptance, time_split
-from specbench.metrics import OVERALL, comparison, mat, measure, pair, speedup_over_mat, turns_frame
+from specbench.breakdown import acceptance, along_the_answer, time_split
+from specbench.metrics import DEFINITIONS, Measured, comparison, mat, measure, noise_floor, speedup_over_mat
+from specbench.records import Record
+from specbench.turns import OVERALL, pair, turns_frame
 
 pytestmark = pytest.mark.filterwarnings("error")  # a division by zero is a bug even where its NaN is right
 Q1 = [turn("vanilla", "q1", [0] * 6), turn("medusa", "q1", [2, 1, 0])]  # 7 tokens in 91 and 76 ms
@@ -37,7 +40,7 @@ def test_vanilla_is_one_by_construction():
     assert isnan(row["agreement"])
 
 
-def test_turns_and_repeats_of_a_question_are_summed_before_the_ratio():
+def test_turns_are_summed_before_the_ratio_and_repeats_averaged_after():
     rows = [
         turn("vanilla", "q1", [0] * 2),
         turn("vanilla", "q1", [0] * 8, number=1),
@@ -47,9 +50,9 @@ def test_turns_and_repeats_of_a_question_are_summed_before_the_ratio():
         turn("medusa", "q1", [1], repeat=1),
     ]
     row = measure(turns_frame(rows), "medusa")
-    assert row["speedup"] == pytest.approx((51 + 111 + 51) / (46 + 61 + 46))
-    assert row["tokens_per_s"] == pytest.approx(15 / 0.153)
-    assert row["speedup_decode"] == pytest.approx(120 / 60)
+    assert row["speedup"] == pytest.approx(sqrt((51 + 111) / (46 + 61) * 51 / 46))
+    assert row["tokens_per_s"] == pytest.approx((12 / 0.107 + 3 / 0.046) / 2)
+    assert row["speedup_decode"] == pytest.approx(sqrt(100 / 45 * 20 / 15))
 
 
 @pytest.mark.parametrize("method", ["vanilla", "medusa"])
@@ -59,7 +62,7 @@ def test_a_failed_turn_takes_its_question_out_of_both_arms(method):
     rows = Q1 + q3 + [failed(method, "q3", number=1), turn(other, "q3", [0, 0], number=1)]
     both = pair(turns_frame(rows), "medusa")
     assert both.excluded == 1
-    assert set(both.method["question_id"]) == set(both.vanilla["question_id"]) == {"q1"}
+    assert set(both.method["question_id"]) == set(both.reference["question_id"]) == {"q1"}
     assert measure(turns_frame(rows), "medusa")["speedup"] == pytest.approx(91 / 76)
 
 
@@ -88,7 +91,7 @@ def test_an_answer_that_ends_with_the_prefill_counts_end_to_end_and_not_in_the_l
     row = measure(turns_frame(rows), "medusa")
     assert row["speedup"] == pytest.approx((91 / 76 * 31 / 31 * 31 / (46 / 2)) ** (1 / 3))
     assert row["speedup_decode"] == pytest.approx(60 / 45)
-    assert speedup_over_mat(pair(turns_frame(rows), "medusa")).value == pytest.approx(60 / 45 / 2)
+    assert Measured(pair(turns_frame(rows), "medusa")).estimate(speedup_over_mat).value == pytest.approx(60 / 45 / 2)
 
 
 def test_no_records_give_empty_rows():
@@ -122,10 +125,10 @@ def test_the_accounting_check_compares_question_by_question():
     rows = []
     for i, accepted in enumerate([[3]] * 5 + [[0] * 40]):
         rows += [turn("vanilla", f"q{i}", [0] * (sum(accepted) + len(accepted))), turn("pld", f"q{i}", accepted, step_s=(0, 0.010, 0))]
-    both = pair(turns_frame(rows), "pld")
-    assert mat(both.method).value == 60 / 45
+    measured = Measured(pair(turns_frame(rows), "pld"))
+    assert measured.estimate(mat).value == 60 / 45
     assert measure(turns_frame(rows), "pld")["speedup_decode"] > 1.05 * 60 / 45
-    assert speedup_over_mat(both).value == pytest.approx(1)
+    assert measured.estimate(speedup_over_mat).value == pytest.approx(1)
     assert not measure(turns_frame(rows), "pld")["accounting_error"]
 
 
@@ -136,6 +139,13 @@ def test_acceptance_by_depth():
     assert list(table["reached"]) == [6, 3, 1]
     assert list(table["marginal"]) == pytest.approx([4 / 6, 1 / 4, 1 / 4])
     assert list(table["conditional"]) == pytest.approx([4 / 6, 1 / 3, 1])
+
+
+def test_mat_along_the_answer():
+    table = along_the_answer(turns_frame([turn("pld", "q1", [9, 9, 1], depth=9), turn("pld", "q2", [7], depth=7)]), ["pld"])
+    assert list(table["start"]) == [0, 16]
+    assert list(table["steps"]) == [3, 1]  # they begin after 1, 11, 21 and 1 tokens
+    assert list(table["mat"]) == pytest.approx([28 / 3, 2])
 
 
 def test_time_split_adds_up_to_the_turn():
@@ -170,6 +180,52 @@ def test_first_divergence(ours, theirs, place):
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3], 0), ([1, 2, 3, 4], 0), ([1] * 7, 3 / 4), ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5)])
 def test_repetition_share(ids, share):
     assert repetition(ids) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("accepted", "length"), [([0, 0, 0, 0], 1), ([1, 1, 1, 1], 2), ([2, 3, 2, 3], 3.5)])
+def test_a_forced_acceptance_length_comes_back_in_every_definition(accepted, length):
+    rows = []
+    for question, category in (("q1", "qa"), ("q2", "rag"), ("q3", "rag")):
+        for number in (0, 1):
+            pair_of = turn("vanilla", question, [0] * round(4 * length)), turn("pld", question, accepted, step_s=(0.002, 0.007, 0.001))
+            rows += [free_of_the_rest(each, category=category, turn=number) for each in pair_of]
+    measured = Measured(pair(turns_frame(rows), "pld"))
+    for name, definition in DEFINITIONS.items():
+        wanted = 1 if name in ("round_cost", "speedup_over_mat") else length
+        assert list(measured.estimate(definition)) == pytest.approx([wanted] * 3), name
+
+
+def free_of_the_rest(record: Record, **changes) -> Record:
+    """The record with a turn that takes as long as its steps."""
+    steps = record.steps
+    total_s = sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s)
+    return replace(record, prefill_s=0.0, total_s=total_s, text_tokens=len(record.output_ids), **changes)
+
+
+def test_definitions_differ_as_they_should():
+    rows = [replace(one, text_tokens=len(one.output_ids) - 1) for one in (*Q1, *Q2)]
+    row = measure(turns_frame(rows), "medusa")
+    assert row["speedup_specbench_legacy"] == pytest.approx((7 / 0.076 + 10 / 0.076) / (6 / 0.091 + 9 / 0.121))
+    assert row["speedup_micro"] == pytest.approx((17 / 0.152) / (17 / 0.212))
+    assert row["latency_ratio"] == pytest.approx(212 / 152)
+    assert row["mat_per_question"] == pytest.approx((6 / 3 + 9 / 3) / 2)
+    assert isnan(measure(turns_frame([*rows[:3], Q2[1], Q2[0]]), "medusa")["speedup_specbench_legacy"])
+
+
+def test_two_arms_of_one_method_differ_by_noise():
+    """A/A: of 200 runs with noise of questions and of repeats, 91 to 98 % of the intervals hold 1."""
+    rng = np.random.default_rng(11)
+    rows = [
+        turn(arm, f"q{q}", [1] * 5, category="abcdef"[q % 6], repeat=r) for q in range(36) for r in range(3) for arm in ("s4c", "s4c#2")
+    ]
+    frame = turns_frame(rows)
+    held = 0
+    for _ in range(200):
+        question, repeat = rng.normal(0, 0.2, (36, 3, 1)), rng.normal(0, 0.05, (36, 3, 2))
+        noisy = frame.assign(total_s=frame["total_s"] * np.exp((question + repeat).reshape(-1)))
+        floor = noise_floor(noisy, "s4c")
+        held += floor.low <= 1 <= floor.high
+    assert 0.91 <= held / 200 <= 0.98
 
 
 def test_peak_memory_is_the_largest():

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from specbench.stats import geometric_mean, interval, ratio_of_sums
+from specbench.stats import geometric_mean, interval, resampled_sums
 
 pytestmark = pytest.mark.filterwarnings("error")  # a division by zero is a bug even where its NaN is right
 CATEGORIES = [category for category in "abcdef" for _ in range(8)]
@@ -14,7 +14,12 @@ def simulated(runs: int, effect: float) -> list[tuple[float, float]]:
     """Intervals of runs whose questions' ratios scatter around exp(effect), with categories of different levels of noise."""
     rng = np.random.default_rng(7)
     scale = np.repeat([0.5, 1, 1, 1, 1, 1.5], 8) * NOISE
-    return [interval(rng.normal(effect, scale), CATEGORIES, seed=i, resamples=500) for i in range(runs)]
+    return [bounds(rng.normal(effect, scale), CATEGORIES, seed=i, resamples=500) for i in range(runs)]
+
+
+def bounds(logs, strata, **how) -> tuple[float, float]:
+    estimate = geometric_mean(logs, strata, **how)
+    return estimate.low, estimate.high
 
 
 def test_interval_of_identical_arms_holds_one_at_its_nominal_rate():
@@ -29,38 +34,41 @@ def test_a_slowdown_of_five_percent_is_detected():
 
 def test_interval_repeats_for_a_seed_and_not_for_another():
     logs = np.random.default_rng(0).normal(0, NOISE, len(CATEGORIES))
-    assert interval(logs, CATEGORIES, seed=3) == interval(logs, CATEGORIES, seed=3)
-    assert interval(logs, CATEGORIES, seed=3) != interval(logs, CATEGORIES, seed=4)
+    assert bounds(logs, CATEGORIES, seed=3) == bounds(logs, CATEGORIES, seed=3)
+    assert bounds(logs, CATEGORIES, seed=3) != bounds(logs, CATEGORIES, seed=4)
 
 
 def test_resampling_stays_within_categories():
     levels = [1.0] * 4 + [3.0] * 4
-    assert interval(levels, ["a"] * 4 + ["b"] * 4) == pytest.approx((math.exp(2), math.exp(2)))
-    low, high = interval(levels, ["a"] * 8)
+    assert bounds(levels, ["a"] * 4 + ["b"] * 4) == pytest.approx((math.exp(2), math.exp(2)))
+    low, high = bounds(levels, ["a"] * 8)
     assert low < math.exp(2) < high
 
 
 def test_interval_has_the_variance_of_the_mean():
     logs = np.random.default_rng(1).normal(0, NOISE, 8)
-    low, high = interval(logs, ["a"] * 8, resamples=40_000)
+    low, high = bounds(logs, ["a"] * 8, resamples=40_000)
     width = math.log(high) - math.log(low)
     assert width == pytest.approx(2 * 1.96 * logs.std(ddof=1) / math.sqrt(8), rel=0.08)
 
 
 def test_categories_of_one_question_are_not_taken_as_exact():
-    low, high = interval([0.0, 0.5, 1.0], ["a", "b", "c"])
+    low, high = bounds([0.0, 0.5, 1.0], ["a", "b", "c"])
     assert low < math.exp(0.5) < high
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_questions_have_no_interval(count):
-    assert all(math.isnan(x) for x in interval([0.1] * count, ["a"] * count))
+    assert all(math.isnan(x) for x in bounds([0.1] * count, ["a"] * count))
 
 
 def test_estimates_by_hand():
     assert geometric_mean([math.log(2), math.log(8)], ["a", "a"]).value == pytest.approx(4)
-    estimate = ratio_of_sums([6, 9], [3, 2], ["a", "a"])
-    assert estimate.value == 3
-    assert (estimate.low, estimate.high) == (2, 4.5)
-    assert math.isnan(ratio_of_sums([0], [0], ["a"]).value)
     assert math.isnan(geometric_mean([], []).value)
+    assert interval(np.array([np.nan, 1.0, np.inf, 3.0])) == pytest.approx((1.05, 2.95))
+
+
+def test_columns_are_resampled_together():
+    sums = resampled_sums(np.array([[6.0, 3.0], [9.0, 2.0], [4.0, 1.0]]), ["a", "a", "b"], resamples=50)
+    assert set(map(tuple, sums)) <= {(6 * 2 + 4, 3 * 2 + 1), (9 * 2 + 4, 2 * 2 + 1)} | {(6 + 9 + 4, 6)}
+    assert np.array_equal(sums[:, :1], resampled_sums(np.array([[6.0], [9.0], [4.0]]), ["a", "a", "b"], resamples=50))

@@ -1,0 +1,97 @@
+"""From records to a frame of one row a turn, and from it to pairs: a method's turns beside the same turns of another arm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from specbench.agreement import repetition
+from specbench.records import BASELINE, Record
+
+OVERALL = "overall"
+KEY = ["question_id", "turn", "repeat"]
+CELL = ["category", "question_id", "repeat"]
+FACTS = ["method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "stop", "prefill_s", "total_s", "peak_bytes"]
+PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
+LISTS = ["output_ids", "depths", "accepted", "emitted_by_step"]
+COLUMNS = [*FACTS, "tokens", "text_tokens", *PER_STEP, "repetition", *LISTS]
+SUMMED = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
+
+
+def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a turn, failed ones included: the record's facts, the sums of its steps, and the columns in ``LISTS``.
+
+    Times are seconds. ``text_tokens`` is NaN where the record does not have it.
+    """
+    return pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    steps = record.steps
+    draft_s, verify_s, commit_s = sum(steps.draft_s), sum(steps.verify_s), sum(steps.commit_s)
+    decode_s = draft_s + verify_s + commit_s
+    return {name: getattr(record, name) for name in FACTS} | {
+        "tokens": len(record.output_ids),
+        "text_tokens": np.nan if record.text_tokens is None else record.text_tokens,
+        "steps": len(steps.emitted),
+        "emitted": sum(steps.emitted),
+        "draft_s": draft_s,
+        "verify_s": verify_s,
+        "commit_s": commit_s,
+        "decode_s": decode_s,
+        "other_s": record.total_s - record.prefill_s - decode_s,
+        "repetition": repetition(record.output_ids),
+        "output_ids": record.output_ids,
+        "depths": steps.depth,
+        "accepted": steps.accepted,
+        "emitted_by_step": steps.emitted,
+    }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A method's turns and the reference's on the same keys; ``reference`` is empty when the run has none."""
+
+    method: pd.DataFrame
+    reference: pd.DataFrame
+    excluded: int  # questions left out of both arms because a turn failed in one of them
+
+    @property
+    def comparable(self) -> bool:
+        return not self.reference.empty
+
+    @cached_property
+    def cells(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The two arms' ``SUMMED`` columns with the turns of a cell added up, on one index, ``CELL``.
+
+        A cell is one repeat of one question. Without a reference its columns are NaN.
+        """
+        ours, theirs = (sums(rows[[*CELL, *SUMMED]].set_index(CELL), CELL) for rows in (self.method, self.reference))
+        return ours, theirs.reindex(ours.index)
+
+
+def pair(turns: pd.DataFrame, method: str, reference: str = BASELINE) -> Pair:
+    """The rows on which ``method`` is compared with ``reference``; where that did not run, all of the method's sound questions."""
+    arms = turns[turns["method"].isin([method, reference])]
+    failed = set(arms.loc[arms["status"] != "ok", "question_id"])
+    sound = arms[~arms["question_id"].isin(failed)]
+    ours, theirs = sound[sound["method"] == method], sound[sound["method"] == reference]
+    if (turns["method"] == reference).any():
+        keys = pd.MultiIndex.from_frame(ours[KEY]), pd.MultiIndex.from_frame(theirs[KEY])
+        ours, theirs = ours[keys[0].isin(keys[1])], theirs[keys[1].isin(keys[0])]
+    return Pair(ours, theirs, len(failed))
+
+
+def sums(frame: pd.DataFrame, levels: list[str]) -> pd.DataFrame:
+    """Column sums by levels of the index, sorted; one unknown makes a sum unknown, where pandas would take it for zero."""
+    groups = frame.groupby(levels, sort=True)
+    total = np.zeros((groups.ngroups, frame.shape[1]))
+    np.add.at(total, groups.ngroup().to_numpy(), frame.to_numpy(dtype=float))
+    return pd.DataFrame(total, index=groups.size().index, columns=frame.columns)
+
+
+def of_category(turns: pd.DataFrame, category: str) -> pd.DataFrame:
+    return turns if category == OVERALL else turns[turns["category"] == category]
