@@ -68,7 +68,7 @@ def _weights(size: int, seed: int, index: int, resamples: int) -> Array:
     """(R, size): how often each member of a stratum is drawn, scaled so that a row adds up to ``size``."""
     draws = max(size - 1, 1)
     rng = np.random.default_rng([seed, index])
-    return rng.multinomial(draws, np.full(size, 1 / size), size=resamples) * (size / draws)
+    return np.asarray(rng.multinomial(draws, np.full(size, 1 / size), size=resamples) * (size / draws), dtype=float)
 
 
 def _strata(strata: Sequence[str]) -> list[NDArray[np.intp]]:

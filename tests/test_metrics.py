@@ -9,7 +9,7 @@ from scripted_records import failed, turn
 
 from specbench.agreement import first_divergence, repetition
 from specbench.breakdown import acceptance, along_the_answer, time_split
-from specbench.metrics import DEFINITIONS, Measured, comparison, mat, measure, noise_floor, speedup_over_mat
+from specbench.metrics import DEFINITIONS, Measured, comparison, log_speedups, mat, measure, noise_floor, speedup_over_mat
 from specbench.records import Record
 from specbench.turns import OVERALL, pair, turns_frame
 
@@ -208,8 +208,20 @@ def test_definitions_differ_as_they_should():
     assert row["speedup_specbench_legacy"] == pytest.approx((7 / 0.076 + 10 / 0.076) / (6 / 0.091 + 9 / 0.121))
     assert row["speedup_micro"] == pytest.approx((17 / 0.152) / (17 / 0.212))
     assert row["latency_ratio"] == pytest.approx(212 / 152)
-    assert row["mat_per_question"] == pytest.approx((6 / 3 + 9 / 3) / 2)
     assert isnan(measure(turns_frame([*rows[:3], Q2[1], Q2[0]]), "medusa")["speedup_specbench_legacy"])
+
+
+def test_a_question_weighs_its_steps_or_one():
+    rows = [turn("pld", "q1", [1] * 6), turn("pld", "q2", [2, 3], depth=3), turn("pld", "q3", [])]
+    row = measure(turns_frame(rows), "pld")
+    assert row["mat"] == 19 / 8
+    assert row["mat_per_question"] == (2 + 3.5) / 2
+
+
+def test_repeats_of_a_question_are_averaged():
+    rows = [turn(m, "q1", [1] * 3, repeat=r, step_s=(0, s, 0)) for m, r, s in (("s4c", 0, 0.01), ("s4c", 1, 0.02), ("vanilla", 0, 0.03))]
+    rows.append(turn("vanilla", "q1", [1] * 3, repeat=1, step_s=(0, 0.03, 0)))
+    assert list(log_speedups(pair(turns_frame(rows), "s4c"))) == pytest.approx([(np.log(121 / 61) + np.log(121 / 91)) / 2])
 
 
 def test_two_arms_of_one_method_differ_by_noise():
