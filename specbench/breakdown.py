@@ -16,12 +16,12 @@ def time_split(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence
     """Milliseconds per step and per output token, and share of the end-to-end time, of each part.
 
     ``other`` is what remains of a turn beside prefill and steps. The five shares add up to 1, the milliseconds per token
-    to the turns' end-to-end time per token. Prefill has no milliseconds per step.
+    to the turns' end-to-end time per token. Prefill has no milliseconds per step; imported answers have no parts: NaN.
     """
     rows: list[dict[str, Any]] = []
     for method in methods:
         for category in (*categories, OVERALL):
-            sums = pair(of_category(turns, category), method).method[[*PARTS.values(), "total_s", "steps", "tokens"]].sum()
+            sums = pair(of_category(turns, category), method).method[[*PARTS.values(), "total_s", "steps", "tokens"]].sum(min_count=1)
             rows += [{"method": method, "category": category, "part": part, **_shares(sums, part)} for part in PARTS]
     return pd.DataFrame(rows, columns=["method", "category", "part", "ms_per_step", "ms_per_token", "share"])
 

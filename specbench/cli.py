@@ -1,4 +1,4 @@
-"""The command line: ``specbench run | resume | report | methods | targets``.
+"""The command line. Commands with a file of their own are registered below.
 
 torch is imported inside the commands: OMP_WAIT_POLICY has to be set first, and ``--help`` should not wait for it.
 """
@@ -14,7 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from methods.core.errors import UserError
+from specbench.agree_cli import agree
 from specbench.arguments import pairs
+from specbench.claims.cli import verify
+from specbench.gate.cli import baseline, check
+from specbench.imports.cli import import_answers
 from specbench.train.cli import card, held_out, train
 
 if TYPE_CHECKING:
@@ -61,7 +65,10 @@ def run(
     aa: Annotated[str | None, typer.Option(metavar="METHOD", help="Run this method twice: what its two arms differ by is noise.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
 ) -> None:
-    """Answer every question with every method and report. The same command again does only what is missing."""
+    """Answer every question with every method and report. The same command again does only what is missing.
+
+    Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
+    """
     from specbench.session import Options
 
     options = Options(
@@ -89,7 +96,10 @@ def run(
 
 @app.command()
 def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `specbench run` wrote.")]) -> None:
-    """Finish a run that was cut off, with the settings in its manifest."""
+    """Finish a run that was cut off, with the settings in its manifest.
+
+    Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
+    """
     from specbench.manifest import RunManifest
     from specbench.session import Options
 
@@ -100,26 +110,15 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `sp
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     out: Annotated[Path | None, typer.Option(help="Where the report goes; default: report/ in the first run directory.")] = None,
+    show_prompts: Annotated[
+        bool, typer.Option("--show-prompts", help="Show third-party prompts too, which a published report may not.")
+    ] = False,
 ) -> None:
-    """Tables and figures of finished or unfinished runs."""
+    """Tables and figures of finished or unfinished runs: HTML, Markdown, LaTeX, CSV and Parquet."""
     for run_dir in runs:
         if not run_dir.is_dir():
             raise UserError(f"run directory {run_dir} does not exist; give one that `specbench run` printed")
-    _report(runs, out or runs[0] / "report")
-
-
-@app.command()
-def agree(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a greedy run.")]) -> None:
-    """Compare every arm's tokens with vanilla's; exit 1 where one differs and the target was not torn between the two."""
-    from specbench import divergence
-
-    explained = divergence.explain(run_dir)
-    console.print(divergence.table(explained))
-    for each in explained.violations:
-        place = f"{each.method}, question {each.question_id}, turn {each.turn + 1}, token {each.position}"
-        console.print(f"violation: {place}: {each.tokens[1]} for {each.tokens[0]}, gap {each.gap:.3g}", markup=False, soft_wrap=True)
-    if explained.violations:
-        raise SystemExit(1)
+    _report(runs, out or runs[0] / "report", show_prompts)
 
 
 @app.command()
@@ -147,8 +146,10 @@ def targets() -> None:
     console.print(table)
 
 
-for command in (train, card, held_out):
+for command in (agree, verify, check, train, card, held_out):
     app.command()(command)
+app.command("import")(import_answers)
+app.add_typer(baseline, name="baseline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,14 +178,14 @@ def _measure(options: "Options", out: Path | None) -> None:
     except KeyboardInterrupt:
         print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-    _report([run_dir], run_dir / "report")
+    _report([run_dir], run_dir / "report", show_prompts=False)
 
 
-def _report(runs: Sequence[Path], out: Path) -> None:
+def _report(runs: Sequence[Path], out: Path, show_prompts: bool) -> None:
     from specbench import report as reports
 
     try:
-        written = reports.build(runs, out, console)
+        written = reports.build(runs, out, console, show_prompts=show_prompts)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out} ({error.strerror}); choose another place: specbench report RUN --out DIR"

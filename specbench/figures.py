@@ -14,11 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from specbench.breakdown import PARTS
+from specbench import claims
+from specbench.breakdown import BIN, PARTS
 from specbench.records import BASELINE
 from specbench.turns import OVERALL
 
-CLAIM = (2.26, 2.60)
 ROUND_COSTS = (1.0, 1.25, 1.5, 2.0, 3.0)
 MIN_STEPS = 30  # a rate over fewer steps is noise: the table has it, the figure leaves it out
 STYLES = [  # colour, marker, hatch
@@ -45,6 +45,7 @@ RC: dict[Any, Any] = {
     "ytick.labelsize": 9,
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "specbench",
+    "text.parse_math": False,  # a suite's category may hold dollar signs
 }
 
 
@@ -60,17 +61,21 @@ class Look:
         return STYLES[list(self.methods).index(method) % len(STYLES)]
 
 
-def draw(comparison: pd.DataFrame, split: pd.DataFrame, acceptance: pd.DataFrame, look: Look, folder: Path) -> dict[str, Path]:
-    """Draw what the numbers allow (no speedups without vanilla); the PNG of each figure by name, its SVG beside it."""
-    timed = comparison[comparison["speedup"].notna() & (comparison["method"] != BASELINE)]
+def draw(
+    comparison: pd.DataFrame, split: pd.DataFrame, acceptance: pd.DataFrame, along: pd.DataFrame, look: Look, folder: Path
+) -> dict[str, Path]:
+    """Draw the look's methods as far as the numbers allow (no speedups without vanilla); each PNG by name, its SVG beside it."""
+    timed = comparison[comparison["speedup"].notna() & comparison["method"].isin(list(look.methods)) & (comparison["method"] != BASELINE)]
     split = split[(split["category"] == OVERALL) & split["ms_per_token"].notna()]
     acceptance = acceptance[(acceptance["category"] == OVERALL) & (acceptance["steps"] >= MIN_STEPS)]
+    along = along[along["steps"] >= MIN_STEPS]
     with matplotlib.rc_context(RC):
         figures = {
             "speedup": _speedup(timed, look) if len(timed) else None,
             "round_cost": _round_cost(timed[timed["speedup_decode"].notna()], look) if timed["speedup_decode"].notna().any() else None,
             "time_split": _time_split(split, look) if len(split) else None,
             "acceptance": _acceptance(acceptance, look) if len(acceptance) else None,
+            "along": _along(along, look) if len(along) else None,
         }
         return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
 
@@ -93,7 +98,9 @@ def _canvas(title: str, look: Look, width: float, height: float, pad: float = 6)
 
 def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
     figure, axes = _canvas("End-to-end speedup over vanilla, with 95 % intervals", look, 10, 4.8)
-    axes.axhspan(*CLAIM, color="#F0E442", alpha=0.35, lw=0, label="S4C paper's claim 2.26\N{EN DASH}2.60x (other hardware and models)")
+    claim = claims.named("s4c")
+    band = f"S4C paper's claim {claim.low:.2f}\N{EN DASH}{claim.high:.2f}x (other hardware and models)"
+    axes.axhspan(claim.low, claim.high, color="#F0E442", alpha=0.35, lw=0, label=band)
     axes.axhline(1, color="#444444", lw=1)
     methods = [name for name in look.methods if (rows["method"] == name).any()]
     width = 0.82 / len(methods)
@@ -106,7 +113,7 @@ def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
     axes.set_xticks(range(len(look.categories)), list(look.categories.values()))
     axes.axvline(len(look.categories) - 1.5, color="#BBBBBB", lw=0.8, ls=":")
     axes.set_ylabel("speedup (vanilla = 1)")
-    axes.set_ylim(0, max(CLAIM[1], _highest(rows, "speedup")) * 1.06)
+    axes.set_ylim(0, max(claim.high, _highest(rows, "speedup")) * 1.06)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -186,4 +193,18 @@ def _acceptance(rows: pd.DataFrame, look: Look) -> Figure:
     kinds = [Line2D([], [], color="#444444", lw=1.8), Line2D([], [], color="#444444", lw=1.2, ls="--", alpha=0.5)]
     names = ["marginal: of all rounds that reach d", "conditional: of those that accept d \N{MINUS SIGN} 1"]
     figure.legend([*handles, *kinds], [*labels, *names], loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _along(rows: pd.DataFrame, look: Look) -> Figure:
+    figure, axes = _canvas("MAT along the answer, all categories", look, 7.6, 4.4)
+    for method in (name for name in look.methods if (rows["method"] == name).any()):
+        colour, marker, _ = look.style(method)
+        own = rows[rows["method"] == method]
+        axes.plot(own["start"] + BIN / 2, own["mat"], marker=marker, color=colour, lw=1.8, ms=6, label=look.methods[method])
+    axes.axhline(1, color="#444444", lw=1)
+    axes.set(xlabel=f"output tokens before the step, in bins of {BIN}; bins of at least {MIN_STEPS} steps", ylabel="MAT (vanilla = 1)")
+    axes.set_ylim(bottom=0.9)
+    axes.grid(axis="y", color="#DDDDDD", lw=0.6)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

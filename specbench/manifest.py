@@ -38,7 +38,7 @@ class MethodFacts:
     """A method as it ran: its row of the table and its resolved configuration."""
 
     title: str
-    lossless: bool
+    lossless: bool | None  # None: imported answers do not say
     reconstruction: bool
     config: dict[str, Any]
     acceptance: str

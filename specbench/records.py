@@ -33,7 +33,8 @@ class Record:
     """One answered (or failed) turn.
 
     ``status`` is "ok" or "error"; an error row has ``error`` set and no numbers. The first output token belongs to the
-    prefill, so ``len(output_ids) == 1 + sum(steps.emitted)`` (asserted).
+    prefill, so ``len(output_ids) == 1 + sum(steps.emitted)`` (asserted). Imported answers have ``tokens`` instead of ids, no
+    step times, no trees, and the prefill's token counted in the first step.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Record:
     prompt_sha256: str = ""  # of the prompt's token ids
     prompt_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
+    tokens: int | None = None  # output tokens where the ids are unknown: imported answers
     output_text: str = ""
     text_tokens: int | None = None  # of the stripped text read back: Spec-Bench counts its baseline's so, and loses the stop token
     stop: str = ""  # "stop_id" or "length"
@@ -57,7 +59,10 @@ class Record:
     def __post_init__(self) -> None:
         if self.status == "ok":
             steps = self.steps
-            assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
+            if self.tokens is None:
+                assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
+            else:
+                assert not self.output_ids, "known ids are counted, not told"
             whole = [accepted + 1 for accepted in steps.accepted]
             assert len(steps.emitted) == len(whole), "every step accepts and emits"
             assert steps.emitted[:-1] == whole[:-1], "every step but the last must emit accepted + 1"
@@ -66,6 +71,10 @@ class Record:
     @property
     def key(self) -> tuple[str, str, int, int]:
         return (self.method, self.question_id, self.turn, self.repeat)
+
+    @property
+    def token_count(self) -> int:
+        return len(self.output_ids) if self.tokens is None else self.tokens
 
 
 def to_line(record: Record) -> str:

@@ -1,6 +1,7 @@
-"""The report's tables as text, for Markdown and for the terminal."""
+"""The report's tables as text: finished cells that every format, the terminal's too, gives its form."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -40,17 +41,35 @@ class TextTable:
         return table
 
 
-def escape(cell: str) -> str:
-    """A cell that cannot break out of its Markdown table or turn into markup."""
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`").split())
+# What GitHub's Markdown would take for markup wherever it stands: an underscore within a word and a lone bracket are none.
+MARKUP = re.compile(r"[\\|`*~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[\[(:]")
+
+
+# Controls, directional overrides, surrogates and noncharacters: no document may hold them, or they change what stands around them.
+UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufdd0-\\ufdef"
+    + "".join(chr(plane * 0x10000 + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
+
+
+def visible(text: str) -> str:
+    """Text with a replacement sign for every character that a document cannot show."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape(text: str) -> str:
+    """Text on one line that cannot break out of its Markdown table or turn into markup."""
+    plain = visible(text.replace("\r", "\n")).replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(MARKUP.sub(r"\\\g<0>", plain).split())
 
 
 def method_label(name: str, facts: MethodFacts) -> str:
-    """A method's title, with what a reader must know of it: a reconstruction, or lossy output."""
+    """A method's title, with what a reader must know of it: a reconstruction, or lossy output (of imported answers not known)."""
     title = facts.title
     if facts.reconstruction and RECONSTRUCTION not in title:
         title = f"{title} {RECONSTRUCTION}"
-    return title if facts.lossless else f"{title} (lossy: {facts.acceptance})"
+    return title if facts.lossless is not False else f"{title} (lossy: {facts.acceptance})"
 
 
 def number(value: float, digits: int = 2, unit: str = "") -> str:
@@ -110,6 +129,23 @@ def by_category(comparison: pd.DataFrame, methods: Mapping[str, str], categories
     return TextTable(title, ["Method", *categories.values()], rows)
 
 
+def by_definition(overall: Sequence[Row], methods: Mapping[str, str], names: Sequence[str]) -> TextTable:
+    """The same arms, one column a definition of speedup."""
+    rows = [[methods[row["method"]], *(with_interval(row, name) for name in names)] for row in overall]
+    return TextTable("Speedup over all categories under every definition, with 95 % intervals", ["Method", *names], rows)
+
+
+def agreement(overall: Sequence[Row], methods: Mapping[str, str]) -> TextTable:
+    """How many turns of each arm are vanilla's token for token."""
+    rows = []
+    for row in overall:
+        first = number(row["first_divergence"], 0) if row["diverging_turns"] else NONE
+        counts = [str(row["turns"]), str(row["comparable_turns"]), str(row["diverging_turns"])]
+        rows.append([methods[row["method"]], *counts, percent(row["agreement"]), first])
+    headers = ["Method", "Turns", "With vanilla's prompt", "Diverging", "Same tokens", "First difference at token (mean)"]
+    return TextTable("Output tokens compared with vanilla's", headers, rows)
+
+
 def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
     """Milliseconds per step and share of the end-to-end time of each part, over all categories."""
     rows = []
@@ -118,7 +154,7 @@ def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
         steps = [number(parts[part]["ms_per_step"]) for part in PARTS if part != "prefill"]
         rows.append([label, *steps, *(percent(parts[part]["share"]) for part in PARTS)])
     headers = [*(f"{part} ms/step" for part in PARTS if part != "prefill"), *(f"{part} share" for part in PARTS)]
-    return TextTable("Where the time goes", ["Method", *headers], rows)
+    return TextTable("Milliseconds per step, and share of the time end to end", ["Method", *headers], rows)
 
 
 def acceptance(rates: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:

@@ -18,13 +18,17 @@ FACTS = ["method", *KEY, "category", "status", "error", "prompt_sha256", "prompt
 PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
 LISTS = ["output_ids", "depths", "accepted", "emitted_by_step"]
 COLUMNS = [*FACTS, "tokens", "text_tokens", *PER_STEP, "repetition", *LISTS]
+UNKNOWN_IF_IMPORTED = [
+    "prompt_tokens", "prefill_s", "draft_s", "verify_s", "commit_s", "decode_s", "other_s", "peak_bytes", "repetition"
+]  # fmt: skip
 SUMMED = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
 
 
 def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a turn, failed ones included: the record's facts, the sums of its steps, and the columns in ``LISTS``.
 
-    Times are seconds. ``text_tokens`` is NaN where the record does not have it.
+    Times are seconds. ``text_tokens`` is NaN where the record does not have it; of imported answers so are a count of zero
+    tokens, which some of Spec-Bench's files hold for not counted, and the columns in ``UNKNOWN_IF_IMPORTED``.
     """
     return pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
 
@@ -33,8 +37,8 @@ def _row(record: Record) -> dict[str, Any]:
     steps = record.steps
     draft_s, verify_s, commit_s = sum(steps.draft_s), sum(steps.verify_s), sum(steps.commit_s)
     decode_s = draft_s + verify_s + commit_s
-    return {name: getattr(record, name) for name in FACTS} | {
-        "tokens": len(record.output_ids),
+    row = {name: getattr(record, name) for name in FACTS} | {
+        "tokens": record.token_count,
         "text_tokens": np.nan if record.text_tokens is None else record.text_tokens,
         "steps": len(steps.emitted),
         "emitted": sum(steps.emitted),
@@ -49,6 +53,9 @@ def _row(record: Record) -> dict[str, Any]:
         "accepted": steps.accepted,
         "emitted_by_step": steps.emitted,
     }
+    if record.tokens is not None:
+        row |= dict.fromkeys(UNKNOWN_IF_IMPORTED, np.nan) | {"tokens": record.tokens or np.nan}
+    return row
 
 
 @dataclass(frozen=True)

@@ -1,78 +1,284 @@
 """A divergence is told apart: the target torn between two tokens, or a wrong one."""
 
+import dataclasses
+import io
 import json
+from math import inf, isnan
 
 import pytest
 import torch
+from rich.console import Console
+from scripted_records import failed, turn, write_run
 from tiny_target import write_suite, write_target
 
+from methods.core.acceptance import match
 from methods.core.errors import UserError
-from specbench import divergence
-from specbench.cli import main
-from specbench.divergence import Divergence
+from methods.core.tree import DraftTree
+from specbench import agree_cli, divergence, records, runner
+from specbench.agree_cli import agree
+from specbench.divergence import ArmAgreement, Divergence, Explained, explain
+from specbench.manifest import RunManifest
+from specbench.runner import Arm
 from specbench.session import Options, prepare
 
+torch.set_num_threads(1)
+TOKENS = 60
+QUESTIONS = [(f"a{i}", "letters", [f"Say {i} {i} {i}."]) for i in range(6)]
 
-def cli(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return stop.value.code
+
+class Junk:
+    """A drafter whose guesses the target never makes its own, so that every step has a wrong token to accept."""
+
+    def begin(self, prompt, scores):
+        pass
+
+    def observe(self, tree, path, scores):
+        pass
+
+    def draft(self, tokens):
+        return DraftTree.chain([tokens[-1], (tokens[-1] * 7 + 3) % 256])
+
+
+class Broken:
+    """The match rule, but for one drafted token in 200: that one it accepts though the target chose another."""
+
+    def __init__(self, every=200):
+        self.every, self.tokens, self.accepted = every, 0, 0
+
+    def __call__(self, tree, logits_NV, sampling, rng):
+        verdict = match(tree, logits_NV, sampling, rng)
+        self.tokens += len(verdict.path)
+        wrong = [child for child in tree.shape.children[verdict.path[-1]] if tree.tokens[child] != verdict.bonus]
+        if self.tokens % self.every or not wrong:
+            return verdict
+        self.accepted += 1
+        return verdict._replace(path=[*verdict.path, wrong[0]], bonus=int(logits_NV[wrong[0]].argmax()))
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """vanilla and an arm that drafts junk, on a random target in fp32."""
+    folder = tmp_path_factory.mktemp("inputs")
+    target, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", [*QUESTIONS, ("b", "talks", ["Say a.", "And b?"])])
+    options = Options(["pld"], str(target), suite_file=suite, max_new_tokens=TOKENS, dtype="fp32", device="cpu")
+    return prepare(options)
+
+
+def measured(session, rule, run_dir):
+    arms = (session.arms[0], Arm("pld", Junk(), rule))
+    runner.run(dataclasses.replace(session, arms=arms, warmup=()), run_dir, Console(file=io.StringIO()))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def sound(session, tmp_path_factory):
+    return measured(session, match, tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture
-def run(tmp_path):
-    target, suite, out = write_target(tmp_path / "target"), write_suite(tmp_path / "suite.jsonl"), tmp_path / "run"
-    asked = ["--target", target, "--suite-file", suite, "--method", "pld", "--dtype", "fp32", "--max-new-tokens", 9]
-    assert cli("run", *asked, "--limit", 1, "--out", out) == 0
-    return out
+def run(sound, tmp_path):
+    """A copy of the sound run, to change."""
+    for name in ("manifest.json", records.FILE):
+        (tmp_path / name).write_bytes((sound / name).read_bytes())
+    return tmp_path
 
 
-def change(run, change_fields):
-    path = run / "records.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for fields in lines:
-        change_fields(fields)
-    path.write_text("".join(json.dumps(fields) + "\n" for fields in lines))
+def change(run, question, turn=0, **fields):
+    """Change the arm's record and return vanilla's."""
+    lines = [json.loads(line) for line in (run / records.FILE).read_text().splitlines()]
+    ours, theirs = (
+        [one for one in lines if (one["method"], one["question_id"], one["turn"]) == (m, question, turn)] for m in ("pld", "vanilla")
+    )
+    ours[0].update(fields)
+    (run / records.FILE).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return theirs[0]
 
 
-def test_an_honest_run_agrees(run, capsys):
-    explained = divergence.explain(run)
-    assert explained.compared == {"pld": 5}
-    assert explained.divergences == []
-    assert cli("agree", run) == 0
+def write_wrongly(run, question, position, token):
+    """Let the arm write another token and go on as vanilla did."""
+    ids = list(change(run, question)["output_ids"])
+    ids[position] = token(ids[position]) if callable(token) else token
+    return change(run, question, output_ids=ids)
 
 
-def test_a_wrong_token_is_a_violation_with_the_targets_gap(run, capsys):
-    def break_it(fields):
-        if (fields["method"], fields["question_id"], fields["turn"]) == ("pld", "a1", 0):
-            fields["output_ids"][4] = (fields["output_ids"][4] + 1) % 200
-
-    change(run, break_it)
-    [found] = divergence.explain(run).divergences
-    assert (found.method, found.question_id, found.turn, found.position) == ("pld", "a1", 0, 4)
-    vanilla = next(json.loads(line) for line in (run / "records.jsonl").read_text().splitlines())
-    assert found.tokens == (vanilla["output_ids"][4], (vanilla["output_ids"][4] + 1) % 200)
+def logits_after(session, theirs, position, question="Say 0 0 0."):
+    prompt = divergence.prompts.encode(session.tokenizer, [question], [])
     with torch.inference_mode():
-        session = prepare(Options.of(divergence.RunManifest.read(run)))
-        prompt = divergence.prompts.encode(session.tokenizer, ["Say a b c."], [])
-        logits_V = session.target.model(torch.tensor([prompt + vanilla["output_ids"][:4]])).logits[0, -1]
+        return session.target.model(torch.tensor([prompt + theirs["output_ids"][:position]])).logits[0, -1]
+
+
+def test_a_sound_verifier_agrees_and_no_target_is_loaded(sound, monkeypatch, capsys):
+    monkeypatch.setattr(divergence, "prepare", None)
+    [arm] = explain(sound).arms
+    assert (arm.method, arm.compared, arm.same, arm.share, arm.other_prompt, arm.unanswered) == ("pld", 8, 8, 1.0, 0, 0)
+    assert arm.divergences == ()
+    assert isnan(arm.widest_tie)
+    assert isnan(arm.position_quartiles[1])
+    agree(sound)
+    assert "violation:" not in capsys.readouterr().out
+
+
+def test_a_verifier_that_accepts_one_wrong_token_in_200_is_caught(session, tmp_path, capsys):
+    rule = Broken()
+    [arm] = explain(measured(session, rule, tmp_path)).arms
+    assert rule.accepted >= 2  # more than 400 tokens were verified
+    assert len(arm.violations) == len(arm.divergences) == rule.accepted  # no answer was hit twice
+    assert all(each.shortfall > 100 * each.tolerance for each in arm.violations)
+    with pytest.raises(SystemExit) as end:
+        agree(tmp_path)
+    assert end.value.code == 1
+    assert capsys.readouterr().out.count("violation: pld, question ") == rule.accepted
+
+
+def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, session, capsys):
+    theirs = write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
+    [found] = explain(run).divergences
+    logits_V, wrong = logits_after(session, theirs, 4), (theirs["output_ids"][4] + 1) % 200
     top = logits_V.topk(2).values
+    assert (found.method, found.question_id, found.turn, found.position) == ("pld", "a0", 0, 4)
+    assert found.tokens == (theirs["output_ids"][4], wrong)
     assert found.gap == pytest.approx(float(top[0] - top[1]), rel=1e-4)
+    assert found.shortfall == pytest.approx(float(top[0] - logits_V[wrong]), rel=1e-4)
+    assert found.tolerance == pytest.approx(4 * 2**-23 * float(logits_V.abs().max()), rel=1e-4)
+    decode = session.tokenizer.decode
+    assert found.before == decode(theirs["output_ids"][:4])
+    assert found.texts == (decode([found.tokens[0]]), decode([wrong]))
+    assert found.after[0] == found.after[1] == decode(theirs["output_ids"][5:45])[:40]
+    with pytest.raises(SystemExit):
+        agree(run)
+    shown = capsys.readouterr().out
+    assert "violation: pld, question a0, turn 1, repeat 1, token 4: " in shown
+    assert repr(found.before) in shown
+    assert (
+        f"(4 roundings of fp32, 1.2e-07 each) times the largest logit's magnitude of the target's first choice; here {found.tolerance:.2g}"
+        in shown
+    )
+
+
+def test_the_tolerance_follows_the_runs_dtype(run, session):
+    theirs = change(run, "a0")
+    second = int(logits_after(session, theirs, 3).topk(2).indices[1])
+    write_wrongly(run, "a0", 3, second)
+    seen = {}
+    for dtype in ("fp64", "fp32", "fp16", "bf16"):
+        manifest = RunManifest.read(run)
+        dataclasses.replace(manifest, settings=dataclasses.replace(manifest.settings, dtype=dtype)).write(run)
+        [found] = explain(run).divergences
+        assert found.gap == pytest.approx(found.shortfall)
+        seen[dtype] = found.tolerance
+    assert seen["fp64"] == seen["fp32"]
+    assert seen["fp16"] == pytest.approx(2**13 * seen["fp32"])
+    assert seen["bf16"] == pytest.approx(2**16 * seen["fp32"])
+
+
+def test_an_answer_that_ends_early_or_late_is_a_violation(run, capsys):
+    theirs = change(run, "a0")
+    steps = {**theirs["steps"], "accepted": [0] * 9, "emitted": [1] * 9}
+    change(run, "a0", output_ids=theirs["output_ids"][:10], steps=steps)
+    [found] = explain(run).divergences
+    assert (found.position, found.tokens, found.texts[1], found.shortfall) == (10, (theirs["output_ids"][10], None), "", inf)
     assert not found.is_tie
-    assert cli("agree", run) == 1
-    assert "violation: pld, question a1, turn 1, token 4" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        agree(run, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["arms"][0]["divergences"][0]["shortfall"] is None
+
+
+def test_json_holds_everything(run, session, capsys):
+    theirs = write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
+    write_wrongly(run, "a1", 9, lambda token: (token + 1) % 200)
+    change(run, "b", 1, prompt_sha256="0" * 64)
+    change(run, "a2", status="error", error="out of memory")
+    with pytest.raises(SystemExit) as end:
+        agree(run, as_json=True)
+    assert end.value.code == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["schema"], shown["dtype"], shown["violations"], shown["tolerance"]["roundings"]) == (1, "fp32", 2, 4)
+    assert shown["tolerance"]["relative"] == 4 * 2**-23
+    [arm] = shown["arms"]
+    assert {name: arm[name] for name in ("method", "compared", "same", "share", "ties", "violations", "widest_tie", "not_compared")} == {
+        "method": "pld", "compared": 6, "same": 4, "share": 4 / 6, "ties": 0, "violations": 2, "widest_tie": None,
+        "not_compared": {"other_prompt": 1, "unanswered": 1},
+    }  # fmt: skip
+    assert arm["first_divergence"] == {"low_quartile": 5.25, "median": 6.5, "high_quartile": 7.75}
+    assert [(one["question_id"], one["position"], one["verdict"]) for one in arm["divergences"]] == [
+        ("a0", 4, "violation"),
+        ("a1", 9, "violation"),
+    ]
+    assert arm["divergences"][0]["tokens"][0] == theirs["output_ids"][4]
+
+
+def test_arms_and_repeats_that_part_at_one_place_cost_one_forward(run, monkeypatch):
+    write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
+    lines = [json.loads(line) for line in (run / records.FILE).read_text().splitlines()]
+    again = [{**one, "repeat": 1} for one in lines]
+    (run / records.FILE).write_text("".join(json.dumps(one) + "\n" for one in (*lines, *again)))
+    asked = []
+    true = divergence.prepare
+
+    def watched(options):
+        session = true(options)
+        prefill = session.target.prefill
+        session.target.prefill = lambda prompt: asked.append(prompt) or prefill(prompt)
+        return session
+
+    monkeypatch.setattr(divergence, "prepare", watched)
+    assert [each.repeat for each in explain(run).divergences] == [0, 1]
+    assert len(asked) == 1
+
+
+def made(method="s4c", shortfall=0.1, gap=0.1, position=3, before="so", texts=("a", "b"), question="1"):
+    return Divergence(method, question, 0, 0, position, (5, 6), texts, before, (" c", " d"), gap, shortfall, tolerance=0.2)
 
 
 @pytest.mark.parametrize(
-    ("gap", "between", "tie"), [(0.1, True, True), (0.3, True, False), (0.1, False, False)], ids=["near", "far", "neither is on top"]
+    ("shortfall", "tie"), [(0.1, True), (0.3, False), (inf, False)], ids=["near", "one token far from the top", "an answer ended"]
 )
-def test_a_tie_is_a_small_gap_between_the_targets_top_two(gap, between, tie):
-    assert Divergence("s4c", "1", 0, 0, 3, (5, 6), gap, tolerance=0.2, between_top_two=between).is_tie == tie
+def test_a_tie_needs_both_tokens_near_the_targets_first_choice(shortfall, tie):
+    assert made(shortfall=shortfall).is_tie == tie
+
+
+def test_the_table_counts_ties_and_violations_apart():
+    arm = ArmAgreement("s4c", 10, 2, 1, (made(position=2), made(shortfall=0.15, position=5), made(shortfall=7.0, position=30)))
+    explained = Explained("a run", "bf16", (arm, ArmAgreement("pld", 0, 0, 13, ())))
+    assert agree_cli.table(explained).rows == [
+        ["s4c", "10", "7 (70.0 %)", "2", "1", "5 (4 to 18)", "0.15", "2", "1"],
+        ["pld", "0", "\N{EM DASH}", "0", "0", "\N{EM DASH}", "\N{EM DASH}", "0", "13"],
+    ]
+    assert "within 0.031 (4 roundings of bf16, 0.0078 each)" in explained.rule
+
+
+def test_model_text_cannot_steer_the_terminal(monkeypatch, capsys, tmp_path):
+    hostile = made(shortfall=7.0, before="[bold]\x1b[2J\n\x9b2J\u202e", texts=("[/red]", "\r"), question="q\x1b[2J")
+    monkeypatch.setattr(divergence, "explain", lambda run: Explained("r", "bf16", (ArmAgreement("s4c", 1, 0, 0, (hostile,)),)))
+    with pytest.raises(SystemExit):
+        agree(tmp_path)
+    shown = capsys.readouterr().out
+    [line] = [line for line in shown.splitlines() if line.startswith("violation:")]
+    assert line.isprintable()
+    assert "'[bold]\\x1b[2J\\n\\x9b2J\\u202e'" in line
+    assert "'[/red]'" in line
 
 
 def test_a_sampled_run_is_refused(run):
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["settings"]["temperature"] = 0.7
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    manifest = RunManifest.read(run)
+    dataclasses.replace(manifest, settings=dataclasses.replace(manifest.settings, temperature=0.7)).write(run)
     with pytest.raises(UserError, match=r"sampled at temperature 0\.7; only greedy runs"):
-        divergence.explain(run)
+        explain(run)
+
+
+def test_a_run_without_two_comparable_arms_is_refused(tmp_path):
+    for name, rows in {"alone": [turn("vanilla", "q1", [0])], "failed": [turn("vanilla", "q1", [0]), failed("medusa", "q1")]}.items():
+        with pytest.raises(UserError, match="no turn of another arm beside vanilla's"):
+            explain(write_run(tmp_path / name, rows))
+
+
+@pytest.mark.parametrize(("part", "named"), [("suite", "the suite of the run"), ("target", "the target of the run")])
+def test_another_suite_or_target_is_no_judge(run, part, named):
+    write_wrongly(run, "a0", 4, 7)
+    manifest = RunManifest.read(run)
+    settings = dataclasses.replace(manifest.settings, suite_sha256="f" * 64) if part == "suite" else manifest.settings
+    target = {**manifest.target, "weights_sha256": "f" * 64} if part == "target" else manifest.target
+    dataclasses.replace(manifest, settings=settings, target=target).write(run)
+    with pytest.raises(UserError, match=rf"{named} \(sha256 ffffffffffff\) is not the one here"):
+        explain(run)

@@ -1,0 +1,81 @@
+"""The gate's result for people and for machines: terminal, Markdown, JUnit XML, JSON."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from math import isfinite
+
+from rich.console import Console
+from rich.text import Text
+
+from specbench.gate.rules import Outcome, Result
+from specbench.tables import escape
+
+SCHEMA = 1
+STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow", Outcome.NOT_APPLICABLE: "dim"}
+NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def show(result: Result, console: Console) -> None:
+    """One line a check, the warnings, and the verdict last."""
+    for check in result.checks:
+        line = Text.assemble((f"{check.outcome:<14}", STYLES[check.outcome]), " ", (check.name, "bold"), ": ", check.evidence)
+        console.print(line, soft_wrap=True)
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    verdict = f"{result.outcome}: {result.new} against {result.base}"
+    console.print(Text(verdict, STYLES[result.outcome]), soft_wrap=True)
+
+
+def markdown(result: Result) -> str:
+    """Fit for a CI step summary; names and evidence show as plain text."""
+    rows = [f"| {check.outcome} | {escape(check.name)} | {escape(check.evidence)} |" for check in result.checks]
+    warnings = [f"- {escape(each)}" for each in result.warnings]
+    table = "\n".join(["| Outcome | Check | Evidence |", "| --- | --- | --- |", *rows])
+    heading = f"## specbench check: {result.outcome}"
+    parts = [heading, f"{escape(result.new)} against {escape(result.base)}.", table, *(["\n".join(warnings)] if warnings else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def junit(result: Result) -> str:
+    """One test case a check: a failure where it fails, skipped where it is inconclusive or not applicable.
+
+    JUnit knows no third outcome. The message of a skipped case begins with which of the two it is, and the suite's
+    property ``outcome`` says what decides.
+    """
+    count = [check.outcome for check in result.checks].count
+    skipped = count(Outcome.INCONCLUSIVE) + count(Outcome.NOT_APPLICABLE)
+    totals = {"tests": str(len(result.checks)), "failures": str(count(Outcome.FAIL)), "errors": "0", "skipped": str(skipped)}
+    suite = ET.Element("testsuite", {"name": "specbench check", **totals})
+    properties = ET.SubElement(suite, "properties")
+    for name, value in {"outcome": str(result.outcome), "new": result.new, "base": result.base}.items():
+        ET.SubElement(properties, "property", {"name": name, "value": _xml(value)})
+    for check in result.checks:
+        case = ET.SubElement(suite, "testcase", {"classname": "specbench.check", "name": _xml(check.name)})
+        if check.outcome is Outcome.PASS:
+            ET.SubElement(case, "system-out").text = _xml(check.evidence)
+        elif check.outcome is Outcome.FAIL:
+            ET.SubElement(case, "failure", {"message": _xml(check.evidence)})
+        else:
+            ET.SubElement(case, "skipped", {"message": _xml(f"{check.outcome}: {check.evidence}")})
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
+
+
+def to_json(result: Result) -> str:
+    """Schema-versioned; a number that cannot be formed is null."""
+    checks = [
+        {
+            "name": check.name,
+            "outcome": check.outcome,
+            "evidence": check.evidence,
+            "numbers": {name: value if isfinite(value) else None for name, value in check.numbers.items()},
+        }
+        for check in result.checks
+    ]
+    facts = {"schema": SCHEMA, "outcome": result.outcome, "exit_code": result.exit_code, "new": result.new, "base": result.base}
+    return json.dumps({**facts, "checks": checks, "warnings": result.warnings}, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _xml(text: str) -> str:
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,1 @@
+"""Other tools' results, read into run directories of ours."""

@@ -1,0 +1,43 @@
+"""Several runs beside each other: their numbers in one table and the conditions in which they differ, never a ratio across runs."""
+
+from collections.abc import Sequence
+
+from specbench import notes, tables
+from specbench.manifest import RunManifest, differences
+from specbench.report.blocks import Block, Bullets, Heading, Paragraph
+from specbench.report.run import Run
+from specbench.tables import TextTable
+
+PLACE = ("gpu", "cpu", "driver", "cuda", "threads", "python", "torch", "transformers")
+NEVER = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another: what differs is listed."
+
+
+def blocks(runs: Sequence[Run]) -> list[Block]:
+    """The comparison of two runs or more; the first is the one the others' conditions are held against."""
+    rows = [row for run in runs for row in _rows(run)]
+    headers = ["Run", "Target", "Device", "Dtype", "Suite", "Method", *tables.SHORT]
+    listed: list[Block] = []
+    for other in runs[1:]:
+        listed.append(Paragraph(f"{other.slug} differs from {runs[0].slug} in:"))
+        listed.append(Bullets(conditions(runs[0].manifest, other.manifest) or ["nothing that is recorded"]))
+    return [Heading(2, "The runs beside each other"), Paragraph(NEVER), TextTable("All categories of every run", headers, rows), *listed]
+
+
+def conditions(old: RunManifest, new: RunManifest) -> list[str]:
+    """``name old -> new`` of what a number depends on: the run's identity, the machine and versions, the code."""
+    facts = [(name, old.environment.get(name), new.environment.get(name)) for name in PLACE]
+    facts += [("code", old.git.get("sha"), new.git.get("sha")), ("arms", old.settings.methods, new.settings.methods)]
+    place = [f"{name} {_text(before)} -> {_text(after)}" for name, before, after in facts if before != after]
+    return [line for line in differences(old, new) if not line.startswith("methods ")] + place
+
+
+def _rows(run: Run) -> list[list[str]]:
+    manifest = run.manifest
+    where = [run.slug, notes.target(manifest), notes.processor(manifest), manifest.settings.dtype, manifest.settings.suite]
+    if not run.answered:
+        return [[*where, "nothing answered", *[tables.NONE] * len(tables.SHORT)]]
+    return [[*where, run.methods[name], *(cell(row) for cell in tables.SHORT.values())] for name, row in run.overall.items()]
+
+
+def _text(fact: object) -> str:
+    return ", ".join(fact) if isinstance(fact, list) else str(fact) if fact is not None else tables.NONE

@@ -1,0 +1,61 @@
+"""The main and per-category numbers as LaTeX tables for a paper, to be read by \\input; they need the booktabs package."""
+
+from specbench import notes, tables
+from specbench.report import remarks
+from specbench.report.run import Run
+from specbench.tables import TextTable
+
+SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # after a row's end it would open an optional argument
+    "]": "{]}",
+    tables.NONE: "---",
+    "\N{EN DASH}": "--",
+    "\N{MIDDLE DOT}": r"\textperiodcentered{}",
+}
+
+
+def render(run: Run) -> str:
+    """Three tables: all categories, speedup by category, MAT by category; the caption names the conditions."""
+    speedup: tables.Cell = lambda row: tables.number(row["speedup"])  # noqa: E731
+    mat: tables.Cell = lambda row: tables.number(row["mat"])  # noqa: E731
+    found = {
+        "main": tables.headline(run.comparison, run.methods, tables.SHORT, "All categories"),
+        "speedup": tables.by_category(run.comparison, run.shown, run.categories, speedup, "End-to-end speedup over vanilla by category"),
+        "mat": tables.by_category(run.comparison, run.shown, run.categories, mat, "Mean accepted tokens by category"),
+    }
+    label = " ".join(notes.cost_matched([run.manifest]))
+    where = f"{remarks.subtitle(run)}. {label}".strip()
+    parts = [_table(table, f"{table.title}: {where}", f"tab:{run.slug}-{name}") for name, table in found.items()]
+    return "\n\n".join(["% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}", *parts]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text on one line that LaTeX sets as it stands."""
+    return " ".join("".join(SIGNS.get(sign, sign) for sign in tables.visible(text)).split())
+
+
+def _table(table: TextTable, caption: str, label: str) -> str:
+    rows = [" & ".join(map(escape, cells)) + r" \\" for cells in (table.headers, *table.rows)]
+    body = [rows[0], r"\midrule", *rows[1:]]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(caption)}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.headers) - 1)}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )

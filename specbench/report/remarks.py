@@ -1,0 +1,172 @@
+"""What the report says of a run in sentences: what is missing, who is fastest, warnings, caveats."""
+
+import pandas as pd
+
+from specbench import notes, tables
+from specbench.claims.verdict import MIN_QUESTIONS
+from specbench.imports.run import IMPORTED
+from specbench.metrics import PHYSICS_MARGIN
+from specbench.records import AGAIN
+from specbench.report.run import Run
+from specbench.tables import TextTable
+from specbench.turns import OVERALL
+
+SHOWN_FAILURES = 20
+LOOPING = 0.2  # share of repeated 4-grams from which a reader must be told
+CUT = 0.05
+
+
+def subtitle(run: Run) -> str:
+    """The figures' second line: target and label, device, dtype, suite and the number of answered questions."""
+    asked = run.manifest.settings
+    count = run.turns.loc[run.turns["status"] == "ok", "question_id"].nunique()
+    where = [f"target {notes.target(run.manifest)}", notes.processor(run.manifest), asked.dtype, f"suite {asked.suite}"]
+    return " · ".join([*where, f"n = {count} questions"])
+
+
+def state(run: Run) -> list[str]:
+    """Whether the run is whole; one line, and more where something is missing."""
+    done, failed, total = len(run.turns), int((run.turns["status"] != "ok").sum()), run.manifest.units_total
+    if done >= total and not failed and not run.torn:
+        return [f"Complete: all {total} turns were answered."]
+    lines = [f"{'Complete' if done >= total else 'Partial'}: {done} of {total} turns recorded, {failed} of them failed."]
+    if not done:
+        lines[0] = f"Empty: none of the {total} turns is recorded, so there is nothing to compare."
+    if done < total:
+        lines.append(f"The run's status is “{run.manifest.status}”; specbench resume on its directory does what is missing.")
+    if run.torn:
+        lines.append("The last line of the records was cut off while it was written and is left out.")
+    return lines
+
+
+def turn_counts(run: Run) -> TextTable:
+    """How many turns each arm recorded, failed and lacks."""
+    share = run.manifest.units_total // max(len(run.methods), 1)
+    rows = []
+    for name, label in run.methods.items():
+        own = run.turns.loc[run.turns["method"] == name, "status"]
+        rows.append([label, str(len(own)), str(int((own != "ok").sum())), str(max(share - len(own), 0))])
+    return TextTable("Turns", ["Method", "Recorded", "Failed", "Missing"], rows)
+
+
+def fastest(run: Run) -> list[str]:
+    """The fastest arm in one sentence; none without a speedup."""
+    rows = [row for name, row in run.overall.items() if name in run.drafting and pd.notna(row["speedup"])]
+    if not rows:
+        return []
+    best = max(rows, key=lambda row: row["speedup"])
+    low, high = best["speedup_low"], best["speedup_high"]
+    holds = "too few questions for an interval"
+    if pd.notna(low):
+        above, below = "the interval lies above 1", "slower than vanilla"
+        holds = above if low > 1 else below if high < 1 else "the interval holds 1, so it may be no faster"
+    return [
+        f"Fastest arm: {run.methods[best['method']]}, {tables.with_interval(best, 'speedup')} end to end over vanilla ({holds}); "
+        f"MAT {tables.number(best['mat'])}, round cost R {tables.number(best['round_cost'])}; {best['questions']} questions."
+    ]
+
+
+def noise(run: Run) -> list[str]:
+    """What the same arm, run twice, differs by."""
+    lines = []
+    for name, floor in run.noise.items():
+        label = run.methods[name]
+        if floor.known:
+            shown = f"{floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]"
+            lines.append(
+                f"A/A noise: {label} run twice as two arms gives {shown}; differences no larger than that cannot be told from noise."
+            )
+        else:
+            lines.append(f"A/A noise: {label} ran twice ({name}{AGAIN}), but on too few questions to say what the two differ by.")
+    return lines
+
+
+def warnings(run: Run) -> list[str]:
+    """One sentence each for what a reader must not overlook."""
+    numbers, labels = run.comparison, run.methods
+    lines = []
+    if not run.has_vanilla:
+        lines.append("No vanilla turns are recorded, so speedups, round costs and agreement cannot be formed.")
+    for row in numbers[numbers["accounting_error"]].to_dict("records"):
+        where = "all categories" if row["category"] == OVERALL else row["category"]
+        lines.append(
+            f"ACCOUNTING ERROR, {labels[row['method']]}, {where}: the decode speedup exceeds MAT by more than "
+            f"{PHYSICS_MARGIN - 1:.0%} beyond its interval, which no round at batch 1 can do; its times or counts are wrong."
+        )
+    for row in numbers[(numbers["category"] == OVERALL) & (numbers["excluded_questions"] > 0)].to_dict("records"):
+        lines.append(f"{labels[row['method']]}: {row['excluded_questions']} question(s) with a failed turn left out of both arms.")
+    lossy = [labels[name] for name, facts in run.manifest.methods.items() if name in labels and facts.lossless is False]
+    if lossy:
+        lines.append(f"Lossy, its output need not follow the target's distribution: {', '.join(lossy)}.")
+    if run.manifest.settings.temperature > 0:
+        lines.append(
+            f"At temperature {run.manifest.settings.temperature:g} outputs are random samples: differing from vanilla is expected "
+            "and says nothing about losslessness."
+        )
+    return lines
+
+
+def caveats(run: Run) -> list[str]:
+    """Everything that limits what the numbers say, the warnings included."""
+    manifest = run.manifest
+    rebuilt = [label for name, label in run.shown.items() if manifest.methods[name].reconstruction]
+    lines = [str(manifest.target["note"])] if manifest.target.get("note") else []
+    lines += [
+        f"{label} is ours after the paper's abstract, not its authors' code or weights: its numbers are not theirs." for label in rebuilt
+    ]
+    lines += warnings(run)
+    least = run.comparison.groupby("category", sort=False)["questions"].min()
+    few = [run.categories[str(category)] for category, questions in least.items() if questions < MIN_QUESTIONS]
+    if few:
+        lines.append(f"Fewer than {MIN_QUESTIONS} questions, where a 95 % interval covers 85 to 90 %: {', '.join(few)}.")
+    lines += _about_outputs(run)
+    if not run.noise:
+        lines.append("No arm ran twice (specbench run --aa METHOD), so this run does not say how large a difference is noise.")
+    if manifest.settings.repeats == 1:
+        lines.append("One pass over the questions: intervals hold the questions' spread, not the machine's drift from run to run.")
+    if manifest.resumed:
+        lines.append(f"The run was resumed {len(manifest.resumed)} time(s): its arms share every question's minutes, not one process.")
+    if manifest.git.get("dirty"):
+        lines.append("The code had local changes that no commit records.")
+    if manifest.target.get("label") != IMPORTED:
+        lines.append(
+            "Batch size 1, one machine, one process. Trees and depths are those under “Machine and settings”, not each method's best."
+        )
+    return lines
+
+
+def _about_outputs(run: Run) -> list[str]:
+    overall, labels = run.overall, run.methods
+    looping = [f"{labels[name]} {tables.percent(row['repetition'])}" for name, row in overall.items() if row["repetition"] >= LOOPING]
+    cut = [f"{labels[name]} {tables.percent(row['stopped_by_length'])}" for name, row in overall.items() if row["stopped_by_length"] >= CUT]
+    apart = [
+        f"{labels[name]} {row['diverging_turns']} of {row['comparable_turns']}"
+        for name, row in overall.items()
+        if row["diverging_turns"] and run.manifest.methods[name].lossless and not run.manifest.settings.temperature
+    ]
+    lines = []
+    if looping:
+        lines.append(
+            f"Outputs repeat themselves, which is easy to draft and raises MAT and speedup; repeated 4-grams: {', '.join(looping)}."
+        )
+    if cut:
+        limit = run.manifest.settings.max_new_tokens
+        lines.append(f"Answers cut at {limit} tokens or by the target's context say nothing of longer ones; cut: {', '.join(cut)}.")
+    if apart:
+        lines.append(
+            f"Greedy turns that differ from vanilla's, by rounding or by a fault (specbench agree tells which): {', '.join(apart)}."
+        )
+    return lines
+
+
+def failures(run: Run) -> TextTable | None:
+    """The failed turns with their errors, the first of them where there are many."""
+    failed = run.turns[run.turns["status"] != "ok"]
+    if failed.empty:
+        return None
+    rows = [
+        [run.methods.get(row["method"], row["method"]), row["question_id"], str(row["turn"] + 1), str(row["repeat"] + 1), row["error"]]
+        for row in failed.head(SHOWN_FAILURES).to_dict("records")
+    ]
+    shown = f", the first {len(rows)} of {len(failed)}" if len(failed) > len(rows) else ""
+    return TextTable(f"Failed turns{shown}", ["Method", "Question", "Turn", "Repeat", "Error"], rows)

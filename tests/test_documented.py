@@ -1,0 +1,75 @@
+"""The command line as users have it in their scripts: a change of an option or an exit code has to be made here and in README too."""
+
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from specbench import cli
+from specbench.claims.verdict import EXIT_CODES as VERDICTS
+from specbench.gate.rules import EXIT_CODES as GATE
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = {
+    "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
+    "--attention --repeats --turns --set --drafter --aa --out",
+    "resume": "",
+    "report": "--out --show-prompts",
+    "agree": "--json",
+    "verify": "--claim --method --json",
+    "check": "--baseline --junit --markdown --json",
+    "baseline set": "--out",
+    "import": "--format --baseline --tokenizer --name --out",
+    "methods": "",
+    "targets": "",
+    "train": "--corpus --target --preset --out --set --tokens --lr --device --work",
+    "card": "--corpus",
+    "held-out": "--corpus --out",
+}
+CODES = {
+    "agree": [0, 1, 2],
+    "verify": [0, 1, 2, 3],
+    "check": [0, 1, 2, 3],
+    "baseline set": [0, 2],
+    "run": [0, 2, 130],
+    "resume": [0, 2, 130],
+}
+
+
+def commands(group, path: str = "") -> dict:
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= commands(command, f"{path}{name} ") if inner else {path + name: command}
+    return found
+
+
+ALL = commands(typer.main.get_command(cli.app))
+
+
+def test_the_commands_are_these():
+    assert ALL.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_frozen_and_in_the_help_and_the_readme(name):
+    options = [option for each in ALL[name].params if each.param_type_name == "option" for option in each.opts]
+    assert sorted(options) == sorted(COMMANDS[name].split())
+    assert all(each.help for each in ALL[name].params)
+    line = next(line for line in README.splitlines() if line.startswith(f"| `specbench {name}"))
+    assert all(f"{option}" in line for option in options), line
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_every_exit_code_is_in_the_help_and_the_readme(name):
+    text = " ".join(ALL[name].help.split())
+    line = next(line for line in README.splitlines() if line.startswith(f"| `specbench {name}"))
+    for code in CODES[name]:
+        assert f" {code} " in f" {text} ".replace(",", " ").replace(";", " ").replace(".", " ").replace(":", " "), (code, text)
+        assert f"{code} " in line.rsplit("|", 2)[1] + " ", line
+
+
+def test_exit_codes_are_frozen():
+    assert VERDICTS == {"reproduced": 0, "above": 0, "below": 1, "inconclusive": 3, "not comparable": 3}
+    assert {str(outcome): code for outcome, code in GATE.items()} == {"pass": 0, "fail": 1, "inconclusive": 3}
+    assert cli.INTERRUPTED == 130

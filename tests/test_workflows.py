@@ -1,0 +1,147 @@
+"""The workflows' safety properties, and their scripts run with stand-ins for the programs they call."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yml"))}
+CI, GPU = WORKFLOWS["ci.yml"], WORKFLOWS["gpu-regression.yml"]
+GATE = GPU["jobs"]["gate"]
+ON = True  # YAML 1.1 reads the key "on" so
+
+
+def steps(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def named(name):
+    return next(step for step in GATE["steps"] if step.get("name") == name)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS.values(), ids=WORKFLOWS)
+def test_every_workflow_only_reads_ends_and_trusts_only_github(workflow):
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "pull_request_target" not in workflow[ON]
+    assert all("timeout-minutes" in job and "permissions" not in job for job in workflow["jobs"].values())
+    used = [step["uses"] for step in steps(workflow) if "uses" in step]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", each) for each in used), used
+    checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/checkout")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+    assert not any("${{" in step.get("run", "") for step in steps(workflow)), "text of an event in a script is run as one"
+
+
+def test_ci_runs_on_every_push_and_pull_request_for_each_python():
+    assert CI[ON] == {"push": None, "pull_request": None}
+    assert CI["concurrency"]["cancel-in-progress"] is True
+    job = CI["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(FOLDER.parents[1] / ".ci" / "run", os.X_OK)
+
+
+def test_the_gpu_is_asked_at_night_by_hand_and_by_label_one_at_a_time():
+    assert set(GPU[ON]) == {"schedule", "workflow_dispatch", "pull_request"}
+    assert GPU[ON]["pull_request"] == {"types": ["labeled"]}
+    assert list(GPU["jobs"]) == ["gate"]
+    assert GATE["runs-on"] == ["self-hosted", "linux", "gpu"]
+    assert GATE["concurrency"] == {"group": "gpu-regression", "cancel-in-progress": False}
+
+
+@pytest.mark.parametrize(
+    ("event", "label", "repository", "runs"),
+    [
+        ("schedule", None, None, True),
+        ("workflow_dispatch", None, None, True),
+        ("pull_request", "gpu-benchmark", "we/specbench", True),
+        ("pull_request", "question", "we/specbench", False),
+        ("pull_request", "gpu-benchmark", "stranger/specbench", False),
+        ("pull_request", "gpu-benchmark", None, False),  # the fork was deleted
+    ],
+)
+def test_no_fork_and_no_other_label_reaches_the_gpu(event, label, repository, runs):
+    context = {
+        "github.event_name": event,
+        "github.event.label.name": label,
+        "github.event.pull_request.head.repo.full_name": repository,
+        "github.repository": "we/specbench",
+    }
+    condition = re.sub(r"github[\w.]+", lambda name: repr(context[name[0]]), GATE["if"])
+    assert eval(condition.replace("&&", " and ").replace("||", " or ")) is runs  # the expression's operators mean the same
+
+
+def script(step, folder, **env):
+    """Run a step's script as the runner does, in ``folder``."""
+    programs = {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), "WORK": str(folder / "work")}
+    asked = {name: str(GATE["env"][name]) for name in ("SETTINGS", "PASSES")}
+    command = ["bash", "-e", "-c", step["run"]]
+    return subprocess.run(command, cwd=folder, env=programs | asked | env, capture_output=True, text=True, check=False)
+
+
+def program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_base_and_head_take_turns_and_go_first_in_turn(tmp_path):
+    program(tmp_path / "nvidia-smi", "")
+    for side in ("base", "head"):
+        program(tmp_path / side / ".venv" / "bin" / "specbench", f'echo "{side} $*" >> calls')
+    (tmp_path / "work" / "base-1").mkdir(parents=True)
+    (tmp_path / "work" / "base-1" / "records.jsonl").write_text("of yesterday")
+    ended = script(named("Measure base and head in turn"), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [call[0] for call in calls] == ["base", "head", "head", "base"] * 2
+    assert [Path(call[-1]).name for call in calls[:4]] == ["base-1", "head-1", "head-2", "base-2"]
+    assert len({tuple(call[1:-1]) for call in calls}) == 1, "both sides run with the same settings"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_busy_gpu_is_not_measured_on(tmp_path):
+    program(tmp_path / "nvidia-smi", "echo 4711")
+    assert script(named("Measure base and head in turn"), tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, ""), (1, "::error title=Regression"), (2, "::error title=No"), (3, "::warning title=Inc")])
+def test_the_checks_exit_code_is_the_jobs_and_its_markdown_the_summary(tmp_path, code, said):
+    (tmp_path / "work").mkdir()
+    written = "" if code == 2 else 'echo "## verdict" > "$WORK/check.md"; '
+    program(tmp_path / "head" / ".venv" / "bin" / "specbench", f'echo "$*" > calls; {written}exit {code}')
+    ended = script(named("Check head against base"), tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    assert ended.returncode == code
+    assert ended.stdout.startswith(said)
+    assert (tmp_path / "summary").exists() == (code != 2)
+    call = (tmp_path / "calls").read_text().replace(f"{tmp_path}/work/", "")
+    pairs = " ".join(f"head-{k} --baseline base-{k}" for k in range(1, 5))
+    assert call == f"check {pairs} --junit check.xml --markdown check.md\n"
+
+
+def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
+    def git(*arguments, at=""):
+        author = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **author} | ({"GIT_COMMITTER_DATE": at} if at else {})
+        return subprocess.run(["git", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    shas = {}
+    for name, at in {"old": "2020-01-01T00:00", "older parent": "2020-01-02T00:00", "today": ""}.items():
+        git("commit", "-q", "--allow-empty", "-m", name, at=at)
+        shas[name] = git("rev-parse", "HEAD")
+
+    def chosen(event, asked=""):
+        output = tmp_path / "output"
+        output.write_text("")
+        ended = script(named("Choose the base"), tmp_path, EVENT=event, ASKED=asked, GITHUB_OUTPUT=str(output))
+        return output.read_text().strip() if ended.returncode == 0 else None
+
+    assert chosen("pull_request") == f"revision={shas['older parent']}"
+    assert chosen("schedule") == f"revision={shas['older parent']}"
+    assert chosen("workflow_dispatch", "HEAD~2") == f"revision={shas['old']}"
+    assert chosen("workflow_dispatch", "no-such") is None
+    assert chosen("workflow_dispatch", "--all") is None
