@@ -24,7 +24,8 @@ from specbench.runner import Session
 from specbench.session import Options, prepare
 from specbench.targets import DTYPES
 
-ROUNDINGS = 4  # a tie: within so many roundings, at the run's precision, of the largest logit
+ROUNDINGS = 4  # a tie: within so many roundings, at the run's precision, of the likeliest tokens' logits
+LIKELIEST = 10
 REFEREE = "fp32"
 CONTEXT = 40  # characters of the outputs kept on either side of a divergence
 
@@ -131,14 +132,19 @@ class Explained:
         found = f"; here {min(largest):.2g} to {max(largest):.2g}" if largest else ""
         return (
             f"A divergence is a numeric tie where both tokens' {REFEREE} logits lie within {self.relative_tolerance:.2g} "
-            f"({ROUNDINGS} roundings of {self.dtype}, {rounding(self.dtype):.2g} each) times the largest logit's magnitude "
-            f"of the target's first choice{found}. Every other one is a violation."
+            f"({ROUNDINGS} roundings of {self.dtype}, {rounding(self.dtype):.2g} each) times the largest magnitude among "
+            f"the target's {LIKELIEST} highest logits below its first choice{found}. Every other one is a violation."
         )
 
 
 def rounding(dtype: str) -> float:
     """The relative rounding of a run: its dtype's, fp32's at the finest, since transformers computes norms in fp32 even in fp64."""
     return max(torch.finfo(DTYPES[dtype]).eps, torch.finfo(torch.float32).eps)
+
+
+def magnitude(logits_V: torch.Tensor) -> float:
+    """The scale that a logit's rounding is relative to, of the tokens that can win: one ruled out by a logit of -1e4 has no say."""
+    return float(logits_V.topk(min(LIKELIEST, len(logits_V))).values.abs().max())
 
 
 def explain(run_dir: Path) -> Explained:
@@ -244,5 +250,5 @@ def _divergence(parting: _Parting, logits_V: torch.Tensor, tokenizer: PreTrained
         after=(after[0], after[1]),
         gap=first - second,
         shortfall=first - lower,
-        tolerance=ROUNDINGS * precision * float(logits_V.abs().max()),
+        tolerance=ROUNDINGS * precision * magnitude(logits_V),
     )

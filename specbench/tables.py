@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import rich.box
@@ -18,24 +18,33 @@ from specbench.turns import OVERALL
 Row = Mapping[Any, Any]  # of a frame, by column name
 NONE = "\N{EM DASH}"
 RECONSTRUCTION = "(reconstruction)"
+NUMBER = re.compile(rf"(?:[+-]?[\d.,]+\s?(?:[x%]|of)?(?:[\s,/].*)?|{NONE})", re.DOTALL)
+UNBROKEN = 20  # characters of a cell that a narrow terminal keeps on one line
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headers and rows of finished cells; the first column names the row, the others are right-aligned."""
+    """Headers and rows of finished cells; the first column names the row."""
 
     title: str
     headers: list[str]
     rows: list[list[str]]
 
+    @property
+    def sides(self) -> list[Literal["left", "right"]]:
+        """The side each column is aligned to: numbers to the right, words to the left."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headers)
+        return ["right" if column and all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
+
     def markdown(self) -> str:
-        rule = ["---"] + ["---:"] * (len(self.headers) - 1)
+        rule = ["---:" if side == "right" else "---" for side in self.sides]
         return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
 
     def rich(self) -> rich.table.Table:
         table = rich.table.Table(title=Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for i, header in enumerate(self.headers):
-            table.add_column(Text(header), justify="right" if i else "left", no_wrap=not i, overflow="fold")
+        longest = [max(map(len, column)) for column in zip(*self.rows, strict=True)] or [0] * len(self.headers)
+        for header, side, width in zip(self.headers, self.sides, longest, strict=True):
+            table.add_column(Text(header), justify=side, min_width=min(width, UNBROKEN), overflow="fold")
         for cells in self.rows:
             table.add_row(*map(Text, cells))
         return table
@@ -101,10 +110,10 @@ SHORT: dict[str, Cell] = {
     "MAT": lambda row: number(row["mat"]),
     "R": lambda row: number(row["round_cost"]),
     "Tokens/s": lambda row: number(row["tokens_per_s"], 1),
-    "Tokens/s decode": lambda row: number(row["tokens_per_s_decode"], 1),
 }
 FULL: dict[str, Cell] = {
     **SHORT,
+    "Tokens/s decode": lambda row: number(row["tokens_per_s_decode"], 1),
     "Decode speedup [95 %]": lambda row: with_interval(row, "speedup_decode"),
     "Same as vanilla": _agreement,
     "Repeated 4-grams": lambda row: percent(row["repetition"]),

@@ -1,15 +1,16 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import date
 
 import pytest
-from claimed_runs import PROMPT_S, S4C, VANILLA_S, answer, records, verdict_on
+from claimed_runs import PROMPT_S, S4C, VANILLA_S, answer, manifest, records, verdict_on
 
 from specbench import claims, metrics
 from specbench.claims import text
-from specbench.claims.verdict import outcome
+from specbench.claims.verdict import judge, outcome
 from specbench.records import AGAIN
 from specbench.stats import Estimate
 from specbench.suites import spec_bench
+from specbench.turns import turns_frame
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,18 @@ def test_the_speedup_is_taken_apart(tmp_path):
     assert found.cost_end_to_end.value == pytest.approx(8.0)
     assert found.mat_for_low.value == pytest.approx(2.26 * 8)
     assert found.mat_for_high.value == pytest.approx(2.6 * 8)
+
+
+def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
+    def caveats(depth):
+        run = manifest(tmp_path / str(depth))
+        facts = replace(run.methods["s4c"], config={"depth": depth})
+        found = judge(S4C, replace(run, methods=run.methods | {"s4c": facts}), turns_frame(records(1.5, wobble=0.0)))
+        return [line for line in found.caveats if "deep" in line]
+
+    assert pytest.approx(18.08) == 2.26 * 8  # the MAT that the range begins at
+    assert "17 deep, so its MAT cannot exceed 18" in caveats(17)[0]
+    assert caveats(18) == []
 
 
 def test_the_noise_floor_is_that_of_the_arm(tmp_path):

@@ -16,7 +16,7 @@ from methods.core.errors import UserError
 from methods.core.tree import DraftTree
 from specbench import agree_cli, divergence, records, runner
 from specbench.agree_cli import agree
-from specbench.divergence import ArmAgreement, Divergence, Explained, explain
+from specbench.divergence import ArmAgreement, Divergence, Explained, explain, magnitude
 from specbench.manifest import RunManifest
 from specbench.runner import Arm
 from specbench.session import Options, prepare
@@ -134,12 +134,12 @@ def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, sess
     theirs = write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
     [found] = explain(run).divergences
     logits_V, wrong = logits_after(session, theirs, 4), (theirs["output_ids"][4] + 1) % 200
-    top = logits_V.topk(2).values
+    top, top10 = logits_V.topk(2).values, logits_V.topk(10).values
     assert (found.method, found.question_id, found.turn, found.position) == ("pld", "a0", 0, 4)
     assert found.tokens == (theirs["output_ids"][4], wrong)
     assert found.gap == pytest.approx(float(top[0] - top[1]), rel=1e-4)
     assert found.shortfall == pytest.approx(float(top[0] - logits_V[wrong]), rel=1e-4)
-    assert found.tolerance == pytest.approx(4 * 2**-23 * float(logits_V.abs().max()), rel=1e-4)
+    assert found.tolerance == pytest.approx(4 * 2**-23 * float(top10.abs().max()), rel=1e-4)
     decode = session.tokenizer.decode
     assert found.before == decode(theirs["output_ids"][:4])
     assert found.texts == (decode([found.tokens[0]]), decode([wrong]))
@@ -150,9 +150,14 @@ def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, sess
     assert "violation: pld, question a0, turn 1, repeat 1, token 4: " in shown
     assert repr(found.before) in shown
     assert (
-        f"(4 roundings of fp32, 1.2e-07 each) times the largest logit's magnitude of the target's first choice; here {found.tolerance:.2g}"
-        in shown
+        "(4 roundings of fp32, 1.2e-07 each) times the largest magnitude among the target's 10 highest logits below its first choice; "
+        f"here {found.tolerance:.2g}" in shown
     )
+
+
+def test_tokens_that_cannot_win_do_not_widen_the_tolerance():
+    assert magnitude(torch.tensor([*range(12), -1e4])) == 11
+    assert magnitude(torch.tensor([-3.0, -1e4])) == 1e4
 
 
 def test_the_tolerance_follows_the_runs_dtype(run, session):

@@ -8,7 +8,7 @@ from methods.core.errors import UserError, unknown
 from specbench import metrics
 from specbench.claims import Claim, claims
 from specbench.claims.conditions import SAME, Condition, Extent, conditions, same_suite
-from specbench.manifest import RunManifest
+from specbench.manifest import MethodFacts, RunManifest
 from specbench.metrics import Measured, Sums
 from specbench.notes import cost_matched
 from specbench.records import BASELINE
@@ -101,6 +101,7 @@ def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, method: str 
     both = pair(turns, arm)
     measured, questions = Measured(both), int(both.method["question_id"].nunique())
     blocked = _not_comparable(claim, manifest, turns, arm, measured) or _too_few(questions)
+    decomposition = _decomposition(claim, measured)
     by_definition = [_judged(each.__name__, measured.estimate(each), claim, blocked) for each in metrics.SPEEDUPS]
     return Verdict(
         claim=claim,
@@ -111,10 +112,10 @@ def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, method: str 
         questions=questions,
         conditions=conditions(claim, manifest, arm, Extent(questions, both.excluded, len(turns))),
         by_definition=by_definition,
-        decomposition=_decomposition(claim, measured),
+        decomposition=decomposition,
         noise_floor=metrics.noise_floor(turns, arm),
         context=_context(claim),
-        caveats=[*cost_matched([manifest]), *_unknown_metric(claim), claim.note],
+        caveats=[*cost_matched([manifest]), *_unknown_metric(claim), *_too_shallow(decomposition, manifest.methods[arm]), claim.note],
     )
 
 
@@ -184,6 +185,17 @@ def _context(claim: Claim) -> list[Published]:
         Published(row.name, row.title, row.value, row.mat)
         for row in claims().values()
         if row.value is not None and row.mat is not None and (row.arm == claim.arm or claim.target in (None, row.target))
+    ]
+
+
+def _too_shallow(found: Decomposition, facts: MethodFacts) -> list[str]:
+    """A sentence where the arm's trees cannot give the MAT that the range asks for."""
+    depth = facts.config.get("depth")
+    if depth is None or not found.mat_for_low.value > depth + 1:
+        return []
+    return [
+        f"The trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}: at the measured cost of a round it cannot reach "
+        f"the range, whatever its drafter; a deeper tree would cost more a round."
     ]
 
 

@@ -1,7 +1,6 @@
 """The report as one HTML file that needs nothing beside it: styles and figures are inside, and there is no script."""
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from specbench.report.blocks import Block, Heading
-from specbench.tables import NONE, TextTable, visible
-
-NUMBER = re.compile(rf"(?:[+-]?[\d.,]+\s?(?:[x%]|of)?(?:[\s,/].*)?|{NONE})", re.DOTALL)
+from specbench.tables import visible
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ def render(blocks: Sequence[Block]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) else value,
     )
-    page.globals |= {"embedded": _embedded, "alignment": _alignment}
+    page.globals |= {"embedded": _embedded}
     parts = [_Part(block, type(block).__name__, f"part-{number}") for number, block in enumerate(blocks)]
     sections = [part for part in parts if isinstance(part.block, Heading)]
     return page.get_template("report.html.j2").render(parts=parts, title=sections[0], sections=sections[1:]) + "\n"
@@ -41,9 +38,3 @@ def render(blocks: Sequence[Block]) -> str:
 def _embedded(png: Path) -> str:
     """The figure's SVG as a data URI: an image's own document, so that the ids inside two figures cannot meet."""
     return f"data:image/svg+xml;base64,{base64.b64encode(png.with_suffix('.svg').read_bytes()).decode()}"
-
-
-def _alignment(table: TextTable) -> list[str]:
-    """A class a column: numbers to the right, words to the left."""
-    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.headers)
-    return ["right" if column and all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
