@@ -9,7 +9,8 @@ from specbench import cli
 from specbench.claims.verdict import EXIT_CODES as VERDICTS
 from specbench.gate.rules import EXIT_CODES as GATE
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
     "--attention --repeats --turns --set --drafter --aa --out",
@@ -73,3 +74,22 @@ def test_exit_codes_are_frozen():
     assert VERDICTS == {"reproduced": 0, "above": 0, "below": 1, "inconclusive": 3, "not comparable": 3}
     assert {str(outcome): code for outcome, code in GATE.items()} == {"pass": 0, "fail": 1, "inconclusive": 3}
     assert cli.INTERRUPTED == 130
+
+
+def test_the_readmes_numbers_are_the_reports():
+    """README repeats cells of the committed report; a new run has to bring both along."""
+    report = (ROOT / "reports/spec-bench-tiny-160m-cpu/report.md").read_text(encoding="utf-8")
+    section = README.split("## Result")[1].split("\n## ")[0]
+    rows = [cells(line) for line in section.splitlines() if line.startswith("| ")]
+    first_table = report.split("### All categories")[1].split("###")[0]
+    full = {row[0]: row for row in map(cells, first_table.splitlines())}
+    places = [full["Method"].index(header) for header in rows[0]]
+    assert len(rows) == 9
+    assert all(row == [full[row[0]][place] for place in places] for row in rows if set(row[0]) != {"-"})
+    for sentence in ("Below, under different conditions: S4C (reconstruction) measured ", "A/A noise: ", "Cost-matched target "):
+        line = next(line for line in report.splitlines() if line.startswith(sentence))
+        assert line in section, line
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| ").split(" | ")]
