@@ -27,7 +27,7 @@ check: install
 	$(BIN)/mypy
 
 report: install
-	$(BIN)/specbench report $(RUNS)
+	for run in $(RUNS); do $(BIN)/specbench report $$run --out reports/$$(basename $$run) || exit 1; done
 
 bench: install
 	$(BIN)/python -m specbench.bench

@@ -5,6 +5,7 @@ torch is imported inside the commands: OMP_WAIT_POLICY has to be set first, and 
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = ["vanilla", "medusa", "eagle2", "s4c"]
 RESULTS = Path("results")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+FAULT = 70  # sysexits' EX_SOFTWARE
 
 app = typer.Typer(
     name="specbench",
@@ -109,15 +111,20 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `sp
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    out: Annotated[Path | None, typer.Option(help="Where the report goes; default: report/ in the first run directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes; default for one run: report/ in its directory.")] = None,
     show_prompts: Annotated[
         bool, typer.Option("--show-prompts", help="Show third-party prompts too, which a published report may not.")
     ] = False,
 ) -> None:
-    """Tables and figures of finished or unfinished runs: HTML, Markdown, LaTeX, CSV and Parquet."""
+    """Tables and figures of finished or unfinished runs: HTML, Markdown, LaTeX, CSV and Parquet.
+
+    Exit codes: 0 written, 2 misuse.
+    """
     for run_dir in runs:
         if not run_dir.is_dir():
             raise UserError(f"run directory {run_dir} does not exist; give one that `specbench run` printed")
+    if out is None and len(runs) > 1:
+        raise UserError(f"a report on {len(runs)} runs belongs to none of them; say where it goes: --out DIR")
     _report(runs, out or runs[0] / "report", show_prompts)
 
 
@@ -161,6 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:  # Python's own exit code 1 would read as a verdict: below, a violation, a failed check
+        traceback.print_exc()
+        raise SystemExit(FAULT) from None
 
 
 def _measure(options: "Options", out: Path | None) -> None:

@@ -3,7 +3,9 @@
 import json
 import lzma
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from methods.core.errors import UserError
 
 SCHEMA = 1
 FILE = "records.jsonl"
+CLOCKS_AGREE = 1.05  # on CUDA the parts are timed by events, the turn by the host
 BASELINE = "vanilla"  # the arm every other is compared with
 AGAIN = "#2"  # ends the name of an arm that repeats another one unchanged, to measure the noise floor
 
@@ -59,6 +62,9 @@ class Record:
     def __post_init__(self) -> None:
         if self.status == "ok":
             steps = self.steps
+            assert 0 < self.total_s < inf, "a turn takes time"
+            parts_s = self.prefill_s + sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s)
+            assert parts_s <= self.total_s * CLOCKS_AGREE + 1e-3, "a turn cannot be shorter than its parts"
             if self.tokens is None:
                 assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
             else:
@@ -115,8 +121,10 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
     if plain.is_file():
         raw = plain.read_bytes()
     elif packed.is_file():
-        raw = lzma.decompress(packed.read_bytes())
+        raw = _unpacked(packed)
     else:
+        if plain.exists():
+            raise UserError(f"{plain} is no file; restore the run's records")
         return [], False
     lines = raw.split(b"\n")
     torn = lines.pop() != b""
@@ -125,9 +133,21 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
         where = f"{plain}, line {number}"
         try:
             found.append(from_fields(json.loads(line), where))
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise UserError(f"{where}: not a record ({error}); the file was edited or is not specbench's") from None
+    twice = [key for key, times in Counter(record.key for record in found).items() if times > 1]
+    if twice:
+        method, question, turn, repeat = twice[0]
+        where = f"{method}, question {question}, turn {turn + 1}, repeat {repeat + 1}"
+        raise UserError(f"{plain} holds {len(twice)} turn(s) twice, the first: {where}; the file was edited or two runs were mixed")
     return found, torn
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        return lzma.decompress(path.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); it is damaged or cut short: restore it") from None
 
 
 def drop_torn_line(run_dir: Path) -> None:

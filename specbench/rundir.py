@@ -49,7 +49,7 @@ def open_run(wanted: RunManifest, run_dir: Path, console: Console) -> tuple[RunM
     records without a manifest.
     """
     if not (run_dir / manifest.FILE).exists():
-        if (run_dir / records.FILE).is_file():
+        if any(run_dir.glob(f"{records.FILE}*")):
             raise UserError(f"{run_dir} holds {records.FILE} but no {manifest.FILE}; restore the manifest or choose another --out")
         wanted.write(run_dir)
         return wanted, []

@@ -16,6 +16,7 @@ from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
+from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
@@ -59,7 +60,9 @@ class Options:
 
     @classmethod
     def of(cls, manifest: RunManifest) -> "Options":
-        """The options that make this run again."""
+        """The options that make this run again. Raises UserError for imported answers, which no run made."""
+        if manifest.target.get("label") == IMPORTED:
+            raise UserError(f"{manifest.name} was imported, not measured here: it cannot be resumed, only reported")
         settings = asdict(manifest.settings)
         del settings["suite_sha256"]
         arms = settings.pop("methods")

@@ -91,9 +91,10 @@ def test_the_speedup_is_taken_apart(tmp_path):
     assert found.mat.value == 12.0
     assert found.round_cost.value == pytest.approx(round_s / 0.010)
     assert found.speedup_decode.value == pytest.approx(0.12 / round_s) == pytest.approx(12 / found.round_cost.value)
-    assert found.cost_end_to_end.value == pytest.approx(8.0)
-    assert found.mat_for_low.value == pytest.approx(2.26 * 8)
-    assert found.mat_for_high.value == pytest.approx(2.6 * 8)
+    assert found.decode_mat_for_low.value == pytest.approx(2.26 * found.round_cost.value)
+    assert found.decode_mat_for_high.value == pytest.approx(2.6 * found.round_cost.value)
+    assert found.mat_for_low.value == pytest.approx(12 * round_s / (VANILLA_S / 2.26 - PROMPT_S))
+    assert found.mat_for_high.value == pytest.approx(12 * round_s / (VANILLA_S / 2.6 - PROMPT_S))
 
 
 def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
@@ -103,9 +104,9 @@ def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
         found = judge(S4C, replace(run, methods=run.methods | {"s4c": facts}), turns_frame(records(1.5, wobble=0.0)))
         return [line for line in found.caveats if "deep" in line]
 
-    assert pytest.approx(18.08) == 2.26 * 8  # the MAT that the range begins at
-    assert "17 deep, so its MAT cannot exceed 18" in caveats(17)[0]
-    assert caveats(18) == []
+    assert 15 < 2.26 * (VANILLA_S / 1.5 - PROMPT_S) / 0.010 < 16  # the MAT that the range begins at
+    assert "14 deep, so its MAT cannot exceed 15" in caveats(14)[0]
+    assert caveats(15) == []
 
 
 def test_the_noise_floor_is_that_of_the_arm(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripted_records import turn, write_run
 from tiny_target import QUESTIONS, write_suite, write_target
 from transformers import AutoTokenizer
 
@@ -152,6 +153,29 @@ def test_another_run_in_the_directory_is_left_alone(base, tmp_path, capsys):
 def test_resume_and_report_of_nothing(tmp_path, capsys):
     assert "holds no manifest.json" in complaint(["resume", str(tmp_path)], capsys)
     assert "does not exist" in complaint(["report", str(tmp_path / "none")], capsys)
+    assert "say where it goes: --out DIR" in complaint(["report", str(tmp_path), str(tmp_path)], capsys)
+
+
+def test_what_no_run_wrote_is_not_taken_up(base, tmp_path, capsys):
+    imported = write_run(tmp_path / "imported", [], target={"label": "imported"})
+    assert "imported, not measured here" in complaint(["resume", str(imported)], capsys)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / f"{records.FILE}.xz").write_bytes(b"")
+    assert "but no manifest.json" in complaint([*base, "--out", str(tmp_path / "packed")], capsys)
+
+
+def test_damaged_records_are_one_line(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [turn("vanilla", "a", [0])])
+    for damaged in (b"null\n", b"5\n", (run / records.FILE).read_bytes() * 2):
+        (run / records.FILE).write_bytes(damaged)
+        assert f"{run / records.FILE}" in complaint(["report", str(run)], capsys)
+    (run / records.FILE).unlink()
+    (run / f"{records.FILE}.xz").write_bytes(b"\xfd7zXZ\x00torn")
+    assert "cannot be unpacked" in complaint(["report", str(run)], capsys)
+    (run / records.FILE).mkdir()
+    assert "cannot be unpacked" in complaint(["report", str(run)], capsys)
+    (run / f"{records.FILE}.xz").unlink()
+    assert "is no file" in complaint(["report", str(run)], capsys)
 
 
 def test_ctrl_c_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
@@ -161,6 +185,12 @@ def test_ctrl_c_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("specbench.runner.run", interrupted)
     assert ended([*base, "--out", "mine"]) == 130
     assert capsys.readouterr().err == "interrupted; resume with: specbench resume mine\n"
+
+
+def test_a_fault_of_ours_is_no_verdict(monkeypatch, capsys):
+    monkeypatch.setattr("specbench.cli.app", lambda args: 1 / 0)
+    assert ended(["verify"]) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_methods_and_targets_are_listed(base, capsys):

@@ -1,6 +1,7 @@
 """The gate passes a run against itself, fails what got worse, and never passes what it could not see."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import pytest
 from gated_runs import QUESTIONS, TOKENS, answers, call, outcomes, run
 from scripted_records import failed
 
+from methods.core.errors import UserError
 from specbench.gate import baseline, cli, snapshot
+from specbench.records import Steps
 
 ELSEWHERE = {"python": "3.11", "torch": "2.13", "cpu": "Another", "threads": 2}
 
@@ -41,7 +44,7 @@ def test_a_run_passes_against_itself(base):
 
 
 def test_equal_runs_under_noise_pass_and_ten_percent_less_speed_fails(base, tmp_path):
-    same = run(tmp_path / "same", answers(noise=0.02, repeats=3, seed=1))
+    same = run(tmp_path / "same", answers(noise=0.02, repeats=4, seed=1))
     slow = run(tmp_path / "slow", answers(noise=0.02, repeats=2, slower=1.13, seed=2))  # a tenth less end to end: a prefill is no step
     assert outcomes(same, "--baseline", base)[0] == 0
     code, found = outcomes(slow, "--baseline", base)
@@ -92,6 +95,7 @@ def test_other_arms_or_options_are_refused_and_more_arms_are_a_warning(base, tmp
     assert code == 0
     assert "warning: Arm eagle2 has no baseline." in printed
     manifest = json.loads((base / "manifest.json").read_text())
+    manifest["methods"]["eagle2"] = dict(manifest["methods"]["medusa"])
     manifest["methods"]["medusa"] |= {"config": {"nodes": 16}, "acceptance": "typical", "lossless": False}
     (tmp_path / "more" / "manifest.json").write_text(json.dumps(manifest | {"units_total": len(more)}))
     code, complaint = call("check", tmp_path / "more", "--baseline", base)
@@ -129,12 +133,14 @@ def test_failed_turns_fail_and_unfinished_runs_are_refused(base, tmp_path):
         assert (code, "is unfinished: 95 of 96 turns" in complaint) == (2, True)
 
 
+def diverging(records):
+    odd = next(index for index, record in enumerate(records) if record.method == "medusa")
+    return [*records[:odd], replace(records[odd], output_ids=[*range(TOKENS - 1), 999]), *records[odd + 1 :]]
+
+
 @pytest.mark.parametrize(("violations", "code", "outcome"), [(["medusa"], 1, "fail"), (["lossy"], 0, "pass"), ([], 0, "pass")])
 def test_a_text_that_leaves_vanillas_is_explained_and_a_violation_fails(base, tmp_path, monkeypatch, violations, code, outcome):
-    records = answers(repeats=2)
-    odd = next(index for index, record in enumerate(records) if record.method == "medusa")
-    records[odd] = replace(records[odd], output_ids=[*range(TOKENS - 1), 999])
-    new = run(tmp_path / "new", records)
+    new = run(tmp_path / "new", diverging(answers(repeats=2)))
     asked = []
 
     def explain(run_dir):
@@ -158,12 +164,79 @@ def test_losslessness_is_not_claimed_where_nothing_shows_it(tmp_path):
     assert outcomes(sampled, "--baseline", sampled)[1]["losslessness"] == "not applicable"
     lossy = run(tmp_path / "lossy", answers(), lossy=["medusa"])
     assert outcomes(lossy, "--baseline", lossy)[1]["losslessness"] == "not applicable"
-    imported = run(tmp_path / "imported", [replace(record, output_ids=[], tokens=TOKENS) for record in answers()])
-    assert outcomes(imported, "--baseline", imported)[1]["losslessness"] == "inconclusive"
+    uncounted = run(tmp_path / "uncounted", [replace(record, output_ids=[], tokens=TOKENS) for record in answers()])
+    assert outcomes(uncounted, "--baseline", uncounted)[1]["losslessness"] == "inconclusive"
     apart = [replace(record, prompt_sha256="other") if record.method == "medusa" else record for record in answers()]
     other = run(tmp_path / "other", apart)
     code, found = outcomes(other, "--baseline", other)
     assert (code, found["losslessness"]) == (3, "inconclusive")
+
+
+def test_losslessness_is_inconclusive_where_the_target_is_not_at_hand_and_the_rest_is_judged(base, tmp_path, monkeypatch):
+    def explain(run_dir):
+        raise UserError("the suite is not here\nany more")
+
+    monkeypatch.setattr(cli, "explain", explain)
+    new = run(tmp_path / "new", diverging(answers(repeats=2)))
+    code, found = outcomes(new, "--baseline", base)
+    assert code == 3
+    assert {name for name, outcome in found.items() if outcome != "pass"} == {"losslessness"}
+    assert "1 of 96 turns differ, and why is not known: the suite is not here any more" in call("check", new, "--baseline", base)[1]
+    code, complaint = call("baseline", "set", new, "--out", tmp_path / "file.json")
+    assert (code, "the suite is not here any more" in complaint, (tmp_path / "file.json").exists()) == (2, True, False)
+
+
+def test_records_must_be_the_planned_ones_each_once(base, tmp_path):
+    records = answers()
+    asked = {
+        "twice": ([*records[:-1], records[0]], "holds 1 turn(s) twice"),
+        "more": (
+            [*records, *(replace(record, question_id="q48") for record in records[:2])],
+            "does not hold each of its 96 planned turns once",
+        ),
+        "uneven": ([*records[:-1], replace(records[0], question_id="q48")], "does not hold each of its 96 planned turns once"),
+        "repeat": ([replace(record, repeat=1) for record in records], "does not hold each of its 96 planned turns once"),
+        "stranger": ([*records[:-1], replace(records[-1], method="eagle")], "holds records of eagle, no arm of its manifest"),
+    }
+    for name, (found, said) in asked.items():
+        path = run(tmp_path / name, found)
+        manifest = json.loads((base / "manifest.json").read_text()) | {"units_total": 96}
+        manifest["settings"]["repeats"] = 1
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        code, complaint = call("check", path, "--baseline", base)
+        assert (code, said in complaint, "\n" in complaint) == (2, True, False), (name, complaint)
+
+
+def test_sides_with_other_questions_are_refused_and_pooled_runs_too(base, tmp_path):
+    renamed = {"q0": "x0", "q1": "x1"}
+    records = [replace(record, question_id=renamed.get(record.question_id, record.question_id)) for record in answers()]
+    other, same = run(tmp_path / "other", records), run(tmp_path / "same", answers())
+    for arguments in ([other, "--baseline", base], [same, other, "--baseline", base]):
+        code, complaint = call("check", *arguments)
+        assert (code, "4 of 50 questions are not the same" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize("sign", ["label", "lossless"])
+def test_imported_runs_are_refused_in_one_sentence(base, tmp_path, sign):
+    path = run(tmp_path / "imported", answers(), target={"label": "imported"} if sign == "label" else {})
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["methods"]["medusa"]["lossless"] = None if sign == "lossless" else True
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    file = tmp_path / "file.json"
+    for arguments in (["check", path, "--baseline", base], ["check", base, "--baseline", path], ["baseline", "set", path, "--out", file]):
+        code, complaint = call(*arguments)
+        assert (code, "is imported, so its settings" in complaint, "\n" in complaint, file.exists()) == (2, True, False, False)
+
+
+def test_unknown_numbers_equal_each_other_and_no_baseline_holds_one(base, tmp_path):
+    assert snapshot.differences({"a": float("nan"), "b": 1}, {"a": float("nan"), "b": float("nan")}) == ["b 1 -> nan"]
+    file = tmp_path / "file.json"
+    short = run(tmp_path / "short", [replace(record, output_ids=[0], steps=Steps()) for record in answers()])
+    code, complaint = call("baseline", "set", short, "--out", file)
+    assert (code, "medusa has no MAT" in complaint, file.exists()) == (2, True, False)
+    assert call("baseline", "set", base, "--out", file)[0] == 0
+    file.write_text(re.sub('"mat": [0-9.]+', '"mat": NaN', file.read_text()))
+    assert "NaN is no number" in call("check", base, "--baseline", file)[1]
 
 
 def test_several_runs_are_pooled_as_repeats_and_only_runs_of_one_kind(base, tmp_path):
@@ -191,8 +264,12 @@ def test_the_noise_of_an_aa_run_is_its_widest_bound(tmp_path, slower):
 
 def test_a_baseline_file_stands_for_its_run_and_says_what_it_replaces(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert call("baseline", "set", base) == (0, "new: baselines/tiny-160m-ffffffff-bfloat16-a-cpu-2-threads-torch-2.13-python-3.11.json\n")
+    code, printed = call("baseline", "set", base)
+    name = r"new: baselines/tiny-160m-ffffffff-bfloat16-a-cpu-2-threads-torch-2\.13-python-3\.11-[0-9a-f]{8}\.json\n"
+    assert (code, bool(re.fullmatch(name, printed))) == (0, True), printed
     (file,) = (tmp_path / "baselines").iterdir()
+    assert json.loads(file.read_text())["source"] == "base"
+    assert str(tmp_path.parent) not in file.read_text()
     assert json.loads(file.read_text())["questions"]["q1"]["category"] == "rag"
     assert file.read_text().count("\n") > QUESTIONS  # a line a question
     read = baseline.read(file)
@@ -210,6 +287,8 @@ def test_a_baseline_file_stands_for_its_run_and_says_what_it_replaces(base, tmp_
     assert "medusa: MAT " in printed
     assert "medusa: acceptance at depth 1 " in printed
     assert outcomes(worse, "--baseline", file)[0] == 0
+    longer = run(tmp_path / "longer", answers(), settings={"max_new_tokens": 64})
+    assert call("baseline", "set", longer)[1].startswith("new: ")  # other settings, another file
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "questions": 3}'])
@@ -228,6 +307,13 @@ def test_misuse_is_two(base, tmp_path):
     assert call("check", base, "--baseline", tmp_path / "none")[0] == 2
     assert call("check", tmp_path / "none", "--baseline", base)[0] == 2
     assert call("check", base, "--baseline", base, "--junit", tmp_path / "none" / "junit.xml")[0] == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "read", lambda runs: pytest.fail("judged before it was known where to write"))
+        for option, place in (("--junit", tmp_path / "none" / "x"), ("--markdown", tmp_path)):
+            code, complaint = call("check", base, "--baseline", base, option, place)
+            assert (code, f"cannot write {place}" in complaint) == (2, True)
+    assert call("check", tmp_path / "none", "--baseline", base, "--markdown", tmp_path / "left.md")[0] == 2
+    assert not (tmp_path / "left.md").exists()
     assert "one baseline file, or run directories only" in call("check", base, "--baseline", base, "--baseline", tmp_path / "x.json")[1]
 
 

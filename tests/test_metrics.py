@@ -1,7 +1,7 @@
 """Hand-computed numbers from scripted records: a vanilla step takes 10 ms, a drafting one 2 + 12 + 1, prefill 30, the rest of a turn 1."""
 
 from dataclasses import replace
-from math import isnan, sqrt
+from math import inf, isnan, sqrt
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scripted_records import failed, turn
 
 from specbench.agreement import first_divergence, repetition
 from specbench.breakdown import acceptance, along_the_answer, time_split
-from specbench.metrics import DEFINITIONS, Measured, comparison, log_speedups, mat, measure, noise_floor, speedup_over_mat
+from specbench.metrics import DEFINITIONS, Measured, comparison, log_speedups, mat_needed, measure, noise_floor, speedup_micro
 from specbench.records import Record
 from specbench.turns import OVERALL, pair, turns_frame
 
@@ -21,12 +21,12 @@ Q2 = [turn("vanilla", "q2", [0] * 9, category="rag"), turn("medusa", "q2", [3, 3
 def test_every_number_by_hand():
     row = measure(turns_frame(Q1 + Q2), "medusa")
     assert row["speedup"] == pytest.approx(sqrt(91 / 76 * 121 / 76))
-    assert row["speedup_decode"] == pytest.approx(sqrt(60 / 45 * 90 / 45))
+    assert row["speedup_decode"] == pytest.approx(150 / 90)
     assert row["tokens_per_s"] == pytest.approx((7 / 0.076 + 10 / 0.076) / 2)
     assert row["speedup_specbench"] == pytest.approx((7 / 0.076 + 10 / 0.076) / (7 / 0.091 + 10 / 0.121))
     assert row["tokens_per_s_decode"] == pytest.approx(15 / 0.090)
     assert row["mat"] == 15 / 6
-    assert row["round_cost"] == pytest.approx(2.5 / sqrt(8 / 3))
+    assert row["round_cost"] == pytest.approx(1.5)
     assert row["agreement"] == 1
     assert row["peak_mib"] == 3
     assert row["stopped_by_length"] == 1
@@ -52,7 +52,7 @@ def test_turns_are_summed_before_the_ratio_and_repeats_averaged_after():
     row = measure(turns_frame(rows), "medusa")
     assert row["speedup"] == pytest.approx(sqrt((51 + 111) / (46 + 61) * 51 / 46))
     assert row["tokens_per_s"] == pytest.approx((12 / 0.107 + 3 / 0.046) / 2)
-    assert row["speedup_decode"] == pytest.approx(sqrt(100 / 45 * 20 / 15))
+    assert row["speedup_decode"] == pytest.approx(120 / 60)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "medusa"])
@@ -90,8 +90,7 @@ def test_an_answer_that_ends_with_the_prefill_counts_end_to_end_and_not_in_the_l
     rows = [*Q1, turn("vanilla", "q2", []), turn("medusa", "q2", []), turn("vanilla", "q3", []), turn("medusa", "q3", [0])]
     row = measure(turns_frame(rows), "medusa")
     assert row["speedup"] == pytest.approx((91 / 76 * 31 / 31 * 31 / (46 / 2)) ** (1 / 3))
-    assert row["speedup_decode"] == pytest.approx(60 / 45)
-    assert Measured(pair(turns_frame(rows), "medusa")).estimate(speedup_over_mat).value == pytest.approx(60 / 45 / 2)
+    assert row["speedup_decode"] == pytest.approx((60 / 6) / (60 / 7))
 
 
 def test_no_records_give_empty_rows():
@@ -120,25 +119,45 @@ def test_a_round_cheaper_than_a_vanilla_step_is_an_accounting_error():
     assert not row(0.0096)["accounting_error"]
 
 
-def test_the_accounting_check_compares_question_by_question():
-    """Pooled MAT leans to the long questions; a sound run whose short ones draft best must not be called wrong."""
+def test_a_speedup_above_mat_is_an_accounting_error():
+    """Where the steps' own times do not show it."""
+    rows = [turn("vanilla", f"q{i}", [0] * 6) for i in range(4)]
+    rows += [replace(turn("medusa", f"q{i}", [2, 2], step_s=(0, 0.010, 0)), prefill_s=0.0, total_s=0.04) for i in range(4)]
+    assert not measure(turns_frame(rows), "medusa")["accounting_error"]
+    rows = [replace(row, total_s=0.027) if row.method == "medusa" else row for row in rows]
+    assert measure(turns_frame(rows), "medusa")["speedup_over_mat"] == pytest.approx(91 / 27 / 3)
+    assert measure(turns_frame(rows), "medusa")["accounting_error"]
+
+
+def test_a_round_costs_the_same_however_the_questions_draft():
+    """R is a time, so the spread of MAT over questions must not move it."""
     rows = []
     for i, accepted in enumerate([[3]] * 5 + [[0] * 40]):
-        rows += [turn("vanilla", f"q{i}", [0] * (sum(accepted) + len(accepted))), turn("pld", f"q{i}", accepted, step_s=(0, 0.010, 0))]
-    measured = Measured(pair(turns_frame(rows), "pld"))
-    assert measured.estimate(mat).value == 60 / 45
-    assert measure(turns_frame(rows), "pld")["speedup_decode"] > 1.05 * 60 / 45
-    assert measured.estimate(speedup_over_mat).value == pytest.approx(1)
-    assert not measure(turns_frame(rows), "pld")["accounting_error"]
+        rows += [turn("vanilla", f"q{i}", [0] * (sum(accepted) + len(accepted))), turn("pld", f"q{i}", accepted, step_s=(0, 0.012, 0))]
+    row = measure(turns_frame(rows), "pld")
+    assert row["round_cost"] == pytest.approx(1.2)
+    assert row["speedup_decode"] == pytest.approx(row["mat"] / 1.2)
+    assert not row["accounting_error"]
+
+
+def test_the_mat_that_a_speedup_asks_for():
+    measured = Measured(pair(turns_frame(Q1 + Q2), "medusa"))
+    bound = measured.estimate(speedup_micro).value
+    assert measured.estimate(mat_needed(bound)).value == pytest.approx(2.5)  # what was measured gives what was measured
+    assert measured.estimate(mat_needed(2)).value == pytest.approx(15 * 0.015 / (0.212 / 2 - 0.062))
+    assert measured.estimate(mat_needed(4)).value == inf  # prefill alone takes longer
+    assert isnan(Measured(pair(turns_frame([Q1[1], Q2[1]]), "medusa")).estimate(mat_needed(2)).value)
 
 
 def test_acceptance_by_depth():
-    shallow = turn("pld", "q2", [0, 1], depth=1)
-    table = acceptance(turns_frame([turn("pld", "q1", [3, 1, 1, 0]), shallow]), ["pld"], []).set_index("depth")
-    assert list(table["steps"]) == [6, 4, 4]
+    turns = turns_frame([turn("pld", "q1", [3, 1, 1, 0]), turn("pld", "q2", [0, 1], depth=1)])
+    table = acceptance(turns, ["pld"], []).set_index("depth")
+    assert list(table["steps"]) == [6, 6, 6]
+    assert list(table["drafted"]) == pytest.approx([1, 4 / 6, 4 / 6])
     assert list(table["reached"]) == [6, 3, 1]
-    assert list(table["marginal"]) == pytest.approx([4 / 6, 1 / 4, 1 / 4])
+    assert list(table["marginal"]) == pytest.approx([4 / 6, 1 / 6, 1 / 6])
     assert list(table["conditional"]) == pytest.approx([4 / 6, 1 / 3, 1])
+    assert 1 + table["marginal"].sum() == pytest.approx(measure(turns, "pld")["mat"])
 
 
 def test_mat_along_the_answer():

@@ -58,6 +58,8 @@ def test_interval_has_the_variance_of_the_mean():
 def test_categories_of_one_question_are_not_taken_as_exact():
     low, high = bounds([0.0, 0.5, 1.0], ["a", "b", "c"])
     assert low < math.exp(0.5) < high
+    low, high = bounds([0.0, 0.0, 0.0, 1.0, 0.0, 0.0], ["a", "a", "a", "b", "c", "c"])
+    assert low < math.exp(1 / 6) < high
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -72,6 +74,7 @@ def test_estimates_by_hand():
 
 
 def test_columns_are_resampled_together():
-    sums = resampled_sums(np.array([[6.0, 3.0], [9.0, 2.0], [4.0, 1.0]]), ["a", "a", "b"], resamples=50)
-    assert set(map(tuple, sums)) <= {(6 * 2 + 4, 3 * 2 + 1), (9 * 2 + 4, 2 * 2 + 1)} | {(6 + 9 + 4, 6)}
-    assert np.array_equal(sums[:, :1], resampled_sums(np.array([[6.0], [9.0], [4.0]]), ["a", "a", "b"], resamples=50))
+    values, strata = np.array([[6.0, 3.0], [9.0, 2.0], [4.0, 1.0], [4.0, 1.0]]), ["a", "a", "b", "b"]
+    sums = resampled_sums(values, strata, resamples=50)
+    assert set(map(tuple, sums)) == {(6 * 2 + 8, 3 * 2 + 2), (9 * 2 + 8, 2 * 2 + 2)}
+    assert np.array_equal(sums[:, :1], resampled_sums(values[:, :1], strata, resamples=50))

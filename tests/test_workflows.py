@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from specbench import suites
+from specbench.stats import FEWEST
+
 FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
 WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yml"))}
 CI, GPU = WORKFLOWS["ci.yml"], WORKFLOWS["gpu-regression.yml"]
@@ -37,7 +40,11 @@ def test_every_workflow_only_reads_ends_and_trusts_only_github(workflow):
 
 def test_ci_runs_on_every_push_and_pull_request_for_each_python():
     assert CI[ON] == {"push": None, "pull_request": None}
-    assert CI["concurrency"]["cancel-in-progress"] is True
+    only = "github.event_name == 'pull_request'"
+    assert CI["concurrency"] == {
+        "group": f"ci-${{{{ {only} && github.ref || github.run_id }}}}",
+        "cancel-in-progress": f"${{{{ {only} }}}}",
+    }
     job = CI["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
@@ -50,6 +57,16 @@ def test_the_gpu_is_asked_at_night_by_hand_and_by_label_one_at_a_time():
     assert list(GPU["jobs"]) == ["gate"]
     assert GATE["runs-on"] == ["self-hosted", "linux", "gpu"]
     assert GATE["concurrency"] == {"group": "gpu-regression", "cancel-in-progress": False}
+
+
+def test_the_settings_are_enough_for_a_verdict_and_name_the_test_that_says_so():
+    assert "--suite mini " in GATE["env"]["SETTINGS"]
+    assert len(suites.load("mini").questions) > FEWEST
+    assert "--repeats 2 " in GATE["env"]["SETTINGS"]
+    assert len(GATE["env"]["PASSES"].split()) == 4
+    above = (FOLDER / "gpu-regression.yml").read_text(encoding="utf-8").split("SETTINGS:")[0].splitlines()[-2]
+    assert "48 questions x 4 passes x 2 repeats" in above
+    assert "(tests/test_gate_rules.py)" in above
 
 
 @pytest.mark.parametrize(
@@ -128,16 +145,21 @@ def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **author} | ({"GIT_COMMITTER_DATE": at} if at else {})
         return subprocess.run(["git", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
+    nothing = "so there is nothing to compare; start the job by hand with another"
     git("init", "-q")
     shas = {}
     for name, at in {"old": "2020-01-01T00:00", "older parent": "2020-01-02T00:00", "today": ""}.items():
         git("commit", "-q", "--allow-empty", "-m", name, at=at)
         shas[name] = git("rev-parse", "HEAD")
 
+    said = []
+
     def chosen(event, asked=""):
         output = tmp_path / "output"
         output.write_text("")
+        said.clear()
         ended = script(named("Choose the base"), tmp_path, EVENT=event, ASKED=asked, GITHUB_OUTPUT=str(output))
+        said.extend(ended.stdout.splitlines())
         return output.read_text().strip() if ended.returncode == 0 else None
 
     assert chosen("pull_request") == f"revision={shas['older parent']}"
@@ -145,3 +167,11 @@ def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
     assert chosen("workflow_dispatch", "HEAD~2") == f"revision={shas['old']}"
     assert chosen("workflow_dispatch", "no-such") is None
     assert chosen("workflow_dispatch", "--all") is None
+    assert chosen("workflow_dispatch", "HEAD") is None
+    assert said == [f"::error title=No base::the base is {shas['today']}, {nothing}"]
+    git("checkout", "-q", shas["older parent"])  # no commit since yesterday
+    assert chosen("schedule") == f"revision={shas['old']}"
+    git("checkout", "-q", "--orphan", "young")
+    git("commit", "-q", "--allow-empty", "-m", "first")  # no commit before today
+    assert chosen("schedule") is None
+    assert said == [f"::error title=No base::the base is no revision at all, {nothing}"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.claims import UNKNOWN, Claim
+from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest
 from specbench.notes import COST_MATCHED
 from specbench.records import AGAIN
@@ -39,7 +40,7 @@ def conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Extent) ->
         _suite(claim, manifest),
         _questions(claim, manifest, extent),
         _recorded(manifest, extent),
-        _stated("number is over", claim.covers, "all questions"),
+        _stated("number is over", claim.covers, _choice(manifest)),
         target,
         _stated("target is cost-matched", "no", "yes" if manifest.target.get("label") == COST_MATCHED else "no"),
         _implementation(claim, arm, facts),
@@ -52,7 +53,7 @@ def conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Extent) ->
         _stated("dtype", claim.dtype, asked.dtype),
         _stated("temperature", claim.temperature, asked.temperature),
         _stated("max_new_tokens", claim.max_new_tokens, asked.max_new_tokens),
-        _stated("batch size", claim.batch_size, 1),
+        _stated("batch size", claim.batch_size, None if manifest.target.get("label") == IMPORTED else 1),
         _lossless(claim, facts),
         _stated("definition of speedup", claim.metric, claim.judged_by),
     ]
@@ -99,6 +100,12 @@ def _questions(claim: Claim, manifest: RunManifest, extent: Extent) -> Condition
     left_out = f", {extent.excluded} left out" if extent.excluded else ""
     measured = f"{extent.compared} compared of {sum(manifest.categories.values())} asked{left_out}"
     return Condition("questions", str(claim.questions), measured, _status(extent.compared == claim.questions))
+
+
+def _choice(manifest: RunManifest) -> str:
+    asked = manifest.settings
+    chosen = [*([f"{asked.limit} a category"] if asked.limit else []), *asked.categories]
+    return ", ".join(chosen) or "all questions"
 
 
 def _recorded(manifest: RunManifest, extent: Extent) -> Condition:

@@ -9,17 +9,16 @@ from specbench import metrics
 from specbench.claims import Claim, claims
 from specbench.claims.conditions import SAME, Condition, Extent, conditions, same_suite
 from specbench.manifest import MethodFacts, RunManifest
-from specbench.metrics import Measured, Sums
+from specbench.metrics import Measured
 from specbench.notes import cost_matched
 from specbench.records import BASELINE
-from specbench.stats import Array, Estimate
+from specbench.stats import FEWEST, Estimate
 from specbench.tables import method_label
 from specbench.turns import pair
 
 REPRODUCED, ABOVE, BELOW = "reproduced", "above", "below"
 INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"
 EXIT_CODES = {REPRODUCED: 0, ABOVE: 0, BELOW: 1, INCONCLUSIVE: 3, NOT_COMPARABLE: 3}
-MIN_QUESTIONS = 30  # below it a 95 % interval covers less than it says (see ``stats.resampled_sums``)
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,17 @@ class Judged:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Decode speedup = MAT / R, and the MAT that either end of the claimed range asks for.
+    """Decode speedup = MAT / R, and the MAT that either end of the claimed range asks for at the measured R.
 
-    ``round_cost`` is R, of the decode loop. ``cost_end_to_end`` is MAT over the speedup the claim is judged by, prefill
-    included; ``mat_for_low`` and ``mat_for_high`` are what reaches the range if that cost stays as it was measured.
+    ``round_cost`` is R, of the decode loop; ``decode_mat_for_low`` and ``_high``, bound x R, would reach the range in that loop
+    alone. ``mat_for_low`` and ``_high`` would reach it end to end, over all tokens and seconds, with prefill as measured.
     """
 
     mat: Estimate
     round_cost: Estimate
     speedup_decode: Estimate
-    cost_end_to_end: Estimate
+    decode_mat_for_low: Estimate
+    decode_mat_for_high: Estimate
     mat_for_low: Estimate
     mat_for_high: Estimate
 
@@ -155,7 +155,7 @@ def _not_comparable(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, ar
 
 
 def _too_few(questions: int) -> tuple[str, str] | None:
-    return (INCONCLUSIVE, f"{questions} questions were compared, fewer than {MIN_QUESTIONS}") if questions < MIN_QUESTIONS else None
+    return (INCONCLUSIVE, f"{questions} questions were compared, fewer than {FEWEST}") if questions < FEWEST else None
 
 
 def _judged(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> Judged:
@@ -163,19 +163,15 @@ def _judged(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str
 
 
 def _decomposition(claim: Claim, measured: Measured) -> Decomposition:
-    definition = metrics.DEFINITIONS[claim.judged_by]
-
-    def cost_end_to_end(s: Sums) -> Array:
-        return metrics.mat(s) / definition(s)
-
-    cost = measured.estimate(cost_end_to_end)
+    cost = measured.estimate(metrics.round_cost)
     return Decomposition(
         mat=measured.estimate(metrics.mat),
-        round_cost=measured.estimate(metrics.round_cost),
+        round_cost=cost,
         speedup_decode=measured.estimate(metrics.speedup_decode),
-        cost_end_to_end=cost,
-        mat_for_low=Estimate(*(claim.low * end for end in cost)),
-        mat_for_high=Estimate(*(claim.high * end for end in cost)),
+        decode_mat_for_low=Estimate(*(claim.low * end for end in cost)),
+        decode_mat_for_high=Estimate(*(claim.high * end for end in cost)),
+        mat_for_low=measured.estimate(metrics.mat_needed(claim.low)),
+        mat_for_high=measured.estimate(metrics.mat_needed(claim.high)),
     )
 
 
@@ -191,7 +187,7 @@ def _context(claim: Claim) -> list[Published]:
 def _too_shallow(found: Decomposition, facts: MethodFacts) -> list[str]:
     """A sentence where the arm's trees cannot give the MAT that the range asks for."""
     depth = facts.config.get("depth")
-    if depth is None or not found.mat_for_low.value > depth + 1:
+    if depth is None or not found.decode_mat_for_low.value > depth + 1:
         return []
     return [
         f"The trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}: at the measured cost of a round it cannot reach "

@@ -1,15 +1,18 @@
 """Baseline files: a side's numbers as reviewed JSON, one fact a line, written by ``specbench baseline set`` alone."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
-from math import exp
+from dataclasses import replace
+from math import exp, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from methods.core.errors import UserError
 from specbench.gate import snapshot
+from specbench.gate.outputs import one_line
 from specbench.gate.rules import Explain, Outcome, failed_turns, losslessness
 from specbench.gate.snapshot import Arm, Depth, Side, Snapshot, differences
 
@@ -32,20 +35,28 @@ def load(sources: Sequence[Path]) -> Snapshot:
 
 
 def admit(side: Side, explain: Explain) -> Snapshot:
-    """The numbers of a side fit to be a baseline; raises UserError where a turn failed or a text is not the target's."""
+    """The numbers of a side fit to be a baseline, named without its place on this machine.
+
+    Raises UserError where a turn failed, a text is not the target's, or a number cannot be formed.
+    """
     _refuse_failures(side)
     lossless = losslessness(side, explain)
     if lossless.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
-        raise UserError(f"{side.run_dirs[0]} can be no baseline, losslessness: {lossless.evidence}; see specbench agree")
-    return snapshot.snapshot(side)
+        raise UserError(f"{side.run_dirs[0]} can be no baseline, losslessness: {one_line(lossless.evidence)}; see specbench agree")
+    found = snapshot.snapshot(side)
+    for name, arm in found.arms.items():
+        if not (isfinite(arm.mat) and arm.log_speedups.keys() == found.categories.keys() and all(map(isfinite, arm.log_speedups.values()))):
+            raise UserError(f"{side.run_dirs[0]} can be no baseline: {name} has no MAT or no speedup; ask for longer answers")
+    return replace(found, source=", ".join(each.resolve().name for each in side.run_dirs))
 
 
 def default_path(wanted: Snapshot) -> Path:
-    """``baselines/<suite>-<target>-<device>-<versions>.json``: what a baseline holds for."""
+    """``baselines/<target>-<suite>-<dtype>-<machine>-<versions>-<hash of the identity>.json``: what a baseline holds for."""
     known = wanted.identity
     machine = known["gpu"] if "gpu" in known else f"{known['cpu']} {known['threads']} threads"
     parts = [known["target"], known["suite_sha256"][:8], known["dtype"], machine]
     parts += [f"{name} {version}" for name, version in wanted.versions.items() if version != "None"]
+    parts.append(hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8])
     return FOLDER / (re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, parts)).lower()).strip("-.") + ".json")
 
 
@@ -79,7 +90,7 @@ def write(wanted: Snapshot, path: Path) -> None:
 def read(path: Path) -> Snapshot:
     """Raises UserError for a missing or broken file and for one of another schema version."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         if facts["schema"] != SCHEMA:
             raise UserError(
                 f"{path}: baseline schema {facts['schema']}, this version reads {SCHEMA}; write it again: specbench baseline set"
@@ -123,14 +134,18 @@ def _percent(noise: float | None) -> str:
 def _refuse_failures(side: Side) -> None:
     failed = failed_turns(side)
     if failed.outcome is Outcome.FAIL:
-        raise UserError(f"{side.run_dirs[0]} can be no baseline, failed turns: {failed.evidence}; measure it again")
+        raise UserError(f"{side.run_dirs[0]} can be no baseline, failed turns: {one_line(failed.evidence)}; measure it again")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _one_fact_a_line(facts: dict[str, Any]) -> str:
     """JSON in which a reviewer sees every changed fact as one changed line."""
     parts = []
     for key, value in facts.items():
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         if isinstance(value, dict):
             lines = [f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(each, ensure_ascii=False)}" for name, each in value.items()]
             text = "{\n" + ",\n".join(lines) + "\n }"

@@ -37,6 +37,9 @@ def check(
     from specbench.gate import compatible, outputs, snapshot
     from specbench.gate.rules import Result, judge
 
+    for file in (junit, markdown):
+        if file:
+            _check_writable(file)
     before = baselines.load(base)
     side = snapshot.read(runs)
     now = snapshot.snapshot(side)
@@ -56,7 +59,9 @@ def check(
 @baseline.command("set")
 def set_baseline(
     runs: Runs,
-    out: Annotated[Path | None, typer.Option(help="The file; default: baselines/<target, suite, device, versions>.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default: baselines/<target, suite, machine, versions, settings>.json.")
+    ] = None,
 ) -> None:
     """Write a baseline file to review and commit; nothing else changes one.
 
@@ -64,6 +69,7 @@ def set_baseline(
     """
     from specbench.gate import baseline as baselines
     from specbench.gate import snapshot
+    from specbench.gate.outputs import one_line
 
     new = baselines.admit(snapshot.read(runs), explain)
     path = out or baselines.default_path(new)
@@ -71,7 +77,7 @@ def set_baseline(
     baselines.write(new, path)
     console.print(f"{'new' if lines is None else 'replaced'}: {path}", markup=False, soft_wrap=True)
     for line in ["nothing changed but numbers of single questions"] if lines == [] else lines or []:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {one_line(line)}", markup=False, soft_wrap=True)
 
 
 def explain(run_dir: Path) -> "Explained":
@@ -81,8 +87,23 @@ def explain(run_dir: Path) -> "Explained":
     return divergence.explain(run_dir)
 
 
+def _check_writable(path: Path) -> None:
+    """Asked before judging, which may take minutes; leaves no file behind."""
+    new = not path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if new:
+        path.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path} ({error.strerror}); choose another place")
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from None
+        raise _unwritable(path, error) from None

@@ -1,7 +1,7 @@
 """Whether two sides may be compared at all."""
 
 from methods.core.errors import UserError
-from specbench.gate.snapshot import Snapshot, differences
+from specbench.gate.snapshot import Snapshot, differences, questions_apart
 
 
 def check(new: Snapshot, base: Snapshot) -> list[str]:
@@ -9,7 +9,7 @@ def check(new: Snapshot, base: Snapshot) -> list[str]:
 
     The code and the number of repeats may differ. Versions may between runs, a baseline file holds for its own only.
     """
-    apart = [*differences(base.identity, new.identity), *_arms_apart(new, base)]
+    apart = [*differences(base.identity, new.identity), *questions_apart(base.categories, new.categories), *_arms_apart(new, base)]
     updated = differences(base.versions, new.versions)
     if base.pinned:
         apart += updated

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from specbench.gate.rules import Outcome, Result
-from specbench.tables import escape
+from specbench.tables import escape, visible
 
 SCHEMA = 1
 STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow", Outcome.NOT_APPLICABLE: "dim"}
@@ -19,12 +19,19 @@ NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def show(result: Result, console: Console) -> None:
     """One line a check, the warnings, and the verdict last."""
     for check in result.checks:
-        line = Text.assemble((f"{check.outcome:<14}", STYLES[check.outcome]), " ", (check.name, "bold"), ": ", check.evidence)
+        line = Text.assemble(
+            (f"{check.outcome:<14}", STYLES[check.outcome]), " ", (one_line(check.name), "bold"), ": ", one_line(check.evidence)
+        )
         console.print(line, soft_wrap=True)
     for warning in result.warnings:
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        console.print(one_line(f"warning: {warning}"), markup=False, soft_wrap=True)
     verdict = f"{result.outcome}: {result.new} against {result.base}"
-    console.print(Text(verdict, STYLES[result.outcome]), soft_wrap=True)
+    console.print(Text(one_line(verdict), STYLES[result.outcome]), soft_wrap=True)
+
+
+def one_line(text: str) -> str:
+    """Text that stays on its line of a terminal and cannot steer it."""
+    return visible(" ".join(text.split()))
 
 
 def markdown(result: Result) -> str:

@@ -1,6 +1,6 @@
 """What the gate compares: the numbers of one side, from run directories whose turns are pooled as repeats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import log
@@ -11,8 +11,9 @@ import pandas as pd
 
 from methods.core.errors import UserError
 from specbench import breakdown, metrics, records
+from specbench.imports.run import IMPORTED
 from specbench.manifest import RunManifest
-from specbench.records import AGAIN, BASELINE
+from specbench.records import AGAIN, BASELINE, Record
 from specbench.turns import pair, turns_frame
 
 # Paths and names of what a hash identifies, and what may differ between the two sides.
@@ -80,14 +81,17 @@ class Side:
 
 
 def read(run_dirs: Sequence[Path]) -> Side:
-    """Raises UserError for a directory that is no run, is named twice or is unfinished, and for runs that cannot be pooled."""
+    """Raises UserError for a directory that is no run of ours, is named twice or is not what its manifest planned, and for runs
+    that cannot be pooled.
+    """
     if len({each.resolve() for each in run_dirs}) < len(run_dirs):
         raise UserError(f"a run directory is named twice: {', '.join(map(str, run_dirs))}; name every run once, a copy is no second sample")
     manifests = tuple(RunManifest.read(each) for each in run_dirs)
     side = Side(tuple(run_dirs), manifests, tuple(_finished(each, m) for each, m in zip(run_dirs, manifests, strict=True)))
     facts = [_facts(manifest) for manifest in manifests]
-    for run_dir, other in zip(run_dirs[1:], facts[1:], strict=True):
-        changed = differences(facts[0], other)
+    asked = [_categories(frame) for frame in side.frames]
+    for run_dir, other, questions in zip(run_dirs[1:], facts[1:], asked[1:], strict=True):
+        changed = differences(facts[0], other) + questions_apart(asked[0], questions)
         if changed:
             raise UserError(f"{run_dirs[0]} and {run_dir} cannot be pooled: {'; '.join(changed)}; name runs of one kind")
     return side
@@ -98,14 +102,13 @@ def snapshot(side: Side) -> Snapshot:
     turns, methods = side.turns, side.manifest.methods
     drafting = [name for name in methods if name != BASELINE and not name.endswith(AGAIN)]
     floors = [metrics.noise_floor(turns, name.removesuffix(AGAIN)) for name in methods if name.endswith(AGAIN)]
-    asked = turns.drop_duplicates("question_id")
     return Snapshot(
         source=", ".join(map(str, side.run_dirs)),
         code=str(side.manifest.git.get("sha", "")),
         identity=identity(side.manifest),
         versions=versions(side.manifest),
         arms={name: _arm(turns, name, arm_settings(side.manifest, name)) for name in drafting},
-        categories=dict(zip(asked["question_id"], asked["category"], strict=True)),
+        categories=_categories(turns),
         noise=max((max(-log(floor.low), log(floor.high)) for floor in floors if floor.known), default=None),
     )
 
@@ -138,8 +141,23 @@ def versions(manifest: RunManifest) -> dict[str, str]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``name old -> new`` of every fact on which the two disagree."""
-    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    changed = [key for key in old | new if not _equal(old.get(key), new.get(key))]
     return [f"{key} {_short(old.get(key))} -> {_short(new.get(key))}" for key in changed]
+
+
+def questions_apart(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """One line on how many questions, given as id and category, only one of the two has."""
+    apart = {question for question, _ in old.items() ^ new.items()}
+    return [f"{len(apart)} of {len(old.keys() | new.keys())} questions are not the same"] if apart else []
+
+
+def _categories(turns: pd.DataFrame) -> dict[str, str]:
+    asked = turns.drop_duplicates("question_id")
+    return dict(zip(asked["question_id"], asked["category"], strict=True))
+
+
+def _equal(old: Any, new: Any) -> bool:
+    return bool(old == new or (old != old and new != new))  # an unknown number, NaN, equals another
 
 
 def _short(value: Any) -> str:
@@ -159,10 +177,24 @@ def _facts(manifest: RunManifest) -> dict[str, Any]:
 
 
 def _finished(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
+    if manifest.target.get("label") == IMPORTED or any(facts.lossless is None for facts in manifest.methods.values()):
+        raise UserError(f"{run_dir} is imported, so its settings and machine are unknown; the gate compares runs of `specbench run` only")
     found, torn = records.read(run_dir)
-    if torn or len(found) < manifest.units_total:
-        raise UserError(f"{run_dir} is unfinished: {len(found)} of {manifest.units_total} turns; first: specbench resume {run_dir}")
+    strangers = sorted({record.method for record in found} - manifest.methods.keys())
+    if strangers:
+        raise UserError(f"{run_dir} holds records of {', '.join(strangers)}, no arm of its manifest; the files were edited, measure again")
+    planned, keys = manifest.units_total, {record.key for record in found}
+    if torn or len(keys) < planned:
+        raise UserError(f"{run_dir} is unfinished: {len(keys)} of {planned} turns; first: specbench resume {run_dir}")
+    if len(found) > planned or not _one_plan(found, manifest):
+        raise UserError(f"{run_dir} does not hold each of its {planned} planned turns once; the files were edited, measure again")
     return turns_frame(found)
+
+
+def _one_plan(found: Sequence[Record], manifest: RunManifest) -> bool:
+    """Whether every arm answered the same turns, in repeats that were planned."""
+    answered = {name: {record.key[1:] for record in found if record.method == name} for name in manifest.methods}
+    return len(set(map(frozenset, answered.values()))) == 1 and all(record.repeat < manifest.settings.repeats for record in found)
 
 
 def _arm(turns: pd.DataFrame, name: str, settings: dict[str, Any]) -> Arm:
