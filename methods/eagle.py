@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from methods.core.decode import Drafter
+from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, TreePolicy, best_static_tree, check_tree
 from methods.core.target import Scores, Target, tree_mask
@@ -20,17 +21,33 @@ from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EAGLE's published recipe
+GROWN = {"depth": 5, "width": 4}
 
 
 @dataclass(frozen=True)
 class Config:
     nodes: int  # drafts handed to the target each round
     policy: Literal["static", "grown"]  # EAGLE-1's tree, or EAGLE-2's
-    depth: int = 5  # of a grown tree; a static one is as deep as its best nodes
-    width: int = 4  # of a grown tree: nodes expanded a level, and guesses of each
+    depth: int | None = None  # of a grown tree, 5 unless given; a static one is as deep as its best nodes
+    width: int | None = None  # of a grown tree, 4 unless given: nodes expanded a level, and guesses of each
 
     def __post_init__(self) -> None:
-        check_tree(self.nodes, self.depth, self.width)
+        given = {name: value for name in ("depth", "width") if (value := getattr(self, name)) is not None}
+        if given and self.policy == "static":
+            raise UserError(
+                f"policy=static takes no {' or '.join(given)} ({', '.join(f'{name}={value}' for name, value in given.items())} given): "
+                "its tree is as deep and wide as its best nodes; leave them out, as eagle does, or choose policy=grown"
+            )
+        for name, value in {**GROWN, **given}.items():  # filled in for a static tree too: manifests record every option
+            object.__setattr__(self, name, value)
+        check_tree(self.nodes, *self.grown)
+
+    @property
+    def grown(self) -> tuple[int, int]:
+        """Depth and width, settled."""
+        assert self.depth is not None
+        assert self.width is not None
+        return self.depth, self.width
 
 
 @dataclass(frozen=True)
@@ -102,4 +119,4 @@ class Eagle:
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     if config.policy == "static":
         return Eagle(drafter.module, best_static_tree(drafter.rank_accuracy, config.nodes), target)
-    return Eagle(drafter.module, GrownTree(config.nodes, config.depth, config.width), target)
+    return Eagle(drafter.module, GrownTree(config.nodes, *config.grown), target)

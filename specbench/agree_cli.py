@@ -1,7 +1,9 @@
 """``specbench agree``: the losslessness report of a run, for people and as JSON."""
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
+from specbench.progress import LINE_EVERY_S
 from specbench.tables import NONE, TextTable, number, percent
 
 if TYPE_CHECKING:
-    from specbench.divergence import ArmAgreement, Divergence, Explained
+    from specbench.divergence import ArmAgreement, Divergence, Explained, Told
 
 SCHEMA = 1
 
@@ -28,7 +32,8 @@ def agree(
     """
     from specbench.divergence import explain
 
-    explained = explain(run_dir)
+    with progress(Console(stderr=True)) as told:
+        explained = explain(run_dir, told)
     if as_json:
         print(json.dumps(as_fields(explained), indent=1, ensure_ascii=False, allow_nan=False))
     else:
@@ -38,6 +43,25 @@ def agree(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if explained.violations:
         raise SystemExit(1)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator["Told"]:
+    """What to tell of the target's work: a bar that goes away, or without a terminal a line every ``LINE_EVERY_S`` seconds."""
+    what, shown = "first differences put to the target", time.perf_counter()
+
+    def line(done: int, total: int) -> None:
+        nonlocal shown
+        if time.perf_counter() - shown >= LINE_EVERY_S:
+            shown = time.perf_counter()
+            console.print(f"{done}/{total} {what}", markup=False, highlight=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield line
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def table(explained: "Explained") -> TextTable:

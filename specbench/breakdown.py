@@ -34,10 +34,11 @@ def _shares(sums: pd.Series, part: str) -> dict[str, float]:
 
 
 def acceptance(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
-    """Acceptance rates at each depth d >= 1.
+    """Acceptance rates at each depth d >= 1 of the deepest tree.
 
-    ``marginal``: share of the ``steps`` whose tree reached depth d that accepted at least d drafts.
-    ``conditional``: the same among those of them that accepted at least d - 1 (``reached``).
+    ``marginal``: share of all ``steps`` that accepted at least d drafts, a shallower tree being one that did not; 1 + the sum
+    over depths is MAT before clipping. ``drafted``: share of all steps whose tree reached depth d. ``conditional``: share of
+    the ``reached`` steps, those that accepted at least d - 1 drafts of a tree of depth d or more, that accepted at least d.
     """
     rows: list[dict[str, Any]] = []
     for method in methods:
@@ -47,17 +48,18 @@ def acceptance(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence
             rows += [
                 {"method": method, "category": category, **_at_depth(depths, accepted, d)} for d in range(1, depths.max(initial=0) + 1)
             ]
-    return pd.DataFrame(rows, columns=["method", "category", "depth", "steps", "reached", "marginal", "conditional"])
+    return pd.DataFrame(rows, columns=["method", "category", "depth", "steps", "drafted", "reached", "marginal", "conditional"])
 
 
 def _at_depth(depths: np.ndarray, accepted: np.ndarray, depth: int) -> dict[str, Any]:
-    steps = depths >= depth
-    reached, passed = steps & (accepted >= depth - 1), steps & (accepted >= depth)
+    drafted, passed = depths >= depth, accepted >= depth
+    reached = drafted & (accepted >= depth - 1)
     return {
         "depth": depth,
-        "steps": int(steps.sum()),
+        "steps": len(accepted),
+        "drafted": float(drafted.mean()),
         "reached": int(reached.sum()),
-        "marginal": float(passed.sum() / steps.sum()),
+        "marginal": float(passed.mean()),
         "conditional": float(passed.sum() / reached.sum()) if reached.any() else np.nan,
     }
 

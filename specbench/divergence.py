@@ -5,8 +5,8 @@ asked again, in fp32, after the tokens both arms agree on: its logits tell a tie
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
 from typing import NamedTuple
@@ -20,17 +20,15 @@ from specbench import prompts, records
 from specbench.agreement import first_divergence
 from specbench.manifest import RunManifest
 from specbench.records import BASELINE, Record
-from specbench.runner import Session
-from specbench.session import Options, prepare
+from specbench.referee import REFEREE, referee
 from specbench.targets import DTYPES
 
 ROUNDINGS = 4  # a tie: within so many roundings, at the run's precision, of the likeliest tokens' logits
 LIKELIEST = 10
-REFEREE = "fp32"
 CONTEXT = 40  # characters of the outputs kept on either side of a divergence
 
-
 Found = Mapping[tuple[str, str, int, int], Record]
+Told = Callable[[int, int], None]  # how many of how many forwards of the target are done
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ def magnitude(logits_V: torch.Tensor) -> float:
     return float(logits_V.topk(min(LIKELIEST, len(logits_V))).values.abs().max())
 
 
-def explain(run_dir: Path) -> Explained:
-    """Compare every arm of a greedy run with vanilla; the target is loaded only where they differ.
+def explain(run_dir: Path, told: Told = lambda done, total: None) -> Explained:
+    """Compare every arm of a greedy run with vanilla; the target is loaded only where they differ, and ``told`` hears of its work.
 
     Raises UserError for what cannot be compared token by token: a sampled run, imported answers, no turn of another arm with
     vanilla's prompt, or a run whose suite or target is not here any more.
@@ -163,7 +161,7 @@ def explain(run_dir: Path) -> Explained:
         )
     pairs = list(_pairs(found))
     partings = [parting for parting in map(_parting, pairs) if parting is not None]
-    judged = _judge(manifest, found, partings) if partings else []
+    judged = _judge(manifest, found, partings, told) if partings else []
     arms = tuple(_arm(manifest, method, pairs, judged) for method in manifest.settings.methods if method != BASELINE)
     if not any(arm.compared for arm in arms):
         raise UserError(f"{run_dir} has no turn of another arm beside vanilla's with the same prompt; run vanilla and a method first")
@@ -198,15 +196,16 @@ def _parting(pair: tuple[Record, Record]) -> _Parting | None:
     return None if position is None else _Parting(ours, theirs, position)
 
 
-def _judge(manifest: RunManifest, found: Found, partings: Sequence[_Parting]) -> list[Divergence]:
+def _judge(manifest: RunManifest, found: Found, partings: Sequence[_Parting], told: Told) -> list[Divergence]:
     """In the order of ``partings``. One forward serves all arms and repeats that part from vanilla after the same tokens."""
-    session, precision = _referee(manifest), rounding(manifest.settings.dtype)
-    questions = {question.id: question for question in session.suite.questions}
     places = defaultdict(list)
     for parting in partings:
         places[parting.theirs.prompt_sha256, tuple(parting.theirs.output_ids[: parting.position])].append(parting)
-    judged = {}
-    for (prompt_sha256, both_wrote), members in places.items():
+    told(0, len(places))
+    session, precision = referee(manifest), rounding(manifest.settings.dtype)
+    questions = {question.id: question for question in session.suite.questions}
+    judged: dict[tuple[str, str, int, int], Divergence] = {}
+    for done, ((prompt_sha256, both_wrote), members) in enumerate(places.items(), start=1):
         theirs = members[0].theirs
         earlier = [found[BASELINE, theirs.question_id, turn, theirs.repeat].output_text for turn in range(theirs.turn)]
         prompt = prompts.encode(session.tokenizer, questions[theirs.question_id].turns[: theirs.turn + 1], earlier)
@@ -216,21 +215,8 @@ def _judge(manifest: RunManifest, found: Found, partings: Sequence[_Parting]) ->
             logits_V = session.target.prefill([*prompt, *both_wrote]).logits_NV[-1]
         for parting in members:
             judged[parting.ours.key] = _divergence(parting, logits_V, session.tokenizer, precision)
+        told(done, len(places))
     return [judged[parting.ours.key] for parting in partings]
-
-
-def _referee(manifest: RunManifest) -> Session:
-    """The run's target alone, in fp32, on whatever device is here. Raises UserError where it or the suite is another one."""
-    alone = replace(Options.of(manifest), methods=[BASELINE], aa=None, overrides=(), drafter_files={}, dtype=REFEREE, device=None)
-    session = prepare(alone)
-    here = session.manifest
-    for what, then, now in (
-        ("suite", manifest.settings.suite_sha256, here.settings.suite_sha256),
-        ("target", manifest.target["weights_sha256"], here.target["weights_sha256"]),
-    ):
-        if then != now:
-            raise UserError(f"the {what} of the run (sha256 {then[:12]}) is not the one here ({now[:12]}); restore it to judge divergences")
-    return session
 
 
 def _divergence(parting: _Parting, logits_V: torch.Tensor, tokenizer: PreTrainedTokenizerBase, precision: float) -> Divergence:

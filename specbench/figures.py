@@ -191,7 +191,7 @@ def _acceptance(rows: pd.DataFrame, look: Look) -> Figure:
     axes.grid(axis="y", color="#DDDDDD", lw=0.6)
     handles, labels = axes.get_legend_handles_labels()
     kinds = [Line2D([], [], color="#444444", lw=1.8), Line2D([], [], color="#444444", lw=1.2, ls="--", alpha=0.5)]
-    names = ["marginal: of all rounds that reach d", "conditional: of those that accept d \N{MINUS SIGN} 1"]
+    names = ["marginal: of all rounds", "conditional: of those that accept d \N{MINUS SIGN} 1 and draft d"]
     figure.legend([*handles, *kinds], [*labels, *names], loc="outside lower center", ncols=3, frameon=False)
     return figure
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ class Settings:
     limit: int | None
     categories: list[str]
     max_new_tokens: int
-    temperature: float
+    temperature: float  # NaN where imported answers do not say; null in the file
     seed: int
     dtype: str
     device: str
@@ -70,7 +71,7 @@ class RunManifest:
 
     def identity(self) -> dict[str, Any]:
         """Flat facts that decide what a record means; two runs that agree on them may share a directory."""
-        flat: dict[str, Any] = asdict(self.settings)
+        flat = _stored(self.settings)
         for name, method in self.methods.items():
             flat |= {f"{name}.{key}": value for key, value in method.config.items()}
             flat |= {f"{name}.acceptance": method.acceptance, f"{name}.weights_sha256": method.weights_sha256}
@@ -85,7 +86,8 @@ class RunManifest:
         """Replaces the file as a whole: a process killed at any moment leaves the old manifest or the new one."""
         temporary = run_dir / f".{FILE}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, "status": self.status, **asdict(self)}, file, indent=1, ensure_ascii=False)
+            fields = {"schema": SCHEMA, "status": self.status, **asdict(self), "settings": _stored(self.settings)}
+            json.dump(fields, file, indent=1, ensure_ascii=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -105,11 +107,21 @@ class RunManifest:
         if schema != SCHEMA:
             raise UserError(f"{path}: schema version {schema}, this version reads {SCHEMA}; use another --out or the version that wrote it")
         try:
-            facts["settings"] = Settings(**facts["settings"])
+            facts["settings"] = _restored(facts["settings"])
             facts["methods"] = {name: MethodFacts(**method) for name, method in facts["methods"].items()}
             return cls(**facts)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a manifest ({error}); restore it or use another --out") from None
+
+
+def _stored(settings: Settings) -> dict[str, Any]:
+    """The settings as the file and the identity have them: an unknown temperature is None, which JSON has and which equals itself."""
+    fields = asdict(settings)
+    return fields | {"temperature": None} if isnan(settings.temperature) else fields
+
+
+def _restored(fields: dict[str, Any]) -> Settings:
+    return Settings(**(fields | {"temperature": nan} if fields["temperature"] is None else fields))
 
 
 def differences(old: RunManifest, new: RunManifest) -> list[str]:

@@ -13,6 +13,7 @@ from methods.core.errors import UserError
 
 SCHEMA = 1
 FILE = "records.jsonl"
+PACKED = f"{FILE}.xz"
 CLOCKS_AGREE = 1.05  # on CUDA the parts are timed by events, the turn by the host
 BASELINE = "vanilla"  # the arm every other is compared with
 AGAIN = "#2"  # ends the name of an arm that repeats another one unchanged, to measure the noise floor
@@ -117,7 +118,7 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
 
     Reads ``records.jsonl`` or, of a published run, ``records.jsonl.xz``.
     """
-    plain, packed = run_dir / FILE, run_dir / f"{FILE}.xz"
+    plain, packed = run_dir / FILE, run_dir / PACKED
     if plain.is_file():
         raw = plain.read_bytes()
     elif packed.is_file():

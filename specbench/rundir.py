@@ -49,7 +49,7 @@ def open_run(wanted: RunManifest, run_dir: Path, console: Console) -> tuple[RunM
     records without a manifest.
     """
     if not (run_dir / manifest.FILE).exists():
-        if any(run_dir.glob(f"{records.FILE}*")):
+        if any((run_dir / name).is_file() for name in (records.FILE, records.PACKED)):
             raise UserError(f"{run_dir} holds {records.FILE} but no {manifest.FILE}; restore the manifest or choose another --out")
         wanted.write(run_dir)
         return wanted, []
@@ -63,7 +63,7 @@ def open_run(wanted: RunManifest, run_dir: Path, console: Console) -> tuple[RunM
         console.print(f"{run_dir}: dropped a torn last record; that turn is measured again", markup=False, soft_wrap=True)
     if len(done) == old.units_total:
         return old, done
-    packed = run_dir / f"{records.FILE}.xz"
+    packed = run_dir / records.PACKED
     if packed.is_file() and not (run_dir / records.FILE).is_file():
         raise UserError(f"{run_dir} is incomplete and its records are packed; unpack them first: xz -d {packed}")
     start = {"created": wanted.created, "environment": wanted.environment, "git": wanted.git, "argv": wanted.argv}

@@ -107,17 +107,13 @@ def prepare(options: Options) -> Session:
         repeats=options.repeats,
         turns=options.turns,
     )
-    try:
-        known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
-        for key in options.drafter_files:
-            if key not in known:
-                raise unknown("kind or arm in --drafter", key, known)
+    known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
+    for key in options.drafter_files:
+        if key not in known:
+            raise unknown("kind or arm in --drafter", key, known)
+    with targets.within_memory(target_name, dtype, device):
         loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
         return _assemble(options, settings, loaded, suite, arms)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"target {target_name} in {dtype} with its drafters does not fit the memory of {device}; choose a smaller --target or --dtype"
-        ) from None
 
 
 def resolve(names: Sequence[str], overrides: Sequence[str], device: str, aa: str | None = None) -> dict[str, Resolved]:

@@ -106,7 +106,7 @@ def _agreement(row: Row) -> str:
 Cell = Callable[[Row], str]
 SHORT: dict[str, Cell] = {
     "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
-    "As Spec-Bench": lambda row: number(row["speedup_specbench"], unit="x"),
+    "As Spec-Bench": lambda row: number(row["speedup_specbench_legacy"], unit="x"),
     "MAT": lambda row: number(row["mat"]),
     "R": lambda row: number(row["round_cost"]),
     "Tokens/s": lambda row: number(row["tokens_per_s"], 1),
@@ -129,6 +129,15 @@ def headline(comparison: pd.DataFrame, methods: Mapping[str, str], columns: Mapp
     rows = comparison[comparison["category"] == OVERALL].to_dict("records")
     cells = [[methods[row["method"]], *(cell(row) for cell in columns.values())] for row in rows]
     return TextTable(title, ["Method", *columns], cells)
+
+
+def shared(table: TextTable, headers: Sequence[str]) -> tuple[TextTable, dict[str, str]]:
+    """The table without those of the columns ``headers`` whose cells are all alike, and that cell by header."""
+    columns = dict(zip(table.headers, zip(*table.rows, strict=True), strict=True))
+    alike = {name: columns[name][0] for name in headers if len(set(columns[name])) == 1}
+    kept = [place for place, name in enumerate(table.headers) if name not in alike]
+    rows = [[cells[place] for place in kept] for cells in table.rows]
+    return TextTable(table.title, [table.headers[place] for place in kept], rows), alike
 
 
 def by_category(comparison: pd.DataFrame, methods: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str) -> TextTable:
@@ -167,14 +176,16 @@ def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
 
 
 def acceptance(rates: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
-    """Marginal and conditional acceptance rate at each depth, over all categories."""
+    """Marginal and conditional acceptance rate, and share of rounds with a tree that deep, at each depth, over all categories."""
     overall = rates[rates["category"] == OVERALL]
     depths = range(1, int(overall["depth"].max()) + 1) if len(overall) else range(0)
     rows = []
     for name, label in methods.items():
         own = {row["depth"]: row for row in overall[overall["method"] == name].to_dict("records")}
         if own:
-            rows.append(
-                [label, *(f"{percent(own[d]['marginal'])} / {percent(own[d]['conditional'])}" if d in own else NONE for d in depths)]
-            )
-    return TextTable("Acceptance by depth, marginal / conditional", ["Method", *(f"depth {d}" for d in depths)], rows)
+            rows.append([label, *(_rates(own[d]) if d in own else NONE for d in depths)])
+    return TextTable("Acceptance by depth, marginal / conditional / drafted, in %", ["Method", *(f"depth {d}" for d in depths)], rows)
+
+
+def _rates(row: Row) -> str:
+    return " / ".join(number(100 * row[name], 1) for name in ("marginal", "conditional", "drafted"))

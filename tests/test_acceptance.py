@@ -105,6 +105,22 @@ def test_greedy_takes_the_deepest_agreeing_path(rule):
     assert rule(tree, logits_NV, Sampling(8), torch.Generator()) == ([0, 2, 4], 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-37, 1e-40, 5e-324])
+def test_an_extreme_temperature_is_greedy(temperature, dtype):
+    logits_NV = torch.tensor([[80.0, 90.0, -3.0], [-7.0, -9.0, -7.0]], dtype=dtype)
+    assert probabilities(logits_NV, temperature).tolist() == [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
+
+
+def test_ordinary_temperatures_divide_the_logits():
+    logits_NV = torch.randn(20, V, generator=torch.Generator().manual_seed(3), dtype=torch.float32) * 9
+    assert torch.equal(probabilities(logits_NV, 1.0), torch.softmax(logits_NV, dim=-1))
+    for temperature in (0.1, 0.7, 1.3):
+        torch.testing.assert_close(
+            probabilities(logits_NV, temperature), torch.softmax(logits_NV / temperature, dim=-1), rtol=2e-5, atol=1e-7
+        )
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
 def test_nan_logits_are_an_error(rule, temperature):

@@ -79,6 +79,53 @@ def test_a_bad_corpus_line_is_named(line, corpus_file):
         list(corpus.read(corpus_file, held_out=False))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.jsonl.xz", b"{}\n"),
+        ("c.jsonl.xz", lzma.compress(b'{"messages": [{"role": "user", "content": "x"}]}\n' * 99)[:-20]),
+        ("c.jsonl", b'{"messages": "\xe9"}\n'),
+        ("c.jsonl", b"\x00\xff"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_in_one_line(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"c\.jsonl.* cannot be read .*it must be JSONL in UTF-8, plain or \.xz") as refused:
+        list(corpus.read(tmp_path / name, held_out=False))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["category", "license"])
+def test_a_key_that_is_needed_and_missing_is_named(key, corpus_file):
+    records = [json.loads(line) | {"license": "MIT"} for line in corpus_file.read_text().splitlines()]
+    del records[4][key]
+    corpus_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert len(list(corpus.read(corpus_file, held_out=False))) > 70
+    with pytest.raises(UserError, match=f"line 5: the record has no '{key}'"):
+        list(corpus.read(corpus_file, held_out=False, needs=("license", "category")))
+
+
+@pytest.mark.parametrize("content", [None, 3])
+def test_content_that_is_no_text_is_named(content, corpus_file):
+    record = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]}
+    corpus_file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match="line 1: not a chat record"):
+        list(corpus.read(corpus_file, held_out=False))
+
+
+def test_a_corpus_with_too_little_in_it_is_refused(corpus_file, monkeypatch):
+    tok = tokenizer.train(corpus_file, 300).backend_tokenizer
+    monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.0001)
+    with pytest.raises(UserError, match="has no held-out records; one prompt in 10000 is held out"):
+        corpus.token_stream(corpus_file, tok, held_out=True)
+    with pytest.raises(UserError, match="has no held-out prompts of at most 60 tokens"):
+        generate.prompts(tok, corpus_file, held_out=True, per_category=4, max_prompt=60)
+    with pytest.raises(UserError, match="has no training prompts of at most 3 tokens"):
+        generate.prompts(tok, corpus_file, held_out=False, per_category=4, max_prompt=3)
+    with pytest.raises(UserError, match="a text of 11 tokens, less than a window of 12"):
+        corpus.window_starts(11, 10)
+
+
 def test_a_missing_corpus_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         list(corpus.read(tmp_path / "none.jsonl", held_out=False))

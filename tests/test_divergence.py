@@ -14,12 +14,14 @@ from tiny_target import write_suite, write_target
 from methods.core.acceptance import match
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
-from specbench import agree_cli, divergence, records, runner
+from specbench import agree_cli, divergence, records, referee, runner, targets
 from specbench.agree_cli import agree
 from specbench.divergence import ArmAgreement, Divergence, Explained, explain, magnitude
 from specbench.manifest import RunManifest
 from specbench.runner import Arm
 from specbench.session import Options, prepare
+from specbench.suites import spec_bench
+from specbench.targets.shapes import Shape
 
 torch.set_num_threads(1)
 TOKENS = 60
@@ -108,7 +110,7 @@ def logits_after(session, theirs, position, question="Say 0 0 0."):
 
 
 def test_a_sound_verifier_agrees_and_no_target_is_loaded(sound, monkeypatch, capsys):
-    monkeypatch.setattr(divergence, "prepare", None)
+    monkeypatch.setattr(referee, "prepare", None)
     [arm] = explain(sound).arms
     assert (arm.method, arm.compared, arm.same, arm.share, arm.other_prompt, arm.unanswered) == ("pld", 8, 8, 1.0, 0, 0)
     assert arm.divergences == ()
@@ -128,6 +130,31 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200_is_caught(session, tmp_p
         agree(tmp_path)
     assert end.value.code == 1
     assert capsys.readouterr().out.count("violation: pld, question ") == rule.accepted
+
+
+@pytest.fixture(scope="module")
+def wide_bf16(tmp_path_factory):
+    """vanilla and an arm that drafts junk, in bf16, on a cost-matched target: the random one widened, its filler tokens ruled out."""
+    folder = tmp_path_factory.mktemp("wide")
+    small, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", QUESTIONS[:4])
+    shape = Shape("a test's", hidden=64, layers=3, query=64, key=32, intermediate=96, vocab=400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "shipped_folder", lambda: small)
+        patch.setitem(targets.SHAPES, "tiny-160m", shape)
+        yield prepare(Options(["pld"], "tiny-160m", suite_file=suite, max_new_tokens=40, dtype="bf16", device="cpu"))
+
+
+def test_a_broken_verifier_on_a_cost_matched_target_in_bf16_is_caught(wide_bf16, tmp_path):
+    """Were the fillers' logits of -1e4 to set the scale, four roundings of bf16 would forgive any token."""
+    logits_V = wide_bf16.target.prefill([1, 2, 3]).logits_NV[-1]
+    assert float(logits_V.min()) < -9_000
+    assert magnitude(logits_V) < 1_000
+    [arm] = explain(measured(wide_bf16, match, tmp_path / "sound")).arms
+    assert arm.violations == []
+    rule = Broken(every=20)
+    [arm] = explain(measured(wide_bf16, rule, tmp_path / "broken")).arms
+    assert rule.accepted >= 3
+    assert len(arm.violations) >= 2  # a turn shows its first difference only, which may be a tie or an earlier wrong token
 
 
 def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, session, capsys):
@@ -179,7 +206,7 @@ def test_the_tolerance_follows_the_runs_dtype(run, session):
 def test_an_answer_that_ends_early_or_late_is_a_violation(run, capsys):
     theirs = change(run, "a0")
     steps = {**theirs["steps"], "accepted": [0] * 9, "emitted": [1] * 9}
-    change(run, "a0", output_ids=theirs["output_ids"][:10], steps=steps)
+    change(run, "a0", output_ids=theirs["output_ids"][:10], steps=steps, prefill_s=theirs["prefill_s"], total_s=theirs["total_s"])
     [found] = explain(run).divergences
     assert (found.position, found.tokens, found.texts[1], found.shortfall) == (10, (theirs["output_ids"][10], None), "", inf)
     assert not found.is_tie
@@ -219,7 +246,7 @@ def test_arms_and_repeats_that_part_at_one_place_cost_one_forward(run, monkeypat
     again = [{**one, "repeat": 1} for one in lines]
     (run / records.FILE).write_text("".join(json.dumps(one) + "\n" for one in (*lines, *again)))
     asked = []
-    true = divergence.prepare
+    true = referee.prepare
 
     def watched(options):
         session = true(options)
@@ -227,7 +254,7 @@ def test_arms_and_repeats_that_part_at_one_place_cost_one_forward(run, monkeypat
         session.target.prefill = lambda prompt: asked.append(prompt) or prefill(prompt)
         return session
 
-    monkeypatch.setattr(divergence, "prepare", watched)
+    monkeypatch.setattr(referee, "prepare", watched)
     assert [each.repeat for each in explain(run).divergences] == [0, 1]
     assert len(asked) == 1
 
@@ -255,7 +282,7 @@ def test_the_table_counts_ties_and_violations_apart():
 
 def test_model_text_cannot_steer_the_terminal(monkeypatch, capsys, tmp_path):
     hostile = made(shortfall=7.0, before="[bold]\x1b[2J\n\x9b2J\u202e", texts=("[/red]", "\r"), question="q\x1b[2J")
-    monkeypatch.setattr(divergence, "explain", lambda run: Explained("r", "bf16", (ArmAgreement("s4c", 1, 0, 0, (hostile,)),)))
+    monkeypatch.setattr(divergence, "explain", lambda run, told: Explained("r", "bf16", (ArmAgreement("s4c", 1, 0, 0, (hostile,)),)))
     with pytest.raises(SystemExit):
         agree(tmp_path)
     shown = capsys.readouterr().out
@@ -276,6 +303,61 @@ def test_a_run_without_two_comparable_arms_is_refused(tmp_path):
     for name, rows in {"alone": [turn("vanilla", "q1", [0])], "failed": [turn("vanilla", "q1", [0]), failed("medusa", "q1")]}.items():
         with pytest.raises(UserError, match="no turn of another arm beside vanilla's"):
             explain(write_run(tmp_path / name, rows))
+
+
+@pytest.mark.parametrize("provided", [None, "changed"])
+def test_without_spec_benchs_file_the_way_out_is_one_that_agree_has(run, tmp_path, monkeypatch, provided):
+    write_wrongly(run, "a0", 4, 7)
+    manifest = RunManifest.read(run)
+    settings = dataclasses.replace(manifest.settings, suite="spec-bench", suite_sha256=spec_bench.SHA256)
+    dataclasses.replace(manifest, settings=settings, suite_file=None).write(run)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPECBENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(spec_bench, "URL", (tmp_path / "absent").as_uri())
+    if provided:
+        (tmp_path / "spec_bench").mkdir()
+        (tmp_path / "spec_bench" / "question.jsonl").write_text("changed")
+    with pytest.raises(UserError) as refusal:
+        agree(run)
+    assert "--suite-file" not in str(refusal.value)
+    assert ("is not that of Spec-Bench's questions" if provided else "could not be downloaded") in str(refusal.value)
+    assert str(refusal.value).endswith("; set SPECBENCH_DATA to a folder that holds an unchanged spec_bench/question.jsonl")
+
+
+def test_a_missing_suite_file_is_named_with_its_place(run, tmp_path):
+    write_wrongly(run, "a0", 4, 7)
+    gone = tmp_path / "gone.jsonl"
+    dataclasses.replace(RunManifest.read(run), suite_file=str(gone)).write(run)
+    with pytest.raises(UserError) as refusal:
+        agree(run)
+    advice = f"put the run's questions back at {gone}, where its manifest has them"
+    assert str(refusal.value) == f"suite file {gone} does not exist; {advice}"
+
+
+def test_progress_goes_to_stderr_now_and_then_and_never_to_stdout(run, monkeypatch, capsys):
+    write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
+    write_wrongly(run, "a1", 9, lambda token: (token + 1) % 200)
+    monkeypatch.setattr(agree_cli, "LINE_EVERY_S", 0.0)
+    with pytest.raises(SystemExit):
+        agree(run, as_json=True)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["violations"] == 2
+    assert shown.err.splitlines() == [f"{done}/2 first differences put to the target" for done in range(3)]
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        agree(run)
+    assert capsys.readouterr().err == ""  # too soon for a line
+
+
+def test_on_a_terminal_progress_is_a_bar_that_goes_away():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with agree_cli.progress(console) as told:
+        told(0, 8)
+        told(3, 8)
+    drawn = console.file.getvalue()
+    assert "first differences put to the target" in drawn
+    assert "38%" in drawn
+    assert drawn.endswith("\x1b[2K")  # the line it stood in, erased
 
 
 @pytest.mark.parametrize(("part", "named"), [("suite", "the suite of the run"), ("target", "the target of the run")])

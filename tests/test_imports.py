@@ -1,5 +1,6 @@
 """Spec-Bench's answer files become records of ours, and ``speed.py``'s arithmetic, done here by hand, comes out of our tables."""
 
+import dataclasses
 import io
 import json
 import random
@@ -15,8 +16,9 @@ from methods.core.errors import UserError
 from specbench import divergence, records, report
 from specbench.imports.cli import import_answers
 from specbench.imports.run import import_spec_bench
-from specbench.manifest import RunManifest
+from specbench.manifest import RunManifest, differences
 from specbench.metrics import comparison, tokens_per_s
+from specbench.suites import schema
 from specbench.turns import OVERALL, of_category, pair, turns_frame
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -130,7 +132,7 @@ def test_the_baselines_honest_count_and_its_text_differ(files, tmp_path, tokeniz
 def test_what_the_files_do_not_say_is_unknown_and_never_a_number(files, tmp_path):
     turns = frame_of(imported(files, tmp_path))
     found = comparison(turns, ["eagle2"], []).iloc[0]
-    unknown = ["speedup_decode", "round_cost", "speedup_over_mat", "speedup_specbench_legacy", "tokens_per_s_decode", "peak_mib"]
+    unknown = ["speedup_decode", "round_cost", "speedup_specbench_legacy", "tokens_per_s_decode", "peak_mib"]
     unknown += ["agreement", "repetition"]
     assert found[unknown].isna().all()
     assert found["comparable_turns"] == 0
@@ -191,6 +193,55 @@ def test_questions_of_one_file_only_are_not_compared(files, tmp_path):
     assert set(pair(frame_of(done), "eagle2").reference["question_id"]) == {str(each["question_id"]) for each in rows[2:]}
 
 
+@pytest.mark.parametrize("longer", [0, 1], ids=["the method's", "the baseline's"])
+def test_a_question_with_more_turns_in_one_file_is_left_out_of_both_arms(files, tmp_path, longer):
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    rows[1 - longer][0] = row(81, "writing", ["a"], [1], [1], [0.5], [1])
+    for path, content in zip(files, rows, strict=True):
+        write(path, content)
+    done = imported(files, tmp_path)
+    assert "1 question(s) have more turns in one file than in the other and are left out of both arms." in done.notices
+    assert "81" not in {each.question_id for each in records.read(done.run_dir)[0]}
+    manifest = RunManifest.read(done.run_dir)
+    assert (manifest.units_total, manifest.categories["mt_bench"]) == (done.turns, 7) == (48, 7)
+    assert "1 question(s) have more turns" in manifest.target["note"]
+    found = comparison(frame_of(done), ["eagle2"], []).iloc[0]
+    assert found["speedup_specbench"] == pytest.approx(speed_py(rows[0][1:]) / speed_py(rows[1][1:]), rel=EXACT)
+
+
+def test_files_without_a_question_to_compare_are_refused(files, tmp_path):
+    write(files[0], [row(81, "writing", ["a"], [1], [1], [0.5], [1])])
+    with pytest.raises(UserError, match=r"no question has the same number of turns in .*base\.jsonl and .*eagle2\.jsonl; give"):
+        imported(files, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_question_of_two_categories_is_refused(files, tmp_path):
+    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    write(files[0], [{**rows[0], "category": "math"}, *rows[1:]])
+    assert imported(files, tmp_path, out=tmp_path / "topics").turns == 52  # both are topics of MT-bench
+    write(files[0], [*rows[:-1], {**rows[-1], "category": "qa"}])
+    with pytest.raises(UserError) as refusal:
+        imported(files, tmp_path)
+    assert str(refusal.value).startswith(f"question '98' is 'rag' in {files[1]} and 'qa' in {files[0]}; give")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_category_is_named_as_all_of_them_are():
+    assert schema.ALL == OVERALL
+    question = {"question_id": 1, "category": OVERALL, "turns": ["a"]}
+    with pytest.raises(UserError, match=r"^s, line 1: field 'category' must be a name other than .* found \"overall\"; correct"):
+        schema.questions_from_jsonl(json.dumps(question).encode(), "s")
+
+
+def test_an_unknown_temperature_is_null_in_the_file_and_no_difference(files, tmp_path):
+    one, other = (RunManifest.read(imported(files, tmp_path, out=tmp_path / name).run_dir) for name in ("one", "other"))
+    assert json.loads((tmp_path / "one" / "manifest.json").read_text(), parse_constant=pytest.fail)["settings"]["temperature"] is None
+    assert differences(one, other) == []
+    greedy = dataclasses.replace(other, settings=dataclasses.replace(other.settings, temperature=0.0))
+    assert differences(one, greedy) == ["temperature null -> 0.0"]
+
+
 def test_a_baseline_that_counts_no_tokens_gives_only_the_legacy_speedup(files, tmp_path, tokenizer):
     base = [json.loads(line) for line in files[1].read_text().splitlines()]
     for each in base:
@@ -246,7 +297,7 @@ def broken(**choice):
         ("{", "not JSON"),
         ("[1]", "a JSON object is needed, found [1]"),
         ({**GOOD, "question_id": None}, "field 'question_id' must be a number or a string, found nothing"),
-        ({**GOOD, "category": 3}, "field 'category' must be a non-empty string, found 3"),
+        ({**GOOD, "category": 3}, "field 'category' must be a non-empty string other than 'overall', found 3"),
         ({**GOOD, "choices": []}, "field 'choices' must be a non-empty list of objects, found []"),
         (broken(turns=[]), "field 'turns' must be a non-empty list of strings, found []"),
         (broken(turns=[1]), "field 'turns' must be"),
@@ -256,9 +307,19 @@ def broken(**choice):
         (broken(wall_time=[0]), "field 'wall_time' must be a list of 1 positive seconds, one a turn, found [0]"),
         (broken(wall_time=[float("nan")]), "field 'wall_time' must be"),
         (broken(accept_lengths=[1.5]), "field 'accept_lengths' must be a non-empty list of counts, found [1.5]"),
+        ({**GOOD, "category": OVERALL}, "field 'category' must be a non-empty string other than 'overall', found \"overall\""),
+        (broken(turns=["so \ud83d"]), "half of a surrogate pair in it, which is no text"),
+        ({**GOOD, "question_id": "\udc80"}, "half of a surrogate pair"),
+        ({**GOOD, "model_id": "\ud800"}, "half of a surrogate pair"),
+        (broken(wall_time=[10**400]), "field 'wall_time' must be a list of 1 positive seconds, one a turn, found [1000000"),
+        (broken(wall_time=[float("inf")]), "field 'wall_time' must be"),
+        (broken(new_tokens=[10**400]), "field 'new_tokens' must be a list of 1 counts, one a turn, found [1000000"),
+        (broken(accept_lengths=[10**400]), "field 'accept_lengths' must be"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"question_id": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         (broken(accept_lengths=None), "field 'accept_lengths' must be a non-empty list of counts, found nothing"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) and len(value) < 99 else "",
 )
 def test_a_malformed_line_is_named(files, tmp_path, line, complaint):
     text = line if isinstance(line, str) else json.dumps(line)

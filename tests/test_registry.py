@@ -48,12 +48,18 @@ def test_every_method_resolves_on_either_device(name):
 
 
 def test_what_is_typed_goes_before_the_devices_default():
-    resolved = resolve("eagle2", {"nodes": "5", "policy": "static", "acceptance": "typical"}, "cpu")
-    assert (resolved.config.nodes, resolved.config.policy, resolved.config.depth) == (5, "static", METHODS["eagle2"].cpu["depth"])
+    resolved = resolve("eagle", {"nodes": "5", "acceptance": "typical"}, "cpu")
+    assert (resolved.config.nodes, resolved.config.policy) == (5, METHODS["eagle"].cpu["policy"])
+    assert resolve("eagle2", {"depth": "4"}, "cpu").config.depth == 4
     assert not resolved.lossless
     drafter, accept = registry.build(resolved, small_target(), trained("eagle", small_target().model))
     assert len(drafter.policy.parents) == 6
     assert accept is RULES["typical"].apply
+
+
+def test_a_static_trees_config_is_recorded_as_in_the_runs_of_before():
+    assert asdict(resolve("eagle", {}, "cpu").config) == {"nodes": 7, "policy": "static", "depth": 5, "width": 4}
+    assert asdict(resolve("eagle:policy=grown,width=2", {}, "cpu").config) == {"nodes": 7, "policy": "grown", "depth": 5, "width": 2}
 
 
 def test_an_arm_may_carry_options_of_its_own():
@@ -91,6 +97,9 @@ def test_s4c_weights_of_another_architecture_are_refused(key, value):
         ("s4c", {"nodes": 4, "recycle": "on"}, "nodes is 4, of which recycle=on takes 4"),
         ("s4c", {"tree": "fresh", "prefix": "none"}, "tree=fresh rereads the text"),
         ("eagle2", {"depth": 8, "width": 20}, "grows too large a tree"),
+        ("eagle", {"depth": 5}, "policy=static takes no depth (depth=5 given)"),
+        ("eagle", {"width": 9}, "policy=static takes no width (width=9 given)"),
+        ("eagle2", {"policy": "static"}, "policy=static takes no depth or width (depth=2, width=3 given)"),
         ("s4c", {"width": 0}, "width is 0"),
         ("eagle2", {"nodes": 128}, "nodes is 128"),
         ("medusa", {"nodes": 0}, "nodes is 0"),

@@ -69,7 +69,7 @@ def but_for_times(run_dir: Path) -> list[Record]:
     assert not torn
     return [
         dataclasses.replace(
-            r, prefill_s=0, total_s=0, peak_bytes=0, steps=dataclasses.replace(r.steps, draft_s=[], verify_s=[], commit_s=[])
+            r, prefill_s=0, total_s=1, peak_bytes=0, steps=dataclasses.replace(r.steps, draft_s=[], verify_s=[], commit_s=[])
         )
         for r in found
     ]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from small_models import FAMILIES, OTHER_PROMPT, PROMPT, SHAPE, Oracle, features_of, greedy_text, paths_of, run, small_model
-from transformers import GPT2Config, LlamaConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
 
 from methods.core.errors import UserError
 from methods.core.kv_cache import KVCache
@@ -68,6 +68,19 @@ def test_linear_attention_layers_are_refused_by_name():
 def test_other_model_types_are_refused_by_name():
     with pytest.raises(UserError, match="'gpt2' is not supported; supported types: llama, mistral, qwen2, qwen3"):
         refuse(GPT2Config())
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, {"rope_type": "dynamic"}])
+def test_rotary_factors_that_switch_with_the_length_are_refused_by_name(rope):
+    config = LlamaConfig(**SHAPE, rope_parameters={"rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 256, **rope})
+    with pytest.raises(UserError, match=f"'llama' has {rope['rope_type']} rotary factors"):
+        refuse(config)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}])
+def test_rotary_factors_that_do_not_are_not(rope):
+    model = LlamaForCausalLM._from_config(LlamaConfig(**SHAPE, rope_parameters={"rope_theta": 1e4, **rope}), attn_implementation="sdpa")
+    refuse(model.config)
 
 
 def test_attention_without_a_tree_mask_is_refused_by_name():

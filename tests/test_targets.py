@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import RANK_ACCURACY, trained
 from tiny_target import write_suite, write_target
 
@@ -97,6 +98,71 @@ def test_a_model_of_an_unknown_kind_is_refused(folder, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(UserError, match="'gpt2' is not supported"):
         loaded(other)
+
+
+def altered(folder, tmp_path, tensors=lambda kept: kept, **config):
+    other = shutil.copytree(folder, tmp_path / "altered")
+    save_file(tensors(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
+    facts = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(facts | config))
+    return other
+
+
+def without(*parts):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "named"),
+    [
+        (without("lm_head", "layers.1."), {}, r"lm_head\.weight is missing; 10 of its tensors"),
+        (without("norm.weight"), {}, r"layers\.0\.input_layernorm\.weight is missing"),
+        (lambda tensors: tensors | {"model.layers.0.more": torch.ones(2)}, {}, r"model\.layers\.0\.more is unexpected"),
+        (without(), {"intermediate_size": 99}, r"down_proj\.weight is \(32, 64\), the config needs \(32, 99\)"),
+        (without(), {"hidden_size": "abc"}, r"hidden_size.* expected int, got str"),
+        (without(), {"vocab_size": -4}, "negative dimension"),
+        (without(), {"num_attention_heads": 0}, "zero"),
+    ],
+)
+def test_a_checkpoint_that_is_not_its_configs_is_refused_in_one_line(folder, tmp_path, tensors, config, named):
+    with pytest.raises(UserError, match=f"cannot be loaded .*{named}"):
+        loaded(altered(folder, tmp_path, tensors, **config))
+
+
+def test_tied_embeddings_are_not_missing(folder, tmp_path):
+    model = loaded(altered(folder, tmp_path, without("lm_head"), tie_word_embeddings=True)).model
+    assert torch.equal(model.get_output_embeddings().weight, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("beside", [None, "adapter.safetensors"])
+def test_weights_that_are_not_hashed_are_not_loaded(folder, tmp_path, beside):
+    other = shutil.copytree(folder, tmp_path / "other")
+    torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    if beside:
+        save_file({"x": torch.ones(1)}, other / beside)
+    with pytest.raises(UserError, match=r"cannot be loaded .*safetensors"):
+        loaded(other)
+
+
+@pytest.mark.parametrize("template", ["{% for m in %}", "{{ raise_exception('only with tools') }}", "{{ messages + 1 }}"])
+def test_a_chat_template_that_does_not_render_is_refused_at_load(folder, tmp_path, template):
+    other = altered(folder, tmp_path)
+    (other / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=r"the chat template of .* cannot be rendered"):
+        loaded(other)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA"), MemoryError()]
+)
+def test_a_target_larger_than_the_memory_is_refused(folder, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(targets.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(UserError, match=r"in fp32 with its drafters does not fit the memory of cpu; choose a smaller --target"):
+        loaded(folder)
 
 
 def train(folder, tmp_path, kind="s4c", target=None, **options):

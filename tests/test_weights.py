@@ -90,6 +90,31 @@ def test_a_missing_file_garbage_and_a_foreign_format_are_refused(tmp_path):
     assert "specbench train s4c" in refusal(path, "s4c")
 
 
+SOUND = {"kind": "s4c", "architecture": {}, "rank_accuracy": RANK_ACCURACY}
+
+
+@pytest.mark.parametrize(
+    ("about", "what"),
+    [
+        (None, "kind, architecture, rank_accuracy"),
+        ("{not json", "damaged header"),
+        ("[]", "damaged header"),
+        ({"kind": None}, "no sound kind)"),
+        ({"architecture": []}, "no sound architecture)"),
+        ({"architecture": {"haeds": "hydra"}}, "unknown architecture option 'haeds'; did you mean 'heads'"),
+        ({"architecture": {"heads": "medusa"}}, "have heads='medusa'"),
+        ({"architecture": {"depth": "5"}}, "have depth='5'"),
+        ({"architecture": {"depth": 1}}, "depth is 1; choose"),
+        *(({"rank_accuracy": rows}, "no sound rank_accuracy)") for rows in (None, [], [[]], [0.5, 0.2], [[0.5], []], [["a"]], [[1.5]])),
+    ],
+)
+def test_a_damaged_header_is_refused_naming_the_file(about, what, tmp_path):
+    path = tmp_path / "s4c.safetensors"
+    text = json.dumps(SOUND | about) if isinstance(about, dict) else about
+    save_file({"x": torch.zeros(1)}, path, metadata={"format": weights.FORMAT} | ({} if text is None else {"about": text}))
+    assert what in refusal(path, "s4c")
+
+
 def test_missing_and_unexpected_tensors_are_named():
     module = trained("eagle", small_model()).module
     tensors = dict(module.state_dict())

@@ -33,8 +33,10 @@ class AcceptanceRule(Protocol):
 
 
 def probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
-    """p at every node, in fp32 or wider."""
-    return torch.softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature, dim=-1)
+    """p at every node, in fp32 or wider. A temperature too small for the type to divide by is greedy but for exact ties."""
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    below_NV = wide_NV - wide_NV.amax(dim=-1, keepdim=True)  # so that a small temperature cannot make infinity of the best
+    return torch.softmax(below_NV / max(temperature, torch.finfo(wide_NV.dtype).tiny), dim=-1)
 
 
 def choose(logits_NV: Tensor, sampling: Sampling, rng: torch.Generator) -> list[int]:

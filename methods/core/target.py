@@ -11,6 +11,7 @@ from methods.core.kv_cache import KVCache
 from methods.core.tree import DraftTree, device_shape_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
 MAX_NODES = 128  # the largest tree, root included
 
 
@@ -102,6 +103,12 @@ def refuse(config: PreTrainedConfig) -> None:
         raise UserError(
             f"target of type {kind!r} has {found} layers, whose cache cannot be rolled back to drop rejected drafts; "
             "choose a target with full attention in every layer (sliding_window null)"
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        raise UserError(
+            f"target of type {kind!r} has {rope} rotary factors, which a tree reaching past a boundary switches for all its nodes; "
+            "choose a target whose rotary factors do not depend on the length"
         )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise UserError(f"attention {config._attn_implementation!r} takes no tree mask here; choose sdpa or eager")

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from methods.core.errors import UserError
+from methods.core.errors import UserError, unknown
 
 FORMAT = "specbench-drafter-1"
 M = TypeVar("M", bound=nn.Module)
@@ -49,7 +49,7 @@ def load(path: Path, kind: str, module_type: type[M], architecture_type: type, t
     facts, tensors = _read(path, kind)
     if facts["kind"] != kind:
         raise UserError(f"drafter weights {path} are for {facts['kind']!r}, not {kind!r}; pass a file trained by: specbench train {kind}")
-    module = module_type(target, architecture_type(**facts["architecture"]))
+    module = module_type(target, _architecture(facts["architecture"], architecture_type, path))
     fit(module, tensors, str(path))
     return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), hashlib.sha256(path.read_bytes()).hexdigest())
 
@@ -68,7 +68,51 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"drafter weights {path} cannot be read ({error}); train them with: specbench train {kind}") from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"drafter weights {path} are not in the format {FORMAT}; train them with: specbench train {kind}")
-    return json.loads(metadata["about"]), tensors
+    return _header(metadata.get("about", ""), path, kind), tensors
+
+
+def _header(text: str, path: Path, kind: str) -> dict[str, Any]:
+    """A file's header with all that ``load`` reads in it, or UserError naming what is damaged."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    facts = facts if isinstance(facts, dict) else {}
+    sound = {
+        "kind": isinstance(facts.get("kind"), str),
+        "architecture": isinstance(facts.get("architecture"), dict),
+        "rank_accuracy": _is_rank_accuracy(facts.get("rank_accuracy")),
+    }
+    damaged = [name for name, ok in sound.items() if not ok]
+    if damaged:
+        raise UserError(
+            f"drafter weights {path} have a damaged header (no sound {', '.join(damaged)}); train them again with: specbench train {kind}"
+        )
+    return facts
+
+
+def _is_rank_accuracy(rows: Any) -> bool:
+    """Levels of at least one rank each, every entry a share."""
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, list) and row for row in rows)
+        and all(isinstance(share, int | float) and 0 <= share <= 1 for row in rows for share in row)
+    )
+
+
+def _architecture(stored: dict[str, Any], architecture_type: type, path: Path) -> Any:
+    types = {field.name: field.type for field in fields(architecture_type)}
+    for key, value in stored.items():
+        if key not in types:
+            raise UserError(f"drafter weights {path}: {unknown('architecture option', key, types)}")
+        choices = get_args(types[key])
+        if value not in choices if choices else type(value) is not types[key]:
+            raise UserError(f"drafter weights {path} have {key}={value!r}, which is no {key} of this architecture; train them again")
+    try:
+        return architecture_type(**stored)
+    except UserError as error:
+        raise UserError(f"drafter weights {path}: {error}") from None
 
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

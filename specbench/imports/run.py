@@ -30,7 +30,8 @@ def import_spec_bench(file: Path, baseline: Path, *, name: str | None, tokenizer
     """Write ``out`` with two arms: vanilla from ``baseline``, and ``name`` (default: the file's stem) from ``file``.
 
     ``tokenizer`` is the folder Spec-Bench's ``speed.py`` would be given; without it its legacy speedup cannot be formed.
-    Raises UserError for unreadable or malformed files, an arm's name that means something else, and an ``out`` in use.
+    Raises UserError for unreadable or malformed files, files of different suites, an arm's name that means something else, and
+    an ``out`` in use.
     """
     arm = name or file.stem
     if arm == BASELINE or arm.endswith(AGAIN):
@@ -39,16 +40,40 @@ def import_spec_bench(file: Path, baseline: Path, *, name: str | None, tokenizer
         raise UserError(f"{out} already holds a run; choose another --out")
     check_writable(out)
     read_back = _counter(tokenizer) if tokenizer else None
-    sources = {BASELINE: spec_bench.read(baseline), arm: spec_bench.read(file)}
+    theirs, ours = spec_bench.read(baseline), spec_bench.read(file)
+    uneven = _uneven(theirs, ours)
+    sources = {BASELINE: theirs.without(uneven), arm: ours.without(uneven)}
     found = [record for each, source in sources.items() for record in spec_bench.records_of(source, each, read_back)]
     notices = [notice for source in sources.values() for notice in source.notices()]
-    one_sided = sources[BASELINE].answers.keys() ^ sources[arm].answers.keys()
+    if uneven:
+        notices.append(f"{len(uneven)} question(s) have more turns in one file than in the other and are left out of both arms.")
+    one_sided = theirs.answers.keys() ^ ours.answers.keys()
     if one_sided:
         notices.append(f"{len(one_sided)} question(s) are in one of the files only and left out of every comparison.")
     out.mkdir(parents=True, exist_ok=True)
     (out / records.FILE).write_text("".join(records.to_line(record) + "\n" for record in found), encoding="utf-8")
     _manifest(sources, found, notices).write(out)
     return Imported(out, len(found), notices)
+
+
+def _uneven(theirs: AnswerFile, ours: AnswerFile) -> set[str]:
+    """Questions with more turns in one file than in the other: whole answers cannot be compared, and part of one is not the answer.
+
+    Raises UserError for a question of two categories, and where none is left.
+    """
+    both = [each for each in theirs.answers if each in ours.answers]
+    for each in both:
+        one, other = theirs.answers[each].category, ours.answers[each].category
+        if one != other:
+            raise UserError(
+                f"question {each!r} is {one!r} in {theirs.path} and {other!r} in {ours.path}; give answer files of the same questions"
+            )
+    uneven = {each for each in both if len(theirs.answers[each].texts) != len(ours.answers[each].texts)}
+    if len(uneven) == len(both):
+        raise UserError(
+            f"no question has the same number of turns in {theirs.path} and {ours.path}; give answer files of the same questions"
+        )
+    return uneven
 
 
 def _counter(folder: Path) -> Callable[[str], int]:

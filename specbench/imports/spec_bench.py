@@ -7,18 +7,20 @@ by turn, and ``accept_lengths``, the tokens of every step of all turns in one li
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from methods.core.errors import UserError
 from specbench.records import Record, Steps
+from specbench.suites.schema import ALL
 from specbench.suites.suite import reported
 
 FAILED = "ERROR"  # what Spec-Bench stores as the text of a turn that raised
 STALE = "Spec-Bench recorded an error; the numbers beside it are the previous turn's"
+
+MOST = 10**9  # tokens, steps or seconds: more than any turn has, and what sums as a float
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class AnswerFile:
     model_ids: tuple[str, ...]  # as the files name what answered, distinct
     answers: Mapping[str, Answer]
     replaced: int  # lines that a later one with the same id replaces, as Spec-Bench's own clean-up does
+
+    def without(self, ids: Set[str]) -> Self:
+        return replace(self, answers={each: answer for each, answer in self.answers.items() if each not in ids})
 
     def notices(self) -> list[str]:
         """What a reader of the numbers must know about the file, one sentence each."""
@@ -116,6 +121,11 @@ class _Row:
         self.where = where
         try:
             self.fields: Any = json.loads(line)
+            json.dumps(self.fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: half of a surrogate pair in it, which is no text; write the whole character or none") from None
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply; is this an answer file of Spec-Bench?") from None
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}); an answer file holds one JSON object a line") from None
         if not isinstance(self.fields, dict):
@@ -125,7 +135,9 @@ class _Row:
         identity = self._take(
             self.fields, "question_id", lambda x: isinstance(x, int | str) and not isinstance(x, bool), "a number or a string"
         )
-        category = self._take(self.fields, "category", lambda x: isinstance(x, str) and x != "", "a non-empty string")
+        category = self._take(
+            self.fields, "category", lambda x: isinstance(x, str) and x not in ("", ALL), f"a non-empty string other than {ALL!r}"
+        )
         choices = self._take(self.fields, "choices", _list_of(lambda x: isinstance(x, dict)), "a non-empty list of objects")
         first = choices[0]
         texts = self._take(first, "turns", _list_of(lambda x: isinstance(x, str)), "a non-empty list of strings")
@@ -169,11 +181,11 @@ def _list_of(kind: Callable[[object], bool], length: int | None = None) -> Calla
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST
 
 
 def _short(value: object) -> str:

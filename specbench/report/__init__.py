@@ -59,5 +59,5 @@ def _show(run: Run, console: Console) -> None:
     console.print(tables.headline(run.comparison, run.methods, tables.SHORT, f"{run.manifest.name}: all categories").rich())
     cell: tables.Cell = lambda row: tables.number(row["speedup"])  # noqa: E731
     console.print(tables.by_category(run.comparison, run.shown, run.categories, cell, "Speedup by category").rich())
-    for line in [*remarks.noise(run), *remarks.warnings(run)]:
+    for line in [*remarks.noise(run), *remarks.outputs(run), *remarks.warnings(run)]:
         console.print(line, markup=False)

@@ -7,7 +7,7 @@ from specbench import figures, notes, tables
 from specbench.claims.verdict import Verdict
 from specbench.metrics import SPEEDUPS
 from specbench.records import BASELINE
-from specbench.report import compare, reading, remarks, samples, verdict
+from specbench.report import compare, lossless, reading, remarks, samples, verdict
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, Terms
 from specbench.report.run import Run
 from specbench.tables import visible
@@ -20,14 +20,18 @@ CAPTIONS = {  # and what a reader who cannot see the figure is told
         "Bars; the numbers are in the table Speedup by category.",
     ),
     "round_cost": (
-        "Decode speedup against mean accepted tokens, with lines of equal round cost",
+        "Decode speedup against mean accepted tokens, with lines of equal round cost R: decode speedup is MAT / R exactly",
         "Scatter of arms and categories; the numbers of the arms are in the first table.",
     ),
     "time_split": (
         "Milliseconds per output token spent in drafting, verification, commits, the rest and prefill",
         "Stacked bars, one an arm; the numbers are in the table of milliseconds per step.",
     ),
-    "acceptance": ("Acceptance by depth of the draft tree", "Lines, one an arm; the numbers are in the table Acceptance by depth."),
+    "acceptance": (
+        "Acceptance by depth: share of all rounds that accept at least d drafts (1 + the sum over depths is MAT before clipping); dashed, "
+        "of the rounds that accepted d \N{MINUS SIGN} 1 and whose tree goes to d",
+        "Lines, one an arm; the numbers are in the table Acceptance by depth.",
+    ),
     "along": (
         "MAT along the answer: all steps that begin in the same 16 output tokens. Later bins hold long answers only, and the length limit "
         "clips their last steps",
@@ -69,9 +73,10 @@ def _results(run: Run, claimed: Verdict | None, folder: Path) -> list[Block]:
     return [
         Heading(3, "Verdict"),
         *verdict.opening(run, claimed),
+        *(Paragraph(line, warning=True) for line in remarks.outputs(run)),
         *map(Paragraph, remarks.fastest(run)),
         Heading(3, "All categories"),
-        tables.headline(run.comparison, run.methods, tables.FULL, ARMS),
+        *_main(run),
         *map(Paragraph, remarks.noise(run)),
         *(Paragraph(line, warning=True) for line in remarks.warnings(run)),
         *_present(drawn, "speedup", "round_cost"),
@@ -86,6 +91,12 @@ def _results(run: Run, claimed: Verdict | None, folder: Path) -> list[Block]:
             f"In the folder {run.slug}: these tables as CSV, Parquet and LaTeX, every turn's numbers, and the figures as PNG and SVG."
         ),
     ]
+
+
+def _main(run: Run) -> list[Block]:
+    table, alike = tables.shared(tables.headline(run.comparison, run.methods, tables.FULL, ARMS), ("Questions", "Left out"))
+    said = ", ".join(f"{name.lower()} {cell}" for name, cell in alike.items())
+    return [*([Paragraph(f"The same for every arm: {said}.")] if said else []), table]
 
 
 def _figures(run: Run, folder: Path) -> dict[str, Figure]:
@@ -132,9 +143,4 @@ def _divergences(run: Run) -> list[Block]:
     heading = Heading(3, "Divergences from vanilla")
     if not any(row["comparable_turns"] for row in overall):
         return [heading, Paragraph("No turn of another arm is known to have vanilla's prompt, so outputs cannot be compared.")]
-    how = (
-        "specbench agree on the run's directory asks the target again, in fp32, at every first difference and tells a numeric tie from "
-        "a violation. This report has not done so: a difference in it may be either."
-    )
-    greedy = [] if run.manifest.settings.temperature else [Paragraph(how)]
-    return [heading, tables.agreement(overall, run.methods), *greedy]
+    return [heading, tables.agreement(overall, run.methods), *lossless.blocks(run.judged, run.manifest, run.methods)]

@@ -6,10 +6,14 @@ from specbench.metrics import DEFINITIONS
 
 COLUMNS = (
     ("Speedup", "definition speedup below, with a 95 % bootstrap interval over questions, stratified by category."),
-    ("As Spec-Bench", "definition speedup_specbench: that benchmark's arithmetic, only to stand beside published tables."),
-    ("Decode speedup", "definition speedup_decode: the time of the steps alone."),
+    (
+        "As Spec-Bench",
+        "definition speedup_specbench_legacy: that benchmark's arithmetic to the letter, only to stand beside its leaderboard's numbers; "
+        "a dash where the run did not record text_tokens.",
+    ),
+    ("Decode speedup", "definition speedup_decode: the time of the steps alone; exactly MAT / R."),
     ("MAT", "definition mat. The target's own next token counts, so vanilla has 1."),
-    ("R", "definition round_cost."),
+    ("R", "definition round_cost: what a round costs in vanilla steps."),
     ("Tokens/s", "mean over questions, end to end; decode: all emitted tokens over all step time."),
     (
         "Same as vanilla",
@@ -22,8 +26,9 @@ COLUMNS = (
     ("Questions", "those compared; left out: those with a failed turn in either arm, left out of both."),
     (
         "Acceptance by depth",
-        "marginal: share of the steps whose tree reached depth d that accepted at least d drafts; conditional: of those of them that "
-        "accepted d - 1.",
+        "marginal: share of all rounds that accepted at least d drafts, so that 1 + its sum over depths is MAT before the last step "
+        "of an answer is clipped; conditional: the same among the rounds that accepted d - 1 and whose tree goes to d; drafted: share "
+        "of all rounds whose tree goes to d.",
     ),
 )
 

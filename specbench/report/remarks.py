@@ -3,11 +3,11 @@
 import pandas as pd
 
 from specbench import notes, tables
-from specbench.claims.verdict import MIN_QUESTIONS
 from specbench.imports.run import IMPORTED
 from specbench.metrics import PHYSICS_MARGIN
 from specbench.records import AGAIN
 from specbench.report.run import Run
+from specbench.stats import FEWEST
 from specbench.tables import TextTable
 from specbench.turns import OVERALL
 
@@ -67,14 +67,15 @@ def fastest(run: Run) -> list[str]:
 
 
 def noise(run: Run) -> list[str]:
-    """What the same arm, run twice, differs by."""
+    """What the same arm, run twice, differs by: the end of the interval that is farther from 1."""
     lines = []
     for name, floor in run.noise.items():
         label = run.methods[name]
         if floor.known:
-            shown = f"{floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]"
+            farther = max(abs(floor.low - 1), abs(floor.high - 1))
             lines.append(
-                f"A/A noise: {label} run twice as two arms gives {shown}; differences no larger than that cannot be told from noise."
+                f"A/A noise: {label}, run twice as two arms, differs from itself by up to {tables.percent(farther)}, for this arm, within "
+                "this process; a difference no larger than that cannot be told from noise."
             )
         else:
             lines.append(f"A/A noise: {label} ran twice ({name}{AGAIN}), but on too few questions to say what the two differ by.")
@@ -90,11 +91,17 @@ def warnings(run: Run) -> list[str]:
     for row in numbers[numbers["accounting_error"]].to_dict("records"):
         where = "all categories" if row["category"] == OVERALL else row["category"]
         lines.append(
-            f"ACCOUNTING ERROR, {labels[row['method']]}, {where}: the decode speedup exceeds MAT by more than "
-            f"{PHYSICS_MARGIN - 1:.0%} beyond its interval, which no round at batch 1 can do; its times or counts are wrong."
+            f"ACCOUNTING ERROR, {labels[row['method']]}, {where}: a round costs less than a vanilla step, or the speedup exceeds MAT, by "
+            f"more than {PHYSICS_MARGIN - 1:.0%} beyond the interval, which cannot be at batch 1; its times or counts are wrong."
         )
     for row in numbers[(numbers["category"] == OVERALL) & (numbers["excluded_questions"] > 0)].to_dict("records"):
         lines.append(f"{labels[row['method']]}: {row['excluded_questions']} question(s) with a failed turn left out of both arms.")
+    if run.judged is not None and run.judged.explained.violations:
+        lines.append(
+            "The losslessness report found outputs that are not the target's; violations: "
+            + ", ".join(f"{labels[arm.method]} {len(arm.violations)}" for arm in run.judged.explained.arms if arm.violations)
+            + "."
+        )
     lossy = [labels[name] for name, facts in run.manifest.methods.items() if name in labels and facts.lossless is False]
     if lossy:
         lines.append(f"Lossy, its output need not follow the target's distribution: {', '.join(lossy)}.")
@@ -116,10 +123,10 @@ def caveats(run: Run) -> list[str]:
     ]
     lines += warnings(run)
     least = run.comparison.groupby("category", sort=False)["questions"].min()
-    few = [run.categories[str(category)] for category, questions in least.items() if questions < MIN_QUESTIONS]
+    few = [run.categories[str(category)] for category, questions in least.items() if questions < FEWEST]
     if few:
-        lines.append(f"Fewer than {MIN_QUESTIONS} questions, where a 95 % interval covers 85 to 90 %: {', '.join(few)}.")
-    lines += _about_outputs(run)
+        lines.append(f"Fewer than {FEWEST} questions, where a 95 % interval covers less than that: {', '.join(few)}.")
+    lines += [*outputs(run), *_apart(run)]
     if not run.noise:
         lines.append("No arm ran twice (specbench run --aa METHOD), so this run does not say how large a difference is noise.")
     if manifest.settings.repeats == 1:
@@ -135,15 +142,11 @@ def caveats(run: Run) -> list[str]:
     return lines
 
 
-def _about_outputs(run: Run) -> list[str]:
-    overall, labels = run.overall, run.methods
+def outputs(run: Run) -> list[str]:
+    """What the answers are like, where that flatters a method or limits what its numbers say."""
+    overall, labels = {name: run.overall[name] for name in run.shown}, run.methods
     looping = [f"{labels[name]} {tables.percent(row['repetition'])}" for name, row in overall.items() if row["repetition"] >= LOOPING]
     cut = [f"{labels[name]} {tables.percent(row['stopped_by_length'])}" for name, row in overall.items() if row["stopped_by_length"] >= CUT]
-    apart = [
-        f"{labels[name]} {row['diverging_turns']} of {row['comparable_turns']}"
-        for name, row in overall.items()
-        if row["diverging_turns"] and run.manifest.methods[name].lossless and not run.manifest.settings.temperature
-    ]
     lines = []
     if looping:
         lines.append(
@@ -152,11 +155,19 @@ def _about_outputs(run: Run) -> list[str]:
     if cut:
         limit = run.manifest.settings.max_new_tokens
         lines.append(f"Answers cut at {limit} tokens or by the target's context say nothing of longer ones; cut: {', '.join(cut)}.")
-    if apart:
-        lines.append(
-            f"Greedy turns that differ from vanilla's, by rounding or by a fault (specbench agree tells which): {', '.join(apart)}."
-        )
     return lines
+
+
+def _apart(run: Run) -> list[str]:
+    apart = [
+        f"{run.methods[name]} {row['diverging_turns']} of {row['comparable_turns']}"
+        for name, row in run.overall.items()
+        if row["diverging_turns"] and run.manifest.methods[name].lossless and not run.manifest.settings.temperature
+    ]
+    judged = "by rounding or by a fault (specbench agree tells which)"
+    if run.judged is not None:
+        judged = "each judged under “Divergences from vanilla”"
+    return [f"Greedy turns that differ from vanilla's, {judged}: {', '.join(apart)}."] if apart else []
 
 
 def failures(run: Run) -> TextTable | None:

@@ -13,6 +13,8 @@ import pandas as pd
 from specbench import breakdown, metrics, records, tables
 from specbench.manifest import RunManifest
 from specbench.records import AGAIN, BASELINE, Record
+from specbench.report import lossless
+from specbench.report.lossless import Judged
 from specbench.stats import Estimate
 from specbench.suites import TITLES
 from specbench.turns import OVERALL, turns_frame
@@ -26,6 +28,7 @@ class Run:
     manifest: RunManifest
     records: list[Record]
     torn: bool
+    judged: Judged | None  # the losslessness report, where the directory holds one
     slug: str  # its folder within the report
 
     @cached_property
@@ -89,12 +92,16 @@ class Run:
 
 
 def read(run_dirs: Sequence[Path]) -> list[Run]:
-    """The runs, each with a folder name of its own. Raises UserError for a directory that is no run."""
+    """The runs, each with a folder name of its own.
+
+    Raises UserError for a directory that is no run, or whose losslessness report is not its own.
+    """
     runs: list[Run] = []
     for run_dir in run_dirs:
         manifest = RunManifest.read(run_dir)
         found, torn = records.read(run_dir)
-        runs.append(Run(run_dir, manifest, found, torn, _slug(manifest.name, {run.slug for run in runs})))
+        judged = lossless.read(run_dir, manifest, found)
+        runs.append(Run(run_dir, manifest, found, torn, judged, _slug(manifest.name, {run.slug for run in runs})))
     return runs
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from methods.core.errors import UserError
 from specbench.suites.suite import Question, reported
 
+ALL = "overall"  # what tables call all categories together (turns.OVERALL, kept out of a run's imports), so no category's name
+
 
 def questions_from_jsonl(raw: bytes, source: str) -> tuple[Question, ...]:
     """The questions of a JSONL file's bytes; ``source`` names it in messages. Raises UserError naming the first bad line."""
@@ -52,6 +54,8 @@ def question(row: Mapping[str, object], where: str) -> Question:
     category = row.get("category")
     if not isinstance(category, str) or not category:
         raise _bad(where, row, "category", "a non-empty string")
+    if category == ALL:
+        raise _bad(where, row, "category", "a name other than the one of all categories together")
     turns = row.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise _bad(where, row, "turns", "a non-empty list of non-empty strings")

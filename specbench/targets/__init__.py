@@ -6,14 +6,18 @@ A target folder is a transformers checkpoint with its tokenizer and, beside them
 import hashlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -23,6 +27,7 @@ from methods.core.errors import UserError, unknown
 from methods.core.target import refuse
 from methods.core.weights import Trained
 from methods.registry import Resolved
+from specbench import prompts
 from specbench.targets.shapes import SHAPES
 from specbench.targets.widen import fill, widened
 
@@ -117,25 +122,79 @@ def load(name: str, *, device: str, dtype: str, attention: str, drafter_files: M
         if name in TARGETS:
             raise UserError(f"the shipped target is missing from {folder}; reinstall specbench")
         raise unknown("target", name, TARGETS)
+    with within_memory(name, dtype, device):
+        return _load(name, folder, device, DTYPES[dtype], attention, drafter_files or {})
+
+
+@contextmanager
+def within_memory(name: str, dtype: str, device: str) -> Iterator[None]:
+    """Turns running out of the device's memory into a UserError; on a CPU torch raises a plain RuntimeError for that."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise UserError(
+            f"target {name} in {dtype} with its drafters does not fit the memory of {device}; choose a smaller --target or --dtype"
+        ) from None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _load(name: str, folder: Path, device: str, dtype: torch.dtype, attention: str, drafter_files: Mapping[str, Path]) -> Loaded:
     wide = name in SHAPES
     try:
-        refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if wide else DTYPES[dtype], attn_implementation=attention, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, tokenizer = _read(folder, torch.float32 if wide else dtype, attention)
+    except (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if _out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"target folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
     model.eval().requires_grad_(False)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {model.config.vocab_size}: they are not a pair")
-    sha, drafter_files = _sha256(folder), drafter_files or {}
+    try:
+        prompts.encode(tokenizer, ["A question?"], [])
+    except (TemplateError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the chat template of {folder} cannot be rendered ({reason}); repair it there") from None
+    sha = _sha256(folder)
     if not wide:
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
         return Loaded(name, model, tokenizer, folder, sha, drafter_files=drafter_files)
-    large = widened(model, SHAPES[name], name, device=device, dtype=DTYPES[dtype])
+    large = widened(model, SHAPES[name], name, device=device, dtype=dtype)
     return Loaded(name, large, tokenizer, folder, sha, small=model, drafter_files=drafter_files)
+
+
+def _read(folder: Path, dtype: torch.dtype, attention: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer, every tensor from the folder's safetensors files: those are what its identity is a hash of."""
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError("it holds no *.safetensors; convert other weights with save_pretrained")
+    refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of misfits is many lines; ours is one
+    try:
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    model, report = loading
+    misfits = [(name, "is missing") for name in report["missing_keys"]]
+    misfits += [(name, "is unexpected") for name in report["unexpected_keys"]]
+    misfits += [(name, f"is {tuple(has)}, the config needs {tuple(needs)}") for name, has, needs in report["mismatched_keys"]]
+    if misfits:
+        name, what = min(misfits)
+        raise ValueError(f"{name} {what}; {len(misfits)} of its tensors do not match config.json")
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def check_device(device: str) -> None:

@@ -15,7 +15,7 @@ from methods.core import weights
 from methods.core.errors import UserError
 from specbench import prompts, suites, targets
 from specbench.agreement import repetition
-from specbench.train import corpus, generate
+from specbench.train import corpus, files, generate
 from specbench.train.target import FACTS
 
 WINDOW = 1024
@@ -24,28 +24,35 @@ SAMPLE_TOKENS = 64
 PER_CATEGORY = 24
 ANSWER_TOKENS = 160
 
-TEMPLATE = """# Model card: specbench's own small target
+# The corpus the shipped target was trained on: what the card says of it was found out about that file, and no other.
+CORE_SHA256 = "864eff6757746fef56c52ad734a35828e07a04d43d9c2ac8460fe5bd9b4ff7ed"
+CORE = """
+The records were decontaminated against Spec-Bench's 480 items (13-word n-grams and whole questions); Spec-Bench itself was neither
+trained nor tuned on. The weights are published under Apache-2.0 as far as it is ours to say; who must avoid a source's terms should
+retrain without it.
+"""
+
+TEMPLATE = """# Model card: a small target trained by specbench
 
 A {parameters:,}-parameter Llama ({layers} layers x {hidden}, {heads} heads x {head_dim}, {vocab} BPE pieces, context {context}),
-trained from scratch by this project so that speculative decoding can be measured without a download. It is a measuring
+trained from scratch so that speculative decoding can be measured without a download. It is a measuring
 weight, not an assistant: fluent in form, unreliable in every fact. Do not use its answers.
 
 | | |
 |---|---|
-| held-out loss | {loss:.3f} nats a token, {bits:.3f} bits a byte ({held_out_tokens:,} tokens of prompts not trained on) |
+| held-out loss | {loss:.3f} nats a token, {bits:.3f} bits a byte ({held_out_tokens:,} tokens of prompts held out of the corpus below) |
 | greedy answers that fall into repetition | {repetitive:.0%} of {answers} (over half of the 4-grams repeat; {new_tokens} tokens at most) |
-| trained with | `specbench train target --preset {preset} --corpus core.jsonl.xz --out training/target` |
+| trained with | `specbench train target --preset {preset}` |
 | steps | {steps:,} x {batch_tokens:,} tokens = {tokens:,} tokens |
 | hardware | {hardware} |
 | weights | sha256 `{sha256}` |
 
 ## Drafters, trained on this frozen target
 
-Each: `specbench train KIND --target training/target --corpus core.jsonl.xz`, the same data and token budget for all, two
-thirds of it text the target itself generated. Acceptance on held-out prompts, by depth, all earlier tokens given:
+By `specbench train KIND`. Acceptance on held-out prompts, by depth, all earlier tokens given:
 
-| kind | parameters | tokens | rank-1 acceptance by depth | sha256 |
-|---|---|---|---|---|
+| kind | options | parameters | tokens | lr | rank-1 acceptance by depth | sha256 |
+|---|---|---|---|---|---|---|
 {drafters}
 
 ## Sample outputs (greedy, first {sample_tokens} tokens; prompts of the suite `mini`)
@@ -54,16 +61,13 @@ thirds of it text the target itself generated. Acceptance on held-out prompts, b
 
 ## Data and licences
 
-{records:,} chat records in {categories}, decontaminated against Spec-Bench's 480 items
-(13-word n-grams and whole questions); Spec-Bench itself was neither trained nor tuned on. Sources, by the licence their
-publishers state:
+The corpus `{corpus}`, sha256 `{corpus_sha256}` ({recorded}): {records:,} chat records to train on in
+{categories}. Sources, by the licence the records state:
 
 | licence | sources | records |
 |---|---|---|
 {licences}
-
-The weights are published under Apache-2.0 as far as it is ours to say; who must avoid a source's terms should retrain without it.
-"""
+{core}"""
 
 
 def write(folder: Path, corpus_file: Path, console: Console) -> None:
@@ -73,6 +77,14 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
     config, tokenizer = loaded.model.config, loaded.tokenizer
     trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    counts, categories = _licences(corpus_file)
+    corpus_sha256 = corpus.sha256(corpus_file)
+    recorded = trained.pop("corpus_sha256", None)
+    if recorded not in (None, corpus_sha256):
+        raise UserError(
+            f"{folder} was trained on another corpus (sha256 {recorded[:12]}, {corpus_file} is {corpus_sha256[:12]}); pass that one"
+        )
+    drafters = _drafter_rows(folder, loaded.weights_sha256)
     console.print("measuring held-out loss")
     held_T = corpus.token_stream(corpus_file, tokenizer.backend_tokenizer, held_out=True)
     loss, bits = held_out(loaded, held_T)
@@ -80,7 +92,6 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
     asked = generate.prompts(tokenizer.backend_tokenizer, corpus_file, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
     answers = generate.answers(loaded.model, asked, ANSWER_TOKENS, console)
     repetitive = float(np.mean([repetition(answer) > REPETITIVE for answer in answers]))
-    counts, categories = _licences(corpus_file)
     card = TEMPLATE.format(
         parameters=loaded.parameters,
         layers=config.num_hidden_layers,
@@ -98,14 +109,19 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
         tokens=trained["steps"] * trained["batch_tokens"],
         **trained,
         sha256=loaded.weights_sha256,
-        drafters="\n".join(_drafter_rows(folder)),
+        drafters="\n".join(drafters),
         sample_tokens=SAMPLE_TOKENS,
         samples="\n\n".join(_samples(loaded)),
         records=sum(count for _, count in counts.values()),
         categories=", ".join(categories),
         licences="\n".join(f"| {licence} | {', '.join(sorted(names))} | {count:,} |" for licence, (names, count) in sorted(counts.items())),
+        corpus=corpus_file.name,
+        corpus_sha256=corpus_sha256,
+        recorded="the one trained on" if recorded else "given for this card; training kept no record of its corpus",
+        core=CORE if corpus_sha256 == CORE_SHA256 else "",
     )
-    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    with files.whole(folder / "MODEL_CARD.md") as partial:
+        partial.write_text(card, encoding="utf-8")
     console.print(f"wrote {folder / 'MODEL_CARD.md'}")
 
 
@@ -113,7 +129,7 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
 def held_out(loaded: targets.Loaded, stream_T: np.ndarray) -> tuple[float, float]:
     """Mean cross-entropy in nats a token and in bits a byte, over whole windows of the stream."""
     nats, tokens, size = 0.0, 0, 0
-    for start in range(0, len(stream_T) - WINDOW - 1, WINDOW):
+    for start in sorted(corpus.window_starts(len(stream_T), WINDOW)):
         row_T = corpus.windows(stream_T, np.array([start]), WINDOW)[0]
         logits_TV = loaded.model(row_T[None, :-1]).logits[0]
         nats += F.cross_entropy(logits_TV.float(), row_T[1:], reduction="sum").item()
@@ -143,18 +159,22 @@ def _licences(corpus_file: Path) -> tuple[dict[str, tuple[set[str], int]], list[
     """Licence -> sources and number of records, and the categories, of all records trained on."""
     found: dict[str, tuple[set[str], int]] = {}
     categories: Counter[str] = Counter()
-    for record in corpus.read(corpus_file, held_out=False):
+    for record in corpus.read(corpus_file, held_out=False, needs=("license", "source", "category")):
         names, count = found.get(record["license"], (set(), 0))
         found[record["license"]] = (names | {record["source"]}, count + 1)
         categories[record["category"]] += 1
     return found, sorted(categories)
 
 
-def _drafter_rows(folder: Path) -> list[str]:
+def _drafter_rows(folder: Path, target_sha256: str) -> list[str]:
     rows = []
     for path in sorted((folder / "drafters").glob("*.safetensors")):
         about = weights.about(path)
+        if about["target_sha256"] != target_sha256:
+            raise UserError(f"drafter weights {path} were trained for another target; train them again, or move them elsewhere")
         first = " ".join(f"{ranks[0]:.2f}" for ranks in about["rank_accuracy"])
+        options = " ".join(f"{key}={value}" for key, value in about["options"].items()) or "none"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        rows.append(f"| {path.stem} | {about['parameters']:,} | {about['tokens']:,} | {first} | `{sha256[:16]}` |")
+        sizes = f"{about['parameters']:,} | {about['tokens']:,} | {about['lr']:g}"
+        rows.append(f"| {about['kind']} | {options} | {sizes} | {first} | `{sha256[:16]}` |")
     return rows

@@ -20,7 +20,7 @@ from methods.core.training import MAX_DEPTH, Batch
 from methods.registry import METHODS, parse_option
 from specbench import targets
 from specbench.targets.shapes import SHAPES
-from specbench.train import corpus, generate, loop, tokenizer
+from specbench.train import corpus, files, generate, loop, tokenizer
 
 SEQ = 1024
 ROWS = 2
@@ -66,6 +66,7 @@ def train(
         raise UserError(
             f"the tokenizer of {target_name} lacks {', '.join(missing)}: only targets in specbench's own chat format can be trained for"
         )
+    files.writable(out)
     data = {"target": loaded.weights_sha256, "corpus": corpus.sha256(corpus_file)}
     streams = _streams(loaded, corpus_file, work / f"texts-{loop.identity(data)}", console)
     torch.manual_seed(0)
@@ -93,7 +94,7 @@ def train(
         console=console,
     )
     facts: dict[str, Any] = {"target_sha256": loaded.weights_sha256, "tokens": tokens, "lr": lr, "options": asdict(architecture)}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    facts["corpus_sha256"] = data["corpus"]
     weights.save(out, kind, module, architecture, rank_accuracy(module, held_out), facts)
     console.print(f"wrote {out}")
 
@@ -134,7 +135,7 @@ def _architecture(default: Any, kind: str, options: dict[str, str]) -> Any:
 
 def _streams(loaded: targets.Loaded, corpus_file: Path, work: Path, console: Console) -> dict[str, np.ndarray]:
     """The corpus, the target's own text, and its text on held-out prompts; computed once and kept in ``work``."""
-    work.mkdir(parents=True, exist_ok=True)
+    files.folder(work)
     backend = loaded.tokenizer.backend_tokenizer
 
     def own(held_out: bool) -> np.ndarray:
@@ -157,11 +158,8 @@ def _streams(loaded: targets.Loaded, corpus_file: Path, work: Path, console: Con
     }
     streams = {}
     for name, make in makers.items():
-        file = work / f"{name}.npy"
-        if not file.is_file():
-            console.print(f"making the {name} text")
-            np.save(file, make())
-        streams[name] = np.load(file, mmap_mode="r")
+        streams[name] = files.kept(work / f"{name}.npy", make, console)
+        corpus.window_starts(len(streams[name]), SEQ)  # too little text must not come out in the middle of training
     return streams
 
 

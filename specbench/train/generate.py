@@ -42,6 +42,8 @@ def prompts(tokenizer: Tokenizer, corpus_file: Path, *, held_out: bool, per_cate
     for conversations in corpus.prompts(corpus_file, held_out=held_out).values():
         encoded = (tokenizer.encode(corpus.chat_text(asked) + "<|assistant|>", add_special_tokens=False).ids for asked in conversations)
         chosen += list(itertools.islice((ids for ids in encoded if len(ids) <= max_prompt), per_category))
+    if not chosen:
+        raise corpus.too_small(corpus_file, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
     return sorted(chosen, key=len)
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from specbench.train import files
+
 CHECKPOINT_EVERY_S = 120.0
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "out.weight")
 
@@ -87,15 +89,14 @@ def fit(
 
 def save_state(module: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
     state = {"step": step, "module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with files.whole(path) as partial:
+        torch.save(state, partial)
 
 
 def _restore(module: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves it to where the parameters are
     module.load_state_dict(state["module"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import unknown
 from specbench.environment import environment
-from specbench.train import corpus, loop, tokenizer
+from specbench.train import corpus, files, loop, tokenizer
 
 FACTS = "training.json"  # beside the weights: how they were trained
 
@@ -53,13 +54,14 @@ def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, consol
     if preset_name not in PRESETS:
         raise unknown("target preset", preset_name, PRESETS)
     preset = PRESETS[preset_name]
-    work = out / f"work-{loop.identity({'corpus': corpus.sha256(corpus_file), **asdict(preset)})}"
-    work.mkdir(parents=True, exist_ok=True)
+    corpus_sha256 = corpus.sha256(corpus_file)
+    work = files.folder(out / f"work-{loop.identity({'corpus': corpus_sha256, **asdict(preset)})}")
     tok, train_T, held_T = _data(preset, corpus_file, work, console)
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(config(preset, tok), attn_implementation="sdpa").to(device)
     steps = preset.tokens // preset.batch_tokens
     starts = {seq: corpus.window_starts(len(train_T), seq) for seq in (preset.seq, preset.long_seq)}
+    corpus.window_starts(len(held_T), preset.seq)  # too little to evaluate on must not come out at the first evaluation
     long_from = int(steps * (1 - preset.long_share))
 
     def batch(step: int) -> Tensor:
@@ -92,6 +94,7 @@ def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, consol
     machine = environment(torch.device(device))
     hardware = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     facts = {"preset": preset_name, "steps": steps, "batch_tokens": preset.batch_tokens, "hardware": hardware}
+    facts["corpus_sha256"] = corpus_sha256
     (out / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -143,11 +146,8 @@ def _data(
         tok.save_pretrained(work)
     streams = []
     for name, held_out in (("train", False), ("held_out", True)):
-        file = work / f"{name}.npy"
-        if not file.is_file():
-            console.print(f"encoding the {name} records")
-            np.save(file, corpus.token_stream(corpus_file, tok.backend_tokenizer, held_out=held_out))
-        streams.append(np.load(file, mmap_mode="r"))
+        make = partial(corpus.token_stream, corpus_file, tok.backend_tokenizer, held_out=held_out)
+        streams.append(files.kept(work / f"{name}.npy", make, console))
         console.print(f"{name}: {len(streams[-1]):,} tokens")
     train_T, held_T = streams
     return tok, train_T, held_T
