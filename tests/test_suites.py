@@ -110,6 +110,8 @@ def test_categories_filter_keeps_suite_order(write):
     [
         ([], "no questions"),
         ([row(1), "{oops"], "line 2: not JSON"),
+        ([row(1), row(2, turns=["half \ud800"])], "line 2: half of a surrogate pair"),
+        (["[" * 100_000], "line 1: nested too deeply"),
         ([row(1), "", "[1]"], "line 3: a JSON object is needed, found [1]"),
         ([{"category": "qa", "turns": ["a"]}], "line 1: field 'question_id' must be an integer or a non-empty string, found nothing"),
         ([row(True)], "line 1: field 'question_id'"),

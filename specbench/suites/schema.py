@@ -26,6 +26,11 @@ def questions_from_jsonl(raw: bytes, source: str) -> tuple[Question, ...]:
         where = f"{source}, line {number}"
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # lone surrogates, which JSON can spell and no tokenizer can read
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply; a suite file holds one flat JSON object a line") from None
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) in its text; correct the line") from None
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}); a suite file holds one JSON object a line") from None
         if not isinstance(row, dict):
