@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from methods.core.acceptance import Accepted
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, TreePolicy, best_static_tree, check_tree
-from methods.core.target import Scores, Target, tree_mask
+from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
@@ -89,34 +90,41 @@ class Module(nn.Module):
 
 class Eagle:
     def __init__(self, module: Module, policy: TreePolicy, target: Target):
-        self.policy, self.target = policy, target
+        self.policy, self.lm_head = policy, target.lm_head
         self.stream = FeatureStream(module.layer, target)
+        self.sizes = (policy.size,)
+        self._draft = target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
         self.stream.begin(prompt, scores.features_ND)
+        self.unread = first, scores.features_ND[-1:]
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
-        self.stream.observe(scores.features_ND[path])
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        self.unread = accepted, scores.features_ND
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        self.state_WD = self.stream.read(tokens)
-        self.committed = self.stream.cache.length
-        self.sees_WN = torch.zeros(1, 0, dtype=torch.bool, device=self.target.device)
-        tree = self.policy.grow(tokens[-1], self.target.lm_head(self.state_WD), self._step)
-        self.stream.cache.truncate(self.committed)
+        tree = self._draft(*self.unread)
+        self.stream.settle(self.unread[0])
         return tree
+
+    def _grow(self, accepted: Accepted, features_ND: Tensor) -> DraftTree:
+        self.state_WD = self.stream.read(accepted, features_ND)
+        self.committed = self.stream.cache.length + accepted.length
+        self.sees_WM = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
+        return self.policy.grow(accepted.emitted_P[-1], self.lm_head(self.state_WD), self._step)
 
     def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
         """One call of the layer on guessed tokens and features; they see the text and their own ancestors."""
+        start = self.committed + self.sees_WM.shape[1]
         own_WW = torch.eye(len(tokens_W), dtype=torch.bool, device=tokens_W.device)
-        self.sees_WN = torch.cat([self.sees_WN[rows_W], own_WW], dim=1)
-        mask = tree_mask(self.committed, self.sees_WN, self.stream.config, self.target.dtype)
-        positions = torch.full_like(tokens_W, self.committed + level - 1)
-        self.state_WD = self.stream.extend(tokens_W, self.state_WD[rows_W], positions, mask)
-        return self.target.lm_head(self.state_WD)
+        self.sees_WM = torch.cat([self.sees_WM[rows_W], own_WW], dim=1)
+        positions_W = (self.committed + level - 1).expand(len(tokens_W))
+        self.state_WD = self.stream.extend(tokens_W, self.state_WD[rows_W], positions_W, start, self.committed, self.sees_WM)
+        return self.lm_head(self.state_WD)
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
+    module = target.backend.module(drafter.module)
     if config.policy == "static":
-        return Eagle(drafter.module, best_static_tree(drafter.rank_accuracy, config.nodes), target)
-    return Eagle(drafter.module, GrownTree(config.nodes, *config.grown), target)
+        return Eagle(module, best_static_tree(drafter.rank_accuracy, config.nodes), target)
+    return Eagle(module, GrownTree(config.nodes, *config.grown), target)

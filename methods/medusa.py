@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from methods.core.acceptance import Accepted
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.policies import TreePolicy, best_static_tree, check_tree
@@ -74,21 +75,27 @@ class Module(nn.Module):
 
 
 class Medusa:
-    def __init__(self, module: Module, policy: TreePolicy):
+    def __init__(self, module: Module, policy: TreePolicy, target: Target):
         self.heads, self.policy = module.heads, policy
+        self.sizes = (policy.size,)
+        self._draft = target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], scores: Scores) -> None:
-        self.feature_1D = scores.features_ND[-1:]
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+        self.last = first, scores.features_ND[-1:]
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
-        self.feature_1D = scores.features_ND[path[-1] : path[-1] + 1]
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        self.last = accepted, scores.features_ND
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        return self.policy.grow(tokens[-1], self.heads[0](self.feature_1D), self._step)
+        return self._draft(*self.last)
+
+    def _grow(self, accepted: Accepted, features_ND: Tensor) -> DraftTree:
+        self.feature_1D = accepted.last(features_ND)
+        return self.policy.grow(accepted.emitted_P[-1], self.heads[0](self.feature_1D), self._step)
 
     def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
         return self.heads[level](self.feature_1D)  # the same whatever was guessed before: Medusa's heads are independent
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    return Medusa(drafter.module, best_static_tree(drafter.rank_accuracy, config.nodes))
+    return Medusa(target.backend.module(drafter.module), best_static_tree(drafter.rank_accuracy, config.nodes), target)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
+
+from methods.core.acceptance import Accepted
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.policies import check_tree
 from methods.core.target import Scores, Target
-from methods.core.tree import DraftTree
+from methods.core.tree import PADDING, DraftTree
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,21 @@ class PromptLookup:
     A lookup costs the same however long the text is.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self._device = config, device
+        self.sizes = (1, 1 + config.nodes)
 
-    def begin(self, prompt: list[int], scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
         self.indexed = 0
         self.first_end: dict[tuple[int, ...], int] = {}
 
     def draft(self, tokens: list[int]) -> DraftTree:
         self._index(tokens)
-        return DraftTree.chain([tokens[-1], *self._copy(tokens)])
+        copied = self._copy(tokens)
+        filler = [PADDING] * (self.config.nodes - len(copied) if copied else 0)
+        return DraftTree.chain([tokens[-1], *copied, *filler], self._device)
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
         pass
 
     def _index(self, tokens: list[int]) -> None:
@@ -56,4 +62,4 @@ class PromptLookup:
 
 
 def build(config: Config, target: Target, module: None) -> Drafter:
-    return PromptLookup(config)
+    return PromptLookup(config, target.device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from methods.core.acceptance import RULES, AcceptanceRule
+from methods.core.backend import BACKENDS
 from methods.core.decode import Drafter
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
@@ -58,6 +59,7 @@ class Resolved:
     name: str
     config: Any  # the module's Config
     acceptance: str
+    backend: str
 
     @property
     def method(self) -> Method:
@@ -81,10 +83,10 @@ def method_named(name: str) -> Method:
 def options(name: str) -> dict[str, Any]:
     """Option key -> its type, of one method."""
     config_type = importlib.import_module(method_named(name).module).Config
-    keys = {f.name: f.type for f in fields(config_type)}
+    keys: dict[str, Any] = {f.name: f.type for f in fields(config_type)}
     if name != "vanilla":
         keys["acceptance"] = Literal[*RULES]
-    return keys
+    return keys | {"backend": Literal[*BACKENDS]}
 
 
 def split(arm: str) -> tuple[str, dict[str, str]]:
@@ -94,8 +96,8 @@ def split(arm: str) -> tuple[str, dict[str, str]]:
     return name, {key: value for key, _, value in pairs}
 
 
-def resolve(arm: str, overrides: Mapping[str, str], device: str) -> Resolved:
-    """Defaults of the device, then ``overrides`` (text, as typed), then the arm's own options.
+def resolve(arm: str, overrides: Mapping[str, str], device: str, backend: str = "eager") -> Resolved:
+    """Defaults of the device and the back end given, then ``overrides`` (text, as typed), then the arm's own options.
 
     Raises UserError on what is unknown or out of range.
     """
@@ -107,8 +109,9 @@ def resolve(arm: str, overrides: Mapping[str, str], device: str) -> Resolved:
             raise unknown(f"option of {name}", key, keys)
         values[key] = parse_option(name, key, text, keys[key])
     acceptance = values.pop("acceptance", "match")
+    backend = values.pop("backend", backend)
     config = importlib.import_module(row.module).Config(**values)
-    return Resolved(arm, name, config, acceptance)
+    return Resolved(arm, name, config, acceptance, backend)
 
 
 def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[Drafter, AcceptanceRule]:
@@ -117,7 +120,7 @@ def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[
     if kind and drafter is None:
         raise UserError(f"{resolved.name} needs trained {kind} weights for this target; train them with: specbench train {kind}")
     module = importlib.import_module(resolved.method.module)
-    return module.build(resolved.config, target, drafter), RULES[resolved.acceptance].apply
+    return module.build(resolved.config, target, drafter), target.backend.piece(RULES[resolved.acceptance].apply)
 
 
 def parse_option(name: str, key: str, text: str, kind: Any) -> Any:

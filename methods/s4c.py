@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from methods.core.acceptance import Accepted
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
@@ -147,48 +148,61 @@ class Module(nn.Module):
 
 class S4C:
     def __init__(self, module: Module, config: Config, target: Target):
-        self.module, self.target = module, target
+        self.module, self.embed, self.lm_head = module, target.embed, target.lm_head
         own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
         self.policy = GrownTree(own, config.depth, config.width)
+        self.sizes = (self.policy.size + config.nodes - own,)
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
         self.rereads = config.tree == "fresh"
-        self.recycled = SuccessorTable() if config.recycle == "on" else None
+        self.recycled = SuccessorTable(target.config.vocab_size, target.device) if config.recycle == "on" else None
+        self._draft, self._grow_on = target.backend.piece(self._continue), target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], scores: Scores) -> None:
-        self.feature_1D = scores.features_ND[-1:]
-        self.committed_TD = scores.features_ND
-        if self.stream:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+        self.unread = first, scores.features_ND[-1:]
+        if self.stream and self.rereads:
+            self.seen = [scores.features_ND]
+        elif self.stream:
             self.stream.begin(prompt, scores.features_ND)
         if self.recycled:
             self.recycled.clear()
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
-        self.feature_1D = scores.features_ND[path[-1] : path[-1] + 1]
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
         if self.stream and self.rereads:
-            self.committed_TD = torch.cat([self.committed_TD, scores.features_ND[path]])
-            self.stream.restart(self.committed_TD)
-        elif self.stream:
-            self.stream.observe(scores.features_ND[path])
+            self.seen.append(scores.features_ND[accepted.path_P])
+        self.unread = accepted, scores.features_ND
         if self.recycled:
-            self.recycled.learn(tree.tokens, scores.logits_NV)
+            self.recycled.learn(tree, scores.logits_NV)
 
     def draft(self, tokens: list[int]) -> DraftTree:
+        if not (self.stream and self.rereads):
+            tree = self._draft(*self.unread)
+            if self.stream:
+                self.stream.settle(self.unread[0])
+            return tree
+        *earlier, newest_PD = self.seen
+        features_TD = torch.cat([*earlier, newest_PD])[: len(tokens) - 1]  # the newest end in filler
+        self.seen = [features_TD]
+        return self._grow_on(self.unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD))
+
+    def _continue(self, accepted: Accepted, features_ND: Tensor) -> DraftTree:
+        root = accepted.emitted_P[-1]
         if self.stream:
-            self.first_WD = self.stream.read(tokens)
-        else:
-            embedding_1D = self.target.embed(torch.tensor(tokens[-1:], device=self.target.device))
-            self.first_WD = self.module.first(self.feature_1D, [self.feature_1D, embedding_1D])
-        self.state_WD = self.first_WD
+            return self._grow(root, self.stream.read(accepted, features_ND))
+        feature_1D = accepted.last(features_ND)
+        return self._grow(root, self.module.first(feature_1D, [feature_1D, self.embed(root[None])]))
+
+    def _grow(self, root: Tensor, first_1D: Tensor) -> DraftTree:
+        self.first_1D = self.state_WD = first_1D
         self.embeddings: list[Tensor] = []
-        tree = self.policy.grow(tokens[-1], self.module.first_guess(self.first_WD, self.target.lm_head), self._step)
+        tree = self.policy.grow(root, self.module.first_guess(first_1D, self.lm_head), self._step)
         return self.recycled.extend(tree) if self.recycled else tree
 
     def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
         """One head over the whole beam; the tokens drafted before follow their branches."""
-        self.embeddings = [*(e[rows_W] for e in self.embeddings), self.target.embed(tokens_W)]
-        first_WD, state_WD = self.first_WD.expand(len(rows_W), -1), self.state_WD[rows_W]
+        self.embeddings = [*(e[rows_W] for e in self.embeddings), self.embed(tokens_W)]
+        first_WD, state_WD = self.first_1D.expand(len(rows_W), -1), self.state_WD[rows_W]
         self.state_WD = self.module.deeper(level + 1, first_WD, state_WD, self.embeddings)
-        return self.module.head(level + 1).read_out(self.state_WD, self.target.lm_head)
+        return self.module.head(level + 1).read_out(self.state_WD, self.lm_head)
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
@@ -201,4 +215,4 @@ def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
             )
     if config.depth > trained.depth:
         raise UserError(f"depth={config.depth} is more than the S4C weights' {trained.depth} levels; choose 1 to {trained.depth}")
-    return S4C(drafter.module, config, target)
+    return S4C(target.backend.module(drafter.module), config, target)

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
+from methods.core.acceptance import Accepted
 from methods.core.decode import Drafter
 from methods.core.target import Scores, Target
-from methods.core.tree import DraftTree
+from methods.core.tree import DraftTree, shape_of
 
 
 @dataclass(frozen=True)
@@ -13,15 +16,20 @@ class Config:
 
 
 class Vanilla:
-    def begin(self, prompt: list[int], scores: Scores) -> None:
-        pass
+    sizes = (1,)
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+        self.next = first.emitted_P
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        return DraftTree.chain(tokens[-1:])
+        return DraftTree(self.next, shape_of((-1,), self._device))
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
-        pass
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        self.next = accepted.emitted_P
 
 
 def build(config: Config, target: Target, module: None) -> Drafter:
-    return Vanilla()
+    return Vanilla(target.device)

@@ -1,6 +1,6 @@
 """The command line. Commands with a file of their own are registered below.
 
-torch is imported inside the commands: OMP_WAIT_POLICY has to be set first, and ``--help`` should not wait for it.
+torch is imported inside the commands: how its threads wait has to be set first, and ``--help`` should not wait for it.
 """
 
 import os
@@ -20,6 +20,7 @@ from specbench.arguments import pairs
 from specbench.claims.cli import verify
 from specbench.gate.cli import baseline, check
 from specbench.imports.cli import import_answers
+from specbench.threads import patient_threads
 from specbench.train.cli import card, held_out, train
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     attention: Annotated[str, typer.Option(help="sdpa or eager.")] = "sdpa",
+    backend: Annotated[str | None, typer.Option(help="static (default): compiled, on CUDA captured as graphs; or eager.")] = None,
     repeats: Annotated[int, typer.Option(help="Passes over the suite.")] = 1,
     turns: Annotated[str, typer.Option(help="Whose first answer a second turn sees: the method's own, or vanilla's (shared).")] = "own",
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Or METHOD.KEY=VALUE; repeatable.")] = None,
@@ -87,6 +89,7 @@ def run(
         dtype=dtype,
         device=device,
         attention=attention,
+        backend=backend,
         repeats=repeats,
         turns=turns,
         overrides=override or [],
@@ -161,8 +164,7 @@ app.add_typer(baseline, name="baseline")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can correct is one line on stderr and exit code 2."""
-    # Threads that spin while they wait turn an 8 ms forward into 850 ms beside one busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient_threads()
     try:
         app(args=argv)
     except UserError as error:

@@ -32,6 +32,7 @@ class Settings:
     attention: str
     repeats: int
     turns: str  # whose first answer a second turn sees: "own" or "shared" (vanilla's)
+    backend: str = "eager"  # of arms that name none; runs from before there was a choice do not say
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class MethodFacts:
     config: dict[str, Any]
     acceptance: str
     weights_sha256: str | None
+    backend: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class RunManifest:
     hf_columns: dict[str, str]
     drafter_files: dict[str, str]
     resumed: list[dict[str, Any]] = field(default_factory=list)  # created, environment, git and argv of every later start
+    prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
     status: str = "running"
 
     def identity(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class RunManifest:
         for name, method in self.methods.items():
             flat |= {f"{name}.{key}": value for key, value in method.config.items()}
             flat |= {f"{name}.acceptance": method.acceptance, f"{name}.weights_sha256": method.weights_sha256}
+            flat |= {f"{name}.backend": method.backend}
         flat |= {"target.weights_sha256": self.target.get("weights_sha256"), "template_sha256": self.template_sha256}
         return flat
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.agreement import NOTHING_TO_COMPARE, agreement
-from specbench.records import AGAIN, BASELINE
+from specbench.records import AGAIN, BASELINE, EAGER_BASELINE
 from specbench.stats import Array, Estimate, geometric_mean, interval, resampled_sums
 from specbench.turns import OVERALL, Pair, of_category, pair, sums
 
@@ -192,6 +192,7 @@ def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
     both = pair(turns, method)
     rows, measured = both.method, Measured(both)
     numbers = {name: measured.estimate(definition) for name, definition in DEFINITIONS.items()}
+    numbers["speedup_over_eager"] = _over_eager(turns, method)
     if method == BASELINE and both.comparable:  # over itself: 1 by construction, and no interval to show
         numbers |= {each.__name__: Estimate(1.0, np.nan, np.nan) for each in OF_TWO_ARMS if np.isfinite(numbers[each.__name__].value)}
     flat = {f"{name}{end}": x for name, each in numbers.items() for end, x in zip(("", "_low", "_high"), each, strict=True)}
@@ -210,6 +211,14 @@ def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
         **(agreement(rows, both.reference) if paired else NOTHING_TO_COMPARE)._asdict(),
         "repetition": float(rows["repetition"].mean()),
     }
+
+
+def _over_eager(turns: pd.DataFrame, method: str) -> Estimate:
+    """``speedup`` with eager vanilla for the baseline; NaN where that did not run."""
+    both = pair(turns, method, reference=EAGER_BASELINE)
+    if method == EAGER_BASELINE or not both.comparable:
+        return Estimate(1.0 if both.comparable else np.nan, np.nan, np.nan)
+    return Measured(both).estimate(speedup)
 
 
 def comparison(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:

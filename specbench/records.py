@@ -16,6 +16,7 @@ FILE = "records.jsonl"
 PACKED = f"{FILE}.xz"
 CLOCKS_AGREE = 1.05  # on CUDA the parts are timed by events, the turn by the host
 BASELINE = "vanilla"  # the arm every other is compared with
+EAGER_BASELINE = f"{BASELINE}:backend=eager"  # what papers compare with; an arm of a static run where it is asked for
 AGAIN = "#2"  # ends the name of an arm that repeats another one unchanged, to measure the noise floor
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.core.acceptance import AcceptanceRule, Sampling
 from methods.core.clock import clock_for
@@ -29,9 +29,10 @@ WARMUP_TOKENS = 32  # a turn: enough for allocators, kernels and caches to settl
 
 
 class Arm(NamedTuple):
-    """One method, ready to decode."""
+    """One method, ready to decode. Arms of one back end share their target."""
 
     name: str
+    target: Target
     drafter: Drafter
     accept: AcceptanceRule
 
@@ -40,13 +41,18 @@ class Arm(NamedTuple):
 class Session:
     """All a measurement needs, loaded and checked; ``manifest`` describes it."""
 
-    target: Target
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
     arms: tuple[Arm, ...]
     suite: Suite
     warmup: tuple[Question, ...]
     manifest: RunManifest
+
+    @property
+    def target(self) -> Target:
+        """The baseline's."""
+        return self.arms[0].target
 
 
 class Unit(NamedTuple):
@@ -101,6 +107,9 @@ def _run(session: Session, run_dir: Path, console: Console) -> None:
     else:
         progress = RunProgress(console, manifest.settings.methods, total, done)
         try:
+            console.print(f"making {len(session.arms)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
+            manifest = replace(manifest, prepared=[*manifest.prepared, warm_up(session)])
+            manifest.write(run_dir)
             with contextlib.closing(records.Writer(run_dir)) as writer, progress:
                 measure(session, done, writer.write, progress)
         except BaseException:
@@ -111,13 +120,22 @@ def _run(session: Session, run_dir: Path, console: Console) -> None:
         replace(manifest, status="complete").write(run_dir)
 
 
+def warm_up(session: Session) -> dict[str, float]:
+    """Everything that is done once: kernels compiled, graphs captured, caches settled. What it took: seconds, peak_bytes."""
+    memory, start = PeakMemory(session.target.device), time.perf_counter()
+    memory.reset()
+    measurer = _Measurer(session, [])
+    for arm in session.arms:
+        arm.target.warm(arm.drafter.sizes)
+        for question in session.warmup:
+            measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
+    return {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.peak()}
+
+
 def measure(session: Session, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
-    """Warm up every arm, then write one record for each unit not in ``done``."""
+    """One record for each unit not in ``done``, by arms that are warm."""
     settings = session.manifest.settings
     measurer = _Measurer(session, done)
-    for question in session.warmup:
-        for arm in session.arms:
-            measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, settings.max_new_tokens))
     # A full collection over what torch and transformers import takes 0.16 s and would be charged to whichever arm it hits.
     gc.collect()
     gc.freeze()
@@ -161,12 +179,15 @@ class _Measurer:
             raise UserError(f"the device failed ({first_line(error)}); every turn before is kept, resume in a new process") from None
         except (RuntimeError, FloatingPointError, ContextOverflow) as error:  # out of memory is a RuntimeError
             failure = f"{type(error).__name__}: {first_line(error)}"
+        for cache in self._arms[unit.method].target.caches:
+            cache.wipe()
         if self._session.target.device.type == "cuda":
             torch.cuda.empty_cache()
         return replace(facts, error=failure)
 
     def _timed(self, facts: Record, prompt: list[int], sampling: Sampling) -> Record:
-        target, arm = self._session.target, self._arms[facts.method]
+        arm = self._arms[facts.method]
+        target = arm.target
         clock = clock_for(target.device)
         self._memory.reset()
         _synchronize(target.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from methods import registry
+from methods.core.backend import DEFAULT_BACKEND, backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
@@ -44,6 +45,7 @@ class Options:
     dtype: str | None = None
     device: str | None = None
     attention: str = "sdpa"
+    backend: str | None = None
     repeats: int = 1
     turns: str = "own"
     overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
@@ -82,7 +84,9 @@ def prepare(options: Options) -> Session:
     """Load and check everything a run needs. Raises UserError for whatever would only fail later."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
-    arms = resolve(options.methods, options.overrides, device, options.aa)
+    backend_name = options.backend or DEFAULT_BACKEND
+    backend(backend_name, torch.device(device))  # refuses an unknown name before anything is loaded
+    arms = resolve(options.methods, options.overrides, device, backend_name, options.aa)
     suite = suites.load(
         options.suite or ("file" if options.suite_file else "mini"),
         suite_file=options.suite_file,
@@ -106,6 +110,7 @@ def prepare(options: Options) -> Session:
         attention=options.attention,
         repeats=options.repeats,
         turns=options.turns,
+        backend=backend_name,
     )
     known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
     for key in options.drafter_files:
@@ -116,7 +121,9 @@ def prepare(options: Options) -> Session:
         return _assemble(options, settings, loaded, suite, arms)
 
 
-def resolve(names: Sequence[str], overrides: Sequence[str], device: str, aa: str | None = None) -> dict[str, Resolved]:
+def resolve(
+    names: Sequence[str], overrides: Sequence[str], device: str, backend: str = DEFAULT_BACKEND, aa: str | None = None
+) -> dict[str, Resolved]:
     """Arms by name: vanilla, the methods as named, and ``aa`` once more; every override reaches those whom it concerns.
 
     Raises UserError for unknown methods, and for a key that no chosen method has.
@@ -137,7 +144,7 @@ def resolve(names: Sequence[str], overrides: Sequence[str], device: str, aa: str
             raise unknown(f"option of {method}" if dot else "option in --set", key, known)
         for name in concerned:
             given[name][key] = value
-    arms = {name: registry.resolve(name, given[name], device) for name in chosen}
+    arms = {name: registry.resolve(name, given[name], device, backend) for name in chosen}
     return arms | {aa + AGAIN: arms[aa]} if aa else arms
 
 
@@ -146,11 +153,12 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
     template = prompts.template_sha256(loaded.tokenizer)
     _check_first_prompts(loaded, suite.questions)
     longest = _longest_conversation(loaded, (*suite.questions, *warmup), settings.max_new_tokens)
-    target = Target(loaded.model, capacity=longest)
+    used = {each.backend for each in resolved.values()}
+    ready = {name: Target(loaded.model, capacity=longest, backend=backend(name, loaded.model.device)) for name in used}
     arms, methods = [], {}
     for name, each in resolved.items():
-        trained = loaded.drafter_for(each)
-        arms.append(Arm(name, *registry.build(each, target, trained)))
+        trained, target = loaded.drafter_for(each), ready[each.backend]
+        arms.append(Arm(name, target, *registry.build(each, target, trained)))
         methods[name] = MethodFacts(
             title=f"{each.title}, again" if name.endswith(AGAIN) else each.title,
             lossless=each.lossless,
@@ -158,6 +166,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             config=asdict(each.config),
             acceptance=each.acceptance,
             weights_sha256=trained.sha256 if trained else None,
+            backend=each.backend,
         )
     created = datetime.now(UTC)
     manifest = RunManifest(
@@ -176,7 +185,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
         suite_version=suite.version,
         template_sha256=template,
-        environment=environment(target.device),
+        environment=environment(loaded.model.device),
         git=git_state(),
         argv=sys.argv[1:],
         overrides=list(options.overrides),
@@ -185,7 +194,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         drafter_files={kind: str(file) for kind, file in options.drafter_files.items()},
     )
     stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
-    return Session(target, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
 
 
 def _longest_conversation(loaded: Loaded, questions: Sequence[Question], max_new_tokens: int) -> int:

@@ -36,6 +36,14 @@ class TextTable:
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headers)
         return ["right" if column and all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
 
+    def telling(self, header: str) -> "TextTable":
+        """Without the column where it says nothing of any row."""
+        place = self.headers.index(header)
+        if any(cells[place] != NONE for cells in self.rows):
+            return self
+        rows = [[*cells[:place], *cells[place + 1 :]] for cells in self.rows]
+        return TextTable(self.title, [*self.headers[:place], *self.headers[place + 1 :]], rows)
+
     def markdown(self) -> str:
         rule = ["---:" if side == "right" else "---" for side in self.sides]
         return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
@@ -104,8 +112,10 @@ def _agreement(row: Row) -> str:
 
 
 Cell = Callable[[Row], str]
+OVER_EAGER = "Over eager vanilla [95 %]"
 SHORT: dict[str, Cell] = {
     "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
+    OVER_EAGER: lambda row: with_interval(row, "speedup_over_eager"),
     "As Spec-Bench": lambda row: number(row["speedup_specbench_legacy"], unit="x"),
     "MAT": lambda row: number(row["mat"]),
     "R": lambda row: number(row["round_cost"]),
@@ -128,7 +138,7 @@ def headline(comparison: pd.DataFrame, methods: Mapping[str, str], columns: Mapp
     """One row a method over all categories."""
     rows = comparison[comparison["category"] == OVERALL].to_dict("records")
     cells = [[methods[row["method"]], *(cell(row) for cell in columns.values())] for row in rows]
-    return TextTable(title, ["Method", *columns], cells)
+    return TextTable(title, ["Method", *columns], cells).telling(OVER_EAGER)
 
 
 def shared(table: TextTable, headers: Sequence[str]) -> tuple[TextTable, dict[str, str]]:

@@ -17,13 +17,15 @@ from transformers import (
 )
 
 from methods import registry
-from methods.core.acceptance import Sampling, match
+from methods.core.acceptance import Sampling, match, path_to
+from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
+CPU = torch.device("cpu")
 V = 64
 CAPACITY = 256
 PROMPT = list(range(3, 15))
@@ -83,7 +85,7 @@ def build(name, target, **options):
     """A method of the table with random weights; ``options`` are those of ``--set``."""
     resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
     architecture = {key: options[key] for key in ("heads", "prefix") if key in options}
-    weights = trained(resolved.method.weights, target.model, **architecture) if resolved.method.weights else None
+    weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
     return registry.build(resolved, target, weights)
 
 
@@ -96,12 +98,31 @@ def features_of(model, tokens):
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
 
 
+def plant(tokens, parents, q_NV=None):
+    return DraftTree.of(tokens, parents, CPU, q_NV)
+
+
+def told(tree):
+    """A tree's tokens and parents on the host, padding left out."""
+    nodes = [(token, parent) for token, parent in zip(tree.tokens_N.tolist(), tree.shape.parents_N.tolist(), strict=True) if token >= 0]
+    return [token for token, _ in nodes], [-1, *(parent for _, parent in nodes[1:])]
+
+
 def paths_of(tree):
     """Each node of a tree as the tokens on its way down from the root."""
     paths = [()]
-    for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
+    for token, parent in list(zip(*told(tree), strict=True))[1:]:
         paths.append((*paths[parent], token))
     return paths
+
+
+def taken(tree, logits_NV, last, bonus):
+    """What a rule says that takes the path to the node ``last``."""
+    return path_to(tree, logits_NV, torch.tensor([last]), torch.tensor([bonus]))
+
+
+def path_of(accepted):
+    return accepted.path_P.tolist()[: int(accepted.length)]
 
 
 class Oracle:
@@ -113,10 +134,10 @@ class Oracle:
     def __init__(self, text, rights):
         self.text, self.rights, self.rounds = text, rights, 0
 
-    def begin(self, prompt, scores):
+    def begin(self, prompt, first, scores):
         self.rounds = 0
 
-    def observe(self, tree, path, scores):
+    def observe(self, tree, accepted, scores):
         pass
 
     def draft(self, tokens):
@@ -128,7 +149,7 @@ class Oracle:
             drafted += [(token + 7) % V, token if depth < right else (token + 1) % V]
             parents += [parent, parent]
             parent = len(drafted) - 1
-        return DraftTree(drafted, tuple(parents))
+        return plant(drafted, parents)
 
 
 class Beside:
@@ -140,13 +161,13 @@ class Beside:
     def __init__(self, oracle, drafters, look):
         self.oracle, self.drafters, self.look = oracle, drafters, look
 
-    def begin(self, prompt, scores):
+    def begin(self, prompt, first, scores):
         for drafter in (self.oracle, *self.drafters):
-            drafter.begin(prompt, scores)
+            drafter.begin(prompt, first, scores)
 
-    def observe(self, tree, path, scores):
+    def observe(self, tree, accepted, scores):
         for drafter in self.drafters:
-            drafter.observe(tree, path, scores)
+            drafter.observe(tree, accepted, scores)
 
     def draft(self, tokens):
         self.look(tokens, *(drafter.draft(tokens) for drafter in self.drafters))
@@ -157,7 +178,7 @@ class Watched:
     """A tree policy that notes the logits it was given for each path of guesses."""
 
     def __init__(self, policy):
-        self.policy, self.depth = policy, policy.depth
+        self.policy, self.depth, self.size = policy, policy.depth, policy.size
 
     def grow(self, root, logits_WV, step):
         self.logits, paths = {(): logits_WV[0]}, [()]
@@ -176,14 +197,22 @@ class Follow:
     """A tree policy that guesses a given text, whatever the drafter says."""
 
     def __init__(self, guesses):
-        self.guesses, self.depth = guesses, len(guesses) + 1
+        self.guesses, self.depth, self.size = guesses, len(guesses) + 1, len(guesses) + 1
 
     def grow(self, root, logits_WV, step):
         row = torch.zeros(1, dtype=torch.long)
         for level, token in enumerate(self.guesses, start=1):
             step(torch.tensor([token]), row, level)
-        return DraftTree.chain([root, *self.guesses])
+        return DraftTree.chain([int(root), *self.guesses], CPU)
 
 
-def small_target(family="llama", attention="sdpa"):
-    return Target(small_model(family, attention), capacity=CAPACITY)
+def small_target(family="llama", attention="sdpa", back_end="eager"):
+    return Target(small_model(family, attention), capacity=CAPACITY, backend=backend(back_end, CPU))
+
+
+def begun(drafter, target, text):
+    """The drafter on a prompt that ``text`` continues by one token."""
+    prompt = text[:-1]
+    scores = target.prefill(prompt)
+    drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores)
+    return drafter

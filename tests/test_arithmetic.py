@@ -2,7 +2,21 @@
 
 import pytest
 import torch
-from small_models import PROMPT, Beside, Follow, Oracle, Watched, build, features_of, greedy_text, run, small_model, small_target, trained
+from small_models import (
+    PROMPT,
+    Beside,
+    Follow,
+    Oracle,
+    Watched,
+    begun,
+    build,
+    features_of,
+    greedy_text,
+    run,
+    small_model,
+    small_target,
+    trained,
+)
 from torch.nn import functional as F
 
 from methods.core.training import Batch
@@ -107,7 +121,6 @@ def test_what_training_shows_a_drafter_is_what_it_sees_when_it_drafts(name, opti
         drafter, _ = build(name, target, **options, **DEEP.get(name, {}))
         committed, guesses = text[: place + 2], text[place + 2 : place + 1 + count]
         drafter.policy = watched = Watched(Follow(guesses))
-        drafter.begin(committed[:-1], target.prefill(committed[:-1]))
-        drafter.draft(committed)
+        begun(drafter, target, committed).draft(committed)
         for level in range(count):
             torch.testing.assert_close(levels[level].logits_PV[i], watched.logits[tuple(guesses[:level])], **CLOSE)

@@ -87,6 +87,7 @@ def target(**changes):
         ("dtype", settings(dtype="bf16")),
         ("temperature", settings(temperature=1.0)),
         ("max_new_tokens", settings(max_new_tokens=128)),
+        ("back end", facts(backend="static")),
         ("acceptance rule", facts(lossless=False, acceptance="typical")),
     ],
 )
@@ -98,7 +99,7 @@ def test_one_difference_makes_the_conditions_different(tmp_path, name, change):
 
 
 @pytest.mark.parametrize("field", ["covers", "target", "tree", "drafter", "drafter_sha256", "template_sha256", "turns", "gpu", "torch",
-                                   "dtype", "temperature", "max_new_tokens", "batch_size", "lossless", "metric"])  # fmt: skip
+                                   "dtype", "temperature", "max_new_tokens", "batch_size", "backend", "lossless", "metric"])  # fmt: skip
 def test_what_a_claim_leaves_open_is_unknown_and_no_match(tmp_path, field):
     claim = replace(matching_claim(), **{field: None})
     verdict = judge(claim, matching_manifest(tmp_path), turns_frame(records(2.4, "medusa")))
@@ -122,6 +123,7 @@ def test_what_a_claim_leaves_open_is_unknown_and_no_match(tmp_path, field):
         ("dtype", settings(dtype="unknown")),
         ("temperature", settings(temperature=nan)),
         ("max_new_tokens", settings(max_new_tokens=None)),
+        ("back end", facts(backend="unknown")),
     ],
 )
 def test_what_a_run_does_not_say_is_unknown_too(tmp_path, name, change):

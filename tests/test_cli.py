@@ -103,13 +103,15 @@ def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
         (["--suite", "mimi", "--suite-file="], ["unknown suite 'mimi'", "did you mean 'mini'?"]),
         (["--categories", "letters,numbrs"], ["unknown category", "did you mean 'numbers'?"]),
         (["--set", "noodles=3"], ["unknown option in --set 'noodles'", "did you mean 'nodes'?"]),
-        (["--set", "pld.noodles=3"], ["unknown option of pld 'noodles'", "choices: acceptance, max_ngram, nodes"]),
+        (["--set", "pld.noodles=3"], ["unknown option of pld 'noodles'", "choices: acceptance, backend, max_ngram, nodes"]),
         (["--set", "eagle.nodes=3"], ["unknown method in --set 'eagle'", "choices: pld, vanilla"]),
         (["--set", "nodes"], ["--set 'nodes' is not KEY=VALUE"]),
         (["--set", "nodes=many"], ["pld's nodes is 'many'", "whole number"]),
         (["--set", "acceptance=macth"], ["did you mean 'match'?"]),
         (["--turns", "their"], ["unknown value of --turns 'their'"]),
         (["--attention", "flash"], ["unknown attention 'flash'"]),
+        (["--backend", "statik"], ["unknown backend 'statik'", "did you mean 'static'?"]),
+        (["--set", "backend=graph"], ["unknown value of vanilla's backend 'graph'", "choices: eager, static"]),
         (["--dtype", "bf61"], ["unknown dtype 'bf61'", "did you mean 'bf16'?"]),
         (["--device", "cuda"], ["cuda"]),
         (["--device", "tpu"], ["unknown device 'tpu'"]),
@@ -202,13 +204,16 @@ def test_methods_and_targets_are_listed(base, capsys):
     assert "tiny-7b" in capsys.readouterr().out
 
 
-def test_waiting_threads_are_made_passive_before_torch_is_there():
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "None 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "7"}, "None 7")]
+)
+def test_how_threads_wait_is_settled_before_torch_is_there(given, expected):
     code = (
         "import os, sys, specbench.cli as cli; assert 'torch' not in sys.modules\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+        "assert 'torch' not in sys.modules; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.splitlines()[-1] == "PASSIVE"
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, check=True)
+    assert done.stdout.splitlines()[-1] == expected

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from small_models import PROMPT, Oracle, greedy_text, run, small_model
+from small_models import CPU, PROMPT, Oracle, greedy_text, path_of, run, small_model, taken
 
-from methods.core.acceptance import Accepted, Sampling, match
+from methods.core.acceptance import Sampling, match
 from methods.core.clock import HostClock
 from methods.core.decode import DecodeResult, decode
 from methods.core.target import ContextOverflow, Scores, Target
@@ -31,7 +31,7 @@ class HandClock:
 class CountingTarget:
     """After token x comes x + 1. Takes its time on the clock and notes what it is asked."""
 
-    device = torch.device("cpu")
+    device = CPU
 
     def __init__(self, clock, context=500):
         self.clock, self.context, self.calls = clock, context, []
@@ -41,14 +41,14 @@ class CountingTarget:
         self.calls.append("prefill")
         return self.scores(prompt[-1:])
 
-    def score(self, tree):
+    def score(self, tree, past):
         self.clock.now += SCORE_S
-        self.calls.append("score")
-        return self.scores(tree.tokens)
+        self.calls.append(("score", past))
+        return self.scores(tree.tokens_N.tolist())
 
-    def commit(self, path):
+    def commit(self, accepted):
         self.clock.now += COMMIT_S
-        self.calls.append(("commit", tuple(path)))
+        self.calls.append(("commit", tuple(path_of(accepted))))
 
     def scores(self, tokens):
         logits_NV = torch.zeros(len(tokens), V)
@@ -62,28 +62,28 @@ class Scripted:
     def __init__(self, clock, script):
         self.clock, self.script, self.seen = clock, list(script), []
 
-    def begin(self, prompt, scores):
+    def begin(self, prompt, first, scores):
         self.clock.now += BEGIN_S
-        self.seen.append(("begin", tuple(prompt)))
+        self.seen.append(("begin", tuple(prompt), first.read().tokens))
 
     def draft(self, tokens):
         self.clock.now += DRAFT_S
         right, length = self.script.pop(0)
         following = [tokens[-1] + 1 + i for i in range(right)] + [0] * (length - right)
-        return DraftTree.chain([tokens[-1], *following])
+        return DraftTree.chain([tokens[-1], *following], CPU)
 
-    def observe(self, tree, path, scores):
+    def observe(self, tree, accepted, scores):
         self.clock.now += OBSERVE_S
-        self.seen.append(("observe", len(tree), tuple(path), len(scores.logits_NV)))
+        self.seen.append(("observe", tree.size, tuple(path_of(accepted)), len(scores.logits_NV)))
 
 
 def counted(script, prompt=(7,), context=500, **sampling) -> tuple[DecodeResult, Scripted, CountingTarget]:
     clock = HandClock()
     target, drafter = CountingTarget(clock, context), Scripted(clock, script)
 
-    def accept(tree, logits_NV, sampling, rng):
+    def accept(tree, logits_NV, temperature, noise):
         clock.now += ACCEPT_S
-        return match(tree, logits_NV, sampling, rng)
+        return match(tree, logits_NV, temperature, noise)
 
     return decode(target, drafter, accept, list(prompt), Sampling(**sampling), clock), drafter, target
 
@@ -97,8 +97,9 @@ def test_every_counter_and_every_lap_is_exact():
     for step in result.steps:
         assert (step.draft_s, step.verify_s, step.commit_s) == (DRAFT_S, SCORE_S + ACCEPT_S, COMMIT_S + OBSERVE_S)
     paths = [(0, 1, 2), (0,), (0,), (0, 1, 2, 3, 4)]
-    assert drafter.seen == [("begin", (7,)), *(("observe", n, path, n) for n, path in zip((4, 2, 1, 5), paths, strict=True))]
-    assert target.calls == ["prefill", *(call for path in paths for call in ("score", ("commit", path)))]
+    assert drafter.seen == [("begin", (7,), [8]), *(("observe", n, path, n) for n, path in zip((4, 2, 1, 5), paths, strict=True))]
+    rounds = zip((1, 4, 5, 6), paths, strict=True)
+    assert target.calls == ["prefill", *(call for past, path in rounds for call in (("score", past), ("commit", path)))]
 
 
 def test_the_last_round_is_clipped_to_what_was_asked_for():
@@ -146,7 +147,7 @@ def test_nan_logits_end_the_turn_with_an_error(when, monkeypatch):
     clock = HandClock()
     target = CountingTarget(clock)
     real = getattr(target, when)
-    monkeypatch.setattr(target, when, lambda asked: Scores(real(asked).logits_NV * float("nan"), torch.zeros(1, 1)))
+    monkeypatch.setattr(target, when, lambda *asked: Scores(real(*asked).logits_NV * float("nan"), torch.zeros(1, 1)))
     with pytest.raises(FloatingPointError):
         decode(target, Scripted(clock, [(1, 1)] * 3), match, [7], Sampling(4), clock)
 
@@ -176,8 +177,8 @@ def test_the_host_clock_forgets_its_marks():
 def test_a_path_that_is_not_accepted_by_anyone_is_still_consistent():
     """A rule that accepts nothing makes vanilla of every drafter."""
 
-    def nothing(tree, logits_NV, sampling, rng):
-        return Accepted([0], int(logits_NV[0].argmax()))
+    def nothing(tree, logits_NV, temperature, noise):
+        return taken(tree, logits_NV, 0, int(logits_NV[0].argmax()))
 
     target = Target(small_model(), capacity=64)
     assert run(target, Oracle(greedy_text(), (3,)), PROMPT, 20, nothing).tokens == greedy_text()[12:32]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from scripted_records import failed, turn, write_run
+from small_models import CPU, taken
 from tiny_target import write_suite, write_target
 
 from methods.core.acceptance import match
@@ -31,14 +32,16 @@ QUESTIONS = [(f"a{i}", "letters", [f"Say {i} {i} {i}."]) for i in range(6)]
 class Junk:
     """A drafter whose guesses the target never makes its own, so that every step has a wrong token to accept."""
 
-    def begin(self, prompt, scores):
+    sizes = (2,)
+
+    def begin(self, prompt, first, scores):
         pass
 
-    def observe(self, tree, path, scores):
+    def observe(self, tree, accepted, scores):
         pass
 
     def draft(self, tokens):
-        return DraftTree.chain([tokens[-1], (tokens[-1] * 7 + 3) % 256])
+        return DraftTree.chain([tokens[-1], (tokens[-1] * 7 + 3) % 256], CPU)
 
 
 class Broken:
@@ -47,14 +50,13 @@ class Broken:
     def __init__(self, every=200):
         self.every, self.tokens, self.accepted = every, 0, 0
 
-    def __call__(self, tree, logits_NV, sampling, rng):
-        verdict = match(tree, logits_NV, sampling, rng)
-        self.tokens += len(verdict.path)
-        wrong = [child for child in tree.shape.children[verdict.path[-1]] if tree.tokens[child] != verdict.bonus]
-        if self.tokens % self.every or not wrong:
+    def __call__(self, tree, logits_NV, temperature, noise):
+        verdict = match(tree, logits_NV, temperature, noise)
+        self.tokens += int(verdict.length)
+        if self.tokens % self.every or int(verdict.length) == tree.size:
             return verdict
         self.accepted += 1
-        return verdict._replace(path=[*verdict.path, wrong[0]], bonus=int(logits_NV[wrong[0]].argmax()))
+        return taken(tree, logits_NV, 1, int(logits_NV[1].argmax()))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def session(tmp_path_factory):
 
 
 def measured(session, rule, run_dir):
-    arms = (session.arms[0], Arm("pld", Junk(), rule))
+    arms = (session.arms[0], Arm("pld", session.target, Junk(), rule))
     runner.run(dataclasses.replace(session, arms=arms, warmup=()), run_dir, Console(file=io.StringIO()))
     return run_dir
 
@@ -106,7 +108,7 @@ def write_wrongly(run, question, position, token):
 def logits_after(session, theirs, position, question="Say 0 0 0."):
     prompt = divergence.prompts.encode(session.tokenizer, [question], [])
     with torch.inference_mode():
-        return session.target.model(torch.tensor([prompt + theirs["output_ids"][:position]])).logits[0, -1]
+        return session.model(torch.tensor([prompt + theirs["output_ids"][:position]])).logits[0, -1]
 
 
 def test_a_sound_verifier_agrees_and_no_target_is_loaded(sound, monkeypatch, capsys):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
-    "--attention --repeats --turns --set --drafter --aa --out",
+    "--attention --backend --repeats --turns --set --drafter --aa --out",
     "resume": "",
     "report": "--out --show-prompts",
     "agree": "--json",

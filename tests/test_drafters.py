@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_models import OTHER_PROMPT, PROMPT, Beside, Oracle, build, greedy_text, paths_of, run, small_target
+from small_models import CPU, OTHER_PROMPT, PROMPT, Beside, Oracle, begun, build, greedy_text, paths_of, plant, run, small_target, told
 
 from methods.core.recycling import SuccessorTable
-from methods.core.tree import DraftTree
+from methods.core.tree import PADDING
 from methods.prompt_lookup import Config, PromptLookup
 from methods.registry import METHODS
 
@@ -24,9 +24,7 @@ def test_a_lived_drafter_drafts_like_a_fresh_one(name, options, family):
     def compare(tokens, tree):
         target = small_target(family)
         drafter, _ = build(name, target, **options)
-        drafter.begin(tokens[:-1], target.prefill(tokens[:-1]))
-        fresh = drafter.draft(tokens)
-        assert (tree.tokens, tree.parents) == (fresh.tokens, fresh.parents)
+        assert told(tree) == told(begun(drafter, target, tokens).draft(tokens))
 
     text, target = greedy_text(family), small_target(family)
     lived, _ = build(name, target, **options)
@@ -43,7 +41,7 @@ def test_nothing_of_a_conversation_is_left_in_the_next(name, options):
     trees = {}
     for drafter in (lived, fresh):
         seen = trees[drafter] = []
-        run(target, Beside(Oracle(text, RIGHTS), [drafter], lambda tokens, tree, seen=seen: seen.append(tree)), OTHER_PROMPT, 20)
+        run(target, Beside(Oracle(text, RIGHTS), [drafter], lambda tokens, tree, seen=seen: seen.append(told(tree))), OTHER_PROMPT, 20)
     assert trees[lived] == trees[fresh]
     assert len(trees[fresh]) >= 5
 
@@ -51,15 +49,16 @@ def test_nothing_of_a_conversation_is_left_in_the_next(name, options):
 def test_s4cs_continuous_tree_is_the_fresh_one():
     """Rereading the whole text each round changes the cost alone."""
     target = small_target()
-    drafters = [build("s4c", target, tree=tree)[0] for tree in ("continuous", "fresh")]
-    read = []
+    drafters, reads = [build("s4c", target, tree=tree)[0] for tree in ("continuous", "fresh")], ([], [])
 
     def compare(tokens, continuous, fresh):
-        assert (continuous.tokens, continuous.parents) == (fresh.tokens, fresh.parents)
-        read.append([len(drafter.stream.unread_ND) for drafter in drafters])
+        assert told(continuous) == told(fresh)
 
+    for drafter, read in zip(drafters, reads, strict=True):
+        watch(drafter.stream, read)
     run(target, Beside(Oracle(greedy_text(), RIGHTS), drafters, compare), PROMPT, 40)
-    assert read[:4] == [[1, 1], [3, 15], [1, 16], [5, 21]]
+    assert reads[0][:5] == [11, 1, 3, 1, 5]  # the prompt but for its last token, then what each round committed
+    assert reads[1][:4] == [12, 15, 16, 21]
 
 
 @pytest.mark.parametrize("name", ["eagle2", "s4c"])
@@ -69,17 +68,34 @@ def test_a_round_reads_only_what_the_one_before_committed(name):
     read = []
 
     def note(tokens, tree):
-        read.append(len(drafter.stream.unread_ND))
-        assert drafter.stream.cache.length == len(tokens) - 1
+        assert int(drafter.stream.cache.length) == len(tokens) - 1
 
+    watch(drafter.stream, read)
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [drafter], note), PROMPT, 40)
-    assert read[:6] == [1, *(right + 1 for right in RIGHTS)]  # the prompt was read with the prefill
+    assert read[:7] == [len(PROMPT) - 1, 1, *(right + 1 for right in RIGHTS)]  # the prompt was read with the prefill
+
+
+def watch(stream, read):
+    """Note how many true features each reading takes in."""
+    real_read, real_reread = stream.read, stream.reread
+
+    def reading(accepted, features_ND):
+        read.append(int(accepted.length))
+        return real_read(accepted, features_ND)
+
+    def rereading(tokens, features_TD):
+        read.append(len(features_TD))
+        return real_reread(tokens, features_TD)
+
+    stream.read, stream.reread = reading, rereading
 
 
 def looked_up(text, nodes=4, max_ngram=3):
-    drafter = PromptLookup(Config(nodes, max_ngram))
-    drafter.begin(text[:-1], None)
-    return drafter.draft(text).tokens[1:]
+    drafter = PromptLookup(Config(nodes, max_ngram), CPU)
+    drafter.begin(text[:-1], None, None)
+    tree = drafter.draft(text)
+    assert tree.size in drafter.sizes
+    return told(tree)[0][1:]
 
 
 def reference_lookup(text, nodes, max_ngram):
@@ -109,22 +125,32 @@ def test_prompt_lookup_copies_what_followed_the_longest_match_where_it_first_sto
 
 
 def test_the_successor_table_offers_what_the_target_ranked_high():
-    table, logits_NV = SuccessorTable(), torch.zeros(2, 9)
+    table, logits_NV = SuccessorTable(9, CPU), torch.zeros(2, 9)
     logits_NV[0, 4], logits_NV[0, 6] = 3.0, 2.0
     logits_NV[1, 8], logits_NV[1, 1] = 3.0, 2.0
-    table.learn([1, 4], logits_NV)
-    tree = table.extend(DraftTree([1, 6, 2], (-1, 0, 0)))
-    assert (tree.tokens, tree.parents) == ([1, 6, 2, 4], (-1, 0, 0, 0))
+    table.learn(plant([1, 4], (-1, 0)), logits_NV)
+    tree = table.extend(plant([1, 6, 2], (-1, 0, 0)))
+    assert told(tree) == ([1, 6, 2, 4], [-1, 0, 0, 0])
     logits_NV[0, 5] = 9.0
-    table.learn([1], logits_NV[:1])
-    assert set(paths_of(table.extend(DraftTree([1], (-1,))))) >= {(5,), (4,)}
+    table.learn(plant([1], (-1,)), logits_NV[:1])
+    assert set(paths_of(table.extend(plant([1, 3], (-1, 0))))) == {(), (3,), (5,), (4,)}
     table.clear()
-    assert len(table.extend(tree)) == len(tree)
+    assert told(table.extend(tree)) == told(tree)
+
+
+def test_the_successor_table_keeps_the_newest_sighting_and_forgets_padding():
+    table, logits_NV = SuccessorTable(9, CPU), torch.zeros(4, 9)
+    for node, (best, second) in enumerate([(2, 3), (4, 5), (6, 7), (1, 0)]):
+        logits_NV[node, best], logits_NV[node, second] = 3.0, 2.0
+    table.learn(plant([8, 0, 8, PADDING], (-1, 0, 1, 2)), logits_NV)
+    assert set(paths_of(table.extend(plant([8, 3], (-1, 0))))) == {(), (3,), (6,), (7,)}
+    assert set(paths_of(table.extend(plant([0, 3], (-1, 0))))) == {(), (3,), (4,), (5,)}  # padding, read as token 0, taught nothing
 
 
 def test_recycling_stays_within_its_extra_nodes_and_siblings_differ():
     target, trees = small_target(), []
     drafter, _ = build("s4c", target, nodes=12, depth=4, width=4, recycle="on")
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [drafter], lambda tokens, tree: trees.append(tree)), PROMPT, 40)
-    assert max(map(len, trees)) == 13
-    assert all(len(set(paths_of(tree))) == len(tree) for tree in trees)
+    assert {tree.size for tree in trees} == set(drafter.sizes) == {13}
+    assert max(len(paths_of(tree)) for tree in trees) == 13
+    assert all(len(set(paths_of(tree))) == len(paths_of(tree)) for tree in trees)

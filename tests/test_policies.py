@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small_models import paths_of
+from small_models import paths_of, told
 
 from methods.core.errors import UserError
 from methods.core.policies import GrownTree, StaticTree, best_static_tree, check_tree
@@ -37,7 +37,7 @@ class Paths:
 
 def grown(policy, after):
     steps = Paths(after)
-    return policy.grow(ROOT, steps.start(), steps)
+    return policy.grow(torch.tensor(ROOT), steps.start(), steps)
 
 
 def reference_grown(nodes, depth, width, after):
@@ -63,9 +63,9 @@ def test_a_grown_tree_is_the_references(nodes, depth, width):
 
         tree = grown(GrownTree(nodes, depth, width), after)
         assert set(paths_of(tree)[1:]) == reference_grown(nodes, depth, width, after)
-        assert len(tree) == 1 + len(set(paths_of(tree)[1:]))
-        assert tree.tokens[0] == ROOT
-        assert list(tree.shape.depths) == sorted(tree.shape.depths)
+        assert tree.size == GrownTree(nodes, depth, width).size == 1 + len(set(paths_of(tree)[1:]))
+        assert tree.tokens_N[0] == ROOT
+        assert tree.shape.depths_N.tolist() == sorted(tree.shape.depths_N.tolist())
 
 
 @pytest.mark.parametrize("nodes", range(1, 15))
@@ -86,9 +86,9 @@ def test_certain_guesses_never_lose_their_parents(nodes):
 def test_distributions_that_do_not_depend_on_the_guess_may_come_as_one_row():
     """Medusa's heads give one row for the whole level."""
     rows = torch.randn(4, V, generator=torch.Generator().manual_seed(0))
-    lone = GrownTree(12, 4, 4).grow(ROOT, rows[:1], lambda tokens, parents, level: rows[level : level + 1])
-    full = GrownTree(12, 4, 4).grow(ROOT, rows[:1], lambda tokens, parents, level: rows[level].expand(len(tokens), -1))
-    assert (lone.tokens, lone.parents) == (full.tokens, full.parents)
+    lone = GrownTree(12, 4, 4).grow(torch.tensor(ROOT), rows[:1], lambda tokens, parents, level: rows[level : level + 1])
+    full = GrownTree(12, 4, 4).grow(torch.tensor(ROOT), rows[:1], lambda tokens, parents, level: rows[level].expand(len(tokens), -1))
+    assert told(lone) == told(full)
 
 
 CHOICES = [
@@ -109,7 +109,7 @@ def test_a_static_tree_takes_the_ranks_it_names(choices):
             path += (int(logits_after(path).argsort(descending=True)[rank]),)
         expected.add(path)
     assert set(paths_of(tree)[1:]) == expected
-    assert len(tree) == len(choices) + 1
+    assert tree.size == StaticTree(choices).size == len(choices) + 1
 
 
 @pytest.mark.parametrize("choices", [[(0,), (0,)], [(0,), (1, 0)]])

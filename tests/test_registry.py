@@ -1,7 +1,7 @@
 from dataclasses import asdict
 
 import pytest
-from small_models import build, small_target, trained
+from small_models import build, small_model, small_target, trained
 
 from methods import registry
 from methods.core.acceptance import RULES
@@ -41,8 +41,8 @@ def test_a_number_must_be_one():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_resolves_on_either_device(name):
     cpu, cuda = resolve(name, {}, "cpu"), resolve(name, {}, "cuda:0")
-    assert {*asdict(cpu.config), "acceptance"} == {*options(name), "acceptance"}
-    assert (cpu.arm, cpu.name, cpu.acceptance, cpu.lossless) == (name, name, "match", True)
+    assert {*asdict(cpu.config), "acceptance", "backend"} == {*options(name), "acceptance"}
+    assert (cpu.arm, cpu.name, cpu.acceptance, cpu.lossless, cpu.backend) == (name, name, "match", True, "eager")
     if name != "vanilla":
         assert cpu.config.nodes <= cuda.config.nodes
 
@@ -52,8 +52,8 @@ def test_what_is_typed_goes_before_the_devices_default():
     assert (resolved.config.nodes, resolved.config.policy) == (5, METHODS["eagle"].cpu["policy"])
     assert resolve("eagle2", {"depth": "4"}, "cpu").config.depth == 4
     assert not resolved.lossless
-    drafter, accept = registry.build(resolved, small_target(), trained("eagle", small_target().model))
-    assert len(drafter.policy.parents) == 6
+    drafter, accept = registry.build(resolved, small_target(), trained("eagle", small_model()))
+    assert drafter.sizes == (6,)
     assert accept is RULES["typical"].apply
 
 
@@ -85,7 +85,7 @@ def test_missing_weights_name_the_command_that_makes_them(name):
 @pytest.mark.parametrize(("key", "value"), [("heads", "hydra"), ("prefix", "none")])
 def test_s4c_weights_of_another_architecture_are_refused(key, value):
     target = small_target()
-    message = refusal(registry.build, resolve("s4c", {key: value}, "cpu"), target, trained("s4c", target.model))
+    message = refusal(registry.build, resolve("s4c", {key: value}, "cpu"), target, trained("s4c", small_model()))
     assert f"{key}={value} does not fit" in message
     assert f"specbench train s4c --set {key}={value}" in message
 

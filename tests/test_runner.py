@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from tiny_target import QUESTIONS, write_suite, write_target
 
-from methods.core.acceptance import Accepted, match
+from methods.core.acceptance import Accepted, match, path_to
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
 from methods.vanilla import Vanilla
@@ -56,16 +56,18 @@ def measured(session: Session, run_dir: Path) -> dict[tuple[str, str, int, int],
 def with_arm(session: Session, drafter, accept=match) -> Session:
     """The session with its second arm replaced."""
     vanilla, other = session.arms
-    return dataclasses.replace(session, arms=(vanilla, Arm(other.name, drafter, accept)))
+    return dataclasses.replace(session, arms=(vanilla, Arm(other.name, other.target, drafter, accept)))
 
 
 class Failing(Vanilla):
     """Raises when it has to draft for the prompt with this hash."""
 
     def __init__(self, prompt_sha256: str, error: BaseException):
+        super().__init__(torch.device("cpu"))
         self.prompt_sha256, self.error, self.begun = prompt_sha256, error, []
 
-    def begin(self, prompt, scores):
+    def begin(self, prompt, first, scores):
+        super().begin(prompt, first, scores)
         self.begun.append(prompts.ids_sha256(prompt))
 
     def draft(self, tokens) -> DraftTree:
@@ -117,17 +119,17 @@ def test_output_and_prompts_are_those_of_the_targets_own_conversation(options, t
         record = found["pld", "n1", turn, 0]
         assert record.prompt_sha256 == prompts.ids_sha256(prompt)
         assert record.prompt_tokens == len(prompt)
-        truth = session.target.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
+        truth = session.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
         assert record.output_ids == truth.tolist()
         answers.append(session.tokenizer.decode(truth, skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("turns", ["own", "shared"])
 def test_whose_first_answer_a_second_turn_sees(options, tmp_path, turns):
-    def wrong(tree, logits_NV, sampling, rng) -> Accepted:
-        return Accepted([0], 5)
+    def wrong(tree, logits_NV, temperature, noise) -> Accepted:
+        return path_to(tree, logits_NV, torch.tensor([0]), torch.tensor([5]))
 
-    session = with_arm(prepare(dataclasses.replace(options, turns=turns)), Vanilla(), wrong)
+    session = with_arm(prepare(dataclasses.replace(options, turns=turns)), Vanilla(torch.device("cpu")), wrong)
     found = measured(session, tmp_path)
     assert found["pld", "a1", 0, 0].output_ids != found["vanilla", "a1", 0, 0].output_ids
     same = found["pld", "a1", 1, 0].prompt_sha256 == found["vanilla", "a1", 1, 0].prompt_sha256
@@ -239,8 +241,10 @@ def test_the_manifest_says_what_ran(options, tmp_path):
     assert facts["environment"]["threads"] == torch.get_num_threads()
     assert len(facts["target"]["weights_sha256"]) == len(facts["template_sha256"]) == 64
     assert facts["target"]["parameters"] > 0
+    assert facts["prepared"][0]["seconds"] > 0
+    assert facts["prepared"][0]["peak_bytes"] > 10_000_000
     assert Options.of(RunManifest.read(tmp_path)) == dataclasses.replace(
-        options, methods=["vanilla", "pld"], suite="file", overrides=["nodes=3"], categories=["numbers"], limit=1
+        options, methods=["vanilla", "pld"], suite="file", overrides=["nodes=3"], categories=["numbers"], limit=1, backend="eager"
     )
 
 

@@ -13,7 +13,7 @@ from small_models import SHAPE, build, run, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core import decode
-from methods.core.acceptance import Accepted, match, speculative_sampling, typical
+from methods.core.acceptance import match, noise_for, speculative_sampling, typical
 from methods.core.kv_cache import KVCache
 from methods.core.target import Target
 from methods.registry import METHODS
@@ -44,30 +44,29 @@ def joint_law():
     return joint
 
 
-def remember(body):
-    """Let a decoder answer from memory what it was asked before: the same inputs on the same cache rows."""
-    compute, known = body.forward, {}
+def remember(stack):
+    """Let decoder layers answer from memory what they were asked before: the same inputs on the same cache rows."""
+    compute, known = stack._run, {}
 
-    def forward(*, past_key_values, **inputs):
-        cache, past = past_key_values, past_key_values.length
-        asked = (cache.buffer[..., :past, :], *inputs.values())
+    def answered(vectors_ND, positions_N, start, mask, span, layers):
+        rows = slice(int(start), int(start) + len(vectors_ND))
+        asked = (stack.cache.buffer[..., : rows.start, :], vectors_ND, positions_N, mask)
         key = tuple(each.numpy().tobytes() if isinstance(each, torch.Tensor) else each for each in asked)
         if key not in known:
-            known[key] = compute(past_key_values=cache, **inputs), cache.buffer[..., past : cache.length, :].clone()
-        out, rows = known[key]
-        cache.buffer[..., past : past + rows.shape[-2], :] = rows
-        cache.truncate(past + rows.shape[-2])
-        return out
+            out_ND = compute(vectors_ND, positions_N, start, mask, span, layers)
+            known[key] = out_ND, stack.cache.buffer[..., rows, :].clone()
+        out_ND, stack.cache.buffer[..., rows, :] = known[key]
+        return out_ND
 
-    body.forward = forward
+    stack._run = answered
 
 
 def p_value(name, seeds, rule=None):
     """Of what ``decode`` wrote for these many seeds; drafts must have been both accepted and rejected."""
     target = Target(model(), capacity=32)
     drafter, accept = build(name, target)
-    for body in (target.model.base_model, *([drafter.stream.layer.body] if hasattr(drafter, "stream") else [])):
-        remember(body)
+    for stack in (target.stack, *([drafter.stream.stack] if hasattr(drafter, "stream") else [])):
+        remember(stack)
     counts, steps = torch.zeros([V] * NEW, dtype=torch.float64), []
     for seed in range(seeds):
         result = run(target, drafter, PROMPT, NEW, rule or accept, temperature=TEMPERATURE, seed=seed)
@@ -98,21 +97,21 @@ def test_speculative_sampling_does_too():
 
 @pytest.mark.parametrize("name", ["vanilla", "s4c"])
 def test_a_first_token_that_is_always_greedy_is_caught(name, monkeypatch):
-    monkeypatch.setattr(decode, "choose", lambda logits_NV, sampling, rng: logits_NV.argmax(dim=-1).tolist())
+    monkeypatch.setattr(decode, "match", lambda tree, logits_NV, temperature, noise: match(tree, logits_NV, 0.0, None))
     assert p_value(name, FEWER_SEEDS) < SIGNIFICANCE
 
 
 @pytest.mark.parametrize("name", ["vanilla", "s4c"])
-def test_an_rng_that_starts_again_every_round_is_caught(name):
-    def starting_again(tree, logits_NV, sampling, rng) -> Accepted:
-        return match(tree, logits_NV, sampling, rng.manual_seed(sampling.seed))
-
-    assert p_value(name, FEWER_SEEDS, starting_again) < SIGNIFICANCE
+def test_an_rng_that_starts_again_every_round_is_caught(name, monkeypatch):
+    monkeypatch.setattr(
+        decode, "noise_for", lambda tree, vocabulary, sampling, rng: noise_for(tree, vocabulary, sampling, rng.manual_seed(sampling.seed))
+    )
+    assert p_value(name, FEWER_SEEDS) < SIGNIFICANCE
 
 
 def test_a_cache_that_keeps_other_rows_than_the_accepted_is_caught(monkeypatch):
-    keep = KVCache.keep
-    monkeypatch.setattr(KVCache, "keep", lambda cache, start, nodes: keep(cache, start, list(range(len(nodes)))))
+    commit = KVCache.commit
+    monkeypatch.setattr(KVCache, "commit", lambda cache, path_P, length: commit(cache, torch.arange(len(path_P)), length))
     assert p_value("eagle", FEWER_SEEDS) < SIGNIFICANCE
 
 

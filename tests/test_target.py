@@ -4,7 +4,21 @@ import copy
 
 import pytest
 import torch
-from small_models import FAMILIES, OTHER_PROMPT, PROMPT, SHAPE, Oracle, features_of, greedy_text, paths_of, run, small_model
+from small_models import (
+    CPU,
+    FAMILIES,
+    OTHER_PROMPT,
+    PROMPT,
+    SHAPE,
+    Oracle,
+    features_of,
+    greedy_text,
+    paths_of,
+    plant,
+    run,
+    small_model,
+    taken,
+)
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
 
 from methods.core.errors import UserError
@@ -12,16 +26,16 @@ from methods.core.kv_cache import KVCache
 from methods.core.target import Target, refuse
 from methods.core.tree import DraftTree
 
-BUSHY = DraftTree([5, 9, 1, 9, 30, 22, 9, 63, 0], (-1, 0, 0, 1, 2, 2, 4, 4, 7))
-CHAIN = DraftTree.chain([4, 4, 4, 17])
-
+BUSHY = plant([5, 9, 1, 9, 30, 22, 9, 63, 0], (-1, 0, 0, 1, 2, 2, 4, 4, 7))
+CHAIN = DraftTree.chain([4, 4, 4, 17], CPU)
+LONE = DraftTree.chain([6], CPU)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def check(model, scores, committed, tree):
     for node, path in enumerate(paths_of(tree)):
-        text = [*committed, tree.tokens[0], *path]
+        text = [*committed, int(tree.tokens_N[0]), *path]
         feature_D = features_of(model, text)[-1]
         torch.testing.assert_close(scores.features_ND[node], feature_D, **CLOSE)
         torch.testing.assert_close(scores.logits_NV[node], model.lm_head(feature_D), **CLOSE)
@@ -38,10 +52,11 @@ def test_tree_scores_are_those_of_each_path_alone(family, attention):
         first, committed = target.prefill(prompt), list(prompt)
         torch.testing.assert_close(first.features_ND, features_of(model, prompt), **CLOSE)
         assert first.logits_NV.shape == (1, SHAPE["vocab_size"])
-        for tree, path in ((BUSHY, [0, 2, 4, 7, 8]), (CHAIN, [0, 1, 2]), (BUSHY, [0, 1, 3]), (DraftTree.chain([6]), [0]), (BUSHY, [0])):
-            check(model, target.score(tree), committed, tree)
-            target.commit(path)
-            committed += [tree.tokens[node] for node in path]
+        for tree, path in ((BUSHY, [0, 2, 4, 7, 8]), (CHAIN, [0, 1, 2]), (BUSHY, [0, 1, 3]), (LONE, [0]), (BUSHY, [0])):
+            scores = target.score(tree, len(committed))
+            check(model, scores, committed, tree)
+            target.commit(taken(tree, scores.logits_NV, path[-1], 0))
+            committed += tree.tokens_N[path].tolist()
             assert target.cache.length == len(committed)
 
 
@@ -104,12 +119,13 @@ def test_bf16_decodes(attention):
 
 
 def test_the_cache_keeps_the_path_in_order_and_forgets_the_rest():
-    cache = KVCache(LlamaConfig(**SHAPE), 10, dtype=torch.float64, device=torch.device("cpu"))
-    rows = torch.arange(8.0, dtype=torch.float64)
-    for layer in range(2):
-        cache.update(rows.expand(1, 2, 8, 8).transpose(-1, -2) + layer, -rows.expand(1, 2, 8, 8).transpose(-1, -2), layer)
-    cache.keep(3, [0, 2, 4])
-    assert cache.length == 6
-    for layer in range(2):
-        assert cache.layers[layer].keys[0, 1, :6, 0].tolist() == [row + layer for row in (0, 1, 2, 3, 5, 7)]
-        assert cache.layers[layer].values[0, 0, :6, 5].tolist() == [-row for row in (0, 1, 2, 3, 5, 7)]
+    cache = KVCache(LlamaConfig(**SHAPE), 10, dtype=torch.float64, device=CPU)
+    rows = torch.arange(8.0, dtype=torch.float64)[:, None]
+    for layer, (keys, values) in enumerate(cache.layers(8)):
+        keys[:], values[:] = rows + layer, -rows
+    cache.truncate(3)
+    cache.commit(torch.tensor([0, 2, 4, 4]), torch.tensor(3))  # the last place is filler
+    assert int(cache.length) == 6
+    for layer, (keys, values) in enumerate(cache.layers(6)):
+        assert keys[0, 1, :, 0].tolist() == [row + layer for row in (0, 1, 2, 3, 5, 7)]
+        assert values[0, 0, :, 5].tolist() == [-row for row in (0, 1, 2, 3, 5, 7)]

@@ -6,14 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import RANK_ACCURACY, trained
+from small_models import RANK_ACCURACY, plant, trained
 from tiny_target import write_suite, write_target
 
 from methods.core import weights
-from methods.core.acceptance import Sampling, speculative_sampling
+from methods.core.acceptance import Sampling, match, noise_for, speculative_sampling
 from methods.core.errors import UserError
 from methods.core.policies import GrownTree
-from methods.core.tree import DraftTree
 from methods.registry import METHODS, resolve
 from specbench import targets
 from specbench.cli import main
@@ -204,10 +203,15 @@ def test_a_card_is_for_a_target_trained_here(folder, tmp_path):
 def test_nan_deep_in_the_tree_is_an_error_of_the_turn():
     logits_NV = torch.zeros(2, 5)
     logits_NV[1, 2] = torch.nan
+    tree = plant([1, 2], (-1, 0), torch.full((2, 5), 0.2))
+    accepted = speculative_sampling(tree, logits_NV, 1.0, noise_for(tree, 5, Sampling(4, temperature=1.0), torch.Generator()))
     with pytest.raises(FloatingPointError, match="the target's logits are NaN"):
-        speculative_sampling(DraftTree([1, 2], (-1, 0)), logits_NV, Sampling(4, temperature=1.0), torch.Generator())
+        accepted.read()
 
 
 def test_a_drafter_gone_nan_is_an_error_of_the_turn():
+    rows = torch.full((1, 9), torch.nan)
+    tree = GrownTree(4, 2, 2).grow(torch.tensor(1), rows, lambda tokens, rows, level: torch.full((2, 9), torch.nan))
+    accepted = match(tree, torch.zeros(5, 9), 0.0, None)
     with pytest.raises(FloatingPointError, match="the drafter's logits are NaN"):
-        GrownTree(4, 2, 2).grow(1, torch.full((1, 9), torch.nan), lambda tokens, rows, level: torch.full((2, 9), torch.nan))
+        accepted.read()

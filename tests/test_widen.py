@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_models import OTHER_PROMPT, PROMPT, RANK_ACCURACY, SHAPE, Beside, Oracle, Watched, run, spread, trained
+from small_models import OTHER_PROMPT, PROMPT, RANK_ACCURACY, SHAPE, Beside, Oracle, Watched, run, spread, told, trained
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods import registry
@@ -84,7 +84,7 @@ def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
         drafter.policy = watched = Watched(drafter.policy)
 
         def note(tokens, tree, watched=watched, seen=seen):
-            seen.append(((tree.tokens, tree.parents), watched.logits))
+            seen.append((told(tree), watched.logits))
 
         assert run(target, Beside(Oracle(text, (2, 0, 1)), [drafter], note), PROMPT, 14).tokens == text[len(PROMPT) :][:14]
         rounds.append(seen)

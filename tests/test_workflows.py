@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
 WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yml"))}
 CI, GPU = WORKFLOWS["ci.yml"], WORKFLOWS["gpu-regression.yml"]
 GATE = GPU["jobs"]["gate"]
+VISIT = WORKFLOWS["gpu.yml"]
+MEASURE = VISIT["jobs"]["measure"]
 ON = True  # YAML 1.1 reads the key "on" so
 
 
@@ -175,3 +177,45 @@ def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
     git("commit", "-q", "--allow-empty", "-m", "first")  # no commit before today
     assert chosen("schedule") is None
     assert said == [f"::error title=No base::the base is no revision at all, {nothing}"]
+
+
+def measure(folder, make, busy=""):
+    """The step of `make gpu` with a stand-in for make, and a GPU that is ``busy`` or not."""
+    program(folder / "nvidia-smi", f'echo -n "{busy}"')
+    program(folder / "make", make)
+    step = next(step for step in MEASURE["steps"] if step.get("name") == "Measure")
+    env = {"PATH": f"{folder}:{os.environ['PATH']}", "WORK": str(folder / "work"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
+    return subprocess.run(["bash", "-e", "-c", step["run"]], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_make_gpu_is_run_at_night_by_hand_and_by_a_label_of_its_own_one_at_a_time():
+    assert set(VISIT[ON]) == {"schedule", "workflow_dispatch", "pull_request"}
+    assert VISIT[ON]["pull_request"] == {"types": ["labeled"]}
+    assert VISIT[ON]["schedule"] != GPU[ON]["schedule"]
+    assert list(VISIT["jobs"]) == ["measure"]
+    assert MEASURE["runs-on"] == GATE["runs-on"]
+    assert MEASURE["concurrency"] == {"group": "gpu-measure", "cancel-in-progress": False}
+    assert MEASURE["if"] == GATE["if"].replace("gpu-benchmark", "gpu-measure"), "no fork reaches the GPU"
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_what_make_gpu_wrote_is_the_summary_and_its_failure_the_jobs(tmp_path, code):
+    (tmp_path / "work" / "report").mkdir(parents=True)
+    (tmp_path / "work" / "report" / "report.md").write_text("of yesterday")
+    written = 'mkdir -p "$WORK/roofline-static"; echo "## roofline" > "$WORK/roofline-static/roofline.md"'
+    ended = measure(tmp_path, f'echo "$*" > calls; {written}; exit {code}')
+    assert ended.returncode == code
+    assert (tmp_path / "calls").read_text() == f"gpu GPU_OUT={tmp_path}/work\n"
+    assert (tmp_path / "summary").read_text() == "## roofline\n"
+
+
+def test_make_gpu_does_not_measure_on_a_busy_gpu(tmp_path):
+    ended = measure(tmp_path, "touch calls", busy="4711")
+    assert ended.returncode == 1
+    assert not (tmp_path / "calls").exists()
+
+
+def test_what_was_measured_is_kept_even_if_the_job_failed():
+    upload = next(step for step in MEASURE["steps"] if step.get("uses", "").startswith("actions/upload-artifact"))
+    assert upload["if"] == "${{ !cancelled() && steps.measure.outcome != 'skipped' }}"
+    assert MEASURE["env"]["WORK"] == "${{ github.workspace }}/" + upload["with"]["path"]

@@ -1,11 +1,13 @@
 """The one decoding loop. Every method is a Drafter and an acceptance rule run by it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from methods.core.acceptance import AcceptanceRule, Sampling, choose
+from methods.core.acceptance import AcceptanceRule, Accepted, Sampling, match, noise_for
 from methods.core.clock import Clock
 from methods.core.target import ContextOverflow, Scores, Target
 from methods.core.tree import DraftTree
@@ -14,16 +16,21 @@ from methods.core.tree import DraftTree
 class Drafter(Protocol):
     """Guesses what comes next. Its state is private; ``begin`` forgets all of it."""
 
-    def begin(self, prompt: list[int], scores: Scores) -> None:
-        """A new conversation; ``scores`` are those of the prompt's prefill."""
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Of the trees it can draft, root and padding included."""
+        ...
+
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+        """A new conversation; ``scores`` are those of the prompt's prefill, ``first`` the token that came of them."""
         ...
 
     def draft(self, tokens: list[int]) -> DraftTree:
         """A tree whose root is ``tokens[-1]``; ``tokens`` is everything committed, prompt included."""
         ...
 
-    def observe(self, tree: DraftTree, path: list[int], scores: Scores) -> None:
-        """The target accepted ``path`` (nodes, root first) of the last tree; ``scores`` covers all its nodes."""
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        """The target accepted a path of the last tree; ``scores`` covers all its nodes."""
         ...
 
 
@@ -54,30 +61,37 @@ class DecodeResult:
 def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: list[int], sampling: Sampling, clock: Clock) -> DecodeResult:
     """Continue ``prompt`` until a stop id, ``max_new_tokens``, or the end of the target's context.
 
-    Raises ContextOverflow before any work when the prompt leaves no room, FloatingPointError when logits turn NaN.
+    The host reads the device once a round. Raises ContextOverflow before any work when the prompt leaves no room,
+    FloatingPointError when logits turn NaN.
     """
     limit = min(sampling.max_new_tokens, target.context - len(prompt))
     if limit < 1:
         raise ContextOverflow(f"prompt of {len(prompt)} tokens does not fit the target's context of {target.context}; shorten it")
     rng = torch.Generator(target.device).manual_seed(sampling.seed)
+
+    def judged(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor) -> Accepted:
+        return rule(tree, logits_NV, sampling.temperature, noise_for(tree, logits_NV.shape[1], sampling, rng))
+
     clock.mark()
     scores = target.prefill(prompt)
-    new = choose(scores.logits_NV, sampling, rng)
+    first = judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV)
+    drafter.begin(prompt, first, scores)
+    new = first.read().tokens
     tokens, counts = [*prompt, *new], []
-    drafter.begin(prompt, scores)
     clock.mark()
     while not (stop := stop_reason(new, limit, sampling.stop_ids)):
         tree = drafter.draft(tokens)
         clock.mark()
-        scores = target.score(tree)
-        path, bonus = accept(tree, scores.logits_NV, sampling, rng)
+        scores = target.score(tree, len(tokens) - 1)
+        accepted = judged(accept, tree, scores.logits_NV)
         clock.mark()
-        target.commit(path)
-        drafter.observe(tree, path, scores)
-        emitted = clip([*(tree.tokens[node] for node in path[1:]), bonus], limit - len(new), sampling.stop_ids)
+        target.commit(accepted)
+        drafter.observe(tree, accepted, scores)
+        told = accepted.read()
+        emitted = clip(told.tokens, limit - len(new), sampling.stop_ids)
         tokens += emitted
         new += emitted
-        counts.append((len(tree), tree.depth, len(path) - 1, len(emitted)))
+        counts.append((told.nodes, told.depth, len(told.tokens) - 1, len(emitted)))
         clock.mark()
     prefill_s, *laps = clock.laps()
     rounds = zip(counts, laps[0::3], laps[1::3], laps[2::3], strict=True)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedConfig
 
-from methods.core.kv_cache import KVCache, head_dim
-from methods.core.target import MAX_NODES, Target, tree_mask
+from methods.core.acceptance import Accepted
+from methods.core.kv_cache import head_dim
+from methods.core.stack import Stack
+from methods.core.target import MAX_NODES, Target
 
 
 def layer_config(target: PreTrainedConfig) -> LlamaConfig:
@@ -48,56 +50,58 @@ class FeatureLayer(nn.Module):
         nn.init.eye_(self.fc.weight[:, width:])
         nn.init.zeros_(self.fc.bias)
 
-    def forward(
-        self,
-        embeddings_BTD: Tensor,
-        features_BTD: Tensor,
-        positions_T: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Estimated features BTD. Without a cache: causal attention within the rows given (training)."""
-        return self.body(
-            inputs_embeds=self.fc(torch.cat([embeddings_BTD, features_BTD], dim=-1)),
-            attention_mask=mask,
-            position_ids=None if positions_T is None else positions_T[None],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+    def fold(self, embeddings_ND: Tensor, features_ND: Tensor) -> Tensor:
+        """The layer's input, of any leading axes."""
+        return self.fc(torch.cat([embeddings_ND, features_ND], dim=-1))
+
+    def forward(self, embeddings_BTD: Tensor, features_BTD: Tensor) -> Tensor:
+        """Estimated features BTD; causal attention within the rows given (training)."""
+        return self.body(inputs_embeds=self.fold(embeddings_BTD, features_BTD), use_cache=False).last_hidden_state
 
 
 class FeatureStream:
-    """A feature layer reading along while a text is decoded: true features of committed tokens, each read once."""
+    """A feature layer reading along while a text is decoded: true features of committed tokens, each read once.
+
+    ``layer`` was made ready by the target's back end. What ``read`` writes becomes live by ``settle``, so that drafting is a
+    piece that may be run twice.
+    """
 
     def __init__(self, layer: FeatureLayer, target: Target):
-        self.layer, self.embed, self.config = layer, target.embed, layer.config
-        self.cache = KVCache(layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
+        self.layer, self.embed = layer, target.embed
+        self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
+        self.cache = self.stack.cache
+        target.caches.append(self.cache)
 
-    def begin(self, prompt: list[int], features_ND: Tensor) -> None:
-        """A new text: read the prompt now, with the prefill, all but its last row, whose next token is not known yet."""
-        self.restart(features_ND[:-1])
-        if len(prompt) > 1:
-            self.read(prompt)
-        self.unread_ND = features_ND[-1:]
-
-    def restart(self, features_ND: Tensor) -> None:
-        """Forget everything read; N tokens are committed and unread."""
+    def begin(self, prompt: list[int], features_TD: Tensor) -> None:
+        """A new text: read it now, with the prefill, all but its last row, whose next token is not known yet."""
         self.cache.truncate(0)
-        self.unread_ND = features_ND
+        if len(prompt) > 1:
+            self.reread(prompt, features_TD[:-1])
 
-    def observe(self, features_ND: Tensor) -> None:
-        """N more tokens were committed; the last lot has been read."""
-        self.unread_ND = features_ND
+    def reread(self, tokens: list[int], features_TD: Tensor) -> Tensor:
+        """The estimated feature at the last token, 1D, from a text of T + 1 tokens read from its beginning."""
+        following_T = torch.tensor(tokens[1:], device=features_TD.device)
+        return self.stack.read(self.layer.fold(self.embed(following_T), features_TD))[-1:]
 
-    def read(self, tokens: list[int]) -> Tensor:
-        """The estimated feature at the last committed token, 1D; reads what verification left, nothing again."""
-        past, new = self.cache.length, len(self.unread_ND)
-        token_ids = torch.tensor(tokens[-new:], device=self.unread_ND.device)
-        causal = torch.ones(new, new, dtype=torch.bool, device=self.unread_ND.device).tril()
-        mask = tree_mask(past, causal, self.config, self.unread_ND.dtype) if past else None
-        positions = torch.arange(past, past + new, device=self.unread_ND.device)
-        return self.extend(token_ids, self.unread_ND, positions, mask)[-1:]
+    def read(self, accepted: Accepted, features_ND: Tensor) -> Tensor:
+        """The estimated feature at the last committed token, 1D, from what a round left: scores of its tree, and the path in it."""
+        path_P, length, emitted_P, _ = accepted
+        places_P = torch.arange(len(path_P), device=path_P.device)
+        causal_PP = places_P[:, None] >= places_P
+        start = self.cache.length
+        return self.extend(emitted_P, features_ND[path_P], start + places_P, start, start, causal_PP)[length[None] - 1]
 
-    def extend(self, tokens_N: Tensor, features_ND: Tensor, positions_N: Tensor, mask: Tensor | None) -> Tensor:
-        """Run the layer on N more rows and leave them in the cache; estimated features ND."""
-        return self.layer(self.embed(tokens_N)[None], features_ND[None], positions_N, mask, self.cache)[0]
+    def settle(self, accepted: Accepted) -> None:
+        """What was read last is not read again."""
+        self.cache.length += accepted.length
+
+    def extend(
+        self, tokens_N: Tensor, features_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor
+    ) -> Tensor:
+        """Run the layer on N more rows, written from row ``start`` on; estimated features ND.
+
+        They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
+        """
+        span = self.cache.capacity
+        mask = self.cache.mask(committed, sees_NM, span)
+        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask, span)

@@ -1,79 +1,59 @@
-"""The keys and values of committed tokens. The only file that knows transformers' cache classes."""
-
-from typing import Any
+"""The keys and values of committed tokens: one buffer for all layers, its live length on the device."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+
+from methods.core.attention import length_is_at_hand
 
 
 def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-class _Layer(CacheLayerMixin):
-    """One layer's rows in the shared buffer; hands attention a view of the live part, so that nothing is copied."""
+class KVCache:
+    """Preallocated keys and values, from which rejected branches can be dropped; the host knows no length.
 
-    def __init__(self, keys: Tensor, values: Tensor):
-        super().__init__()
-        self.keys, self.values, self.length = keys, values, 0
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("the buffer is allocated up front")
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        end = self.length + key_states.shape[2]
-        assert end <= self.keys.shape[2], f"{end} rows in a cache of {self.keys.shape[2]}"
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        assert self.keys is not None
-        return self.keys.shape[2]
-
-
-class KVCache(Cache):
-    """Preallocated keys and values of all layers in one buffer, from which rejected branches can be dropped.
-
-    ``capacity`` counts rows: committed tokens plus the largest tree under verification.
+    ``capacity`` counts rows: committed tokens plus the largest tree under verification. Rows from ``length`` on are
+    leftovers; every mask hides them until they are written again.
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int, *, dtype: torch.dtype, device: torch.device):
         heads, width = config.num_key_value_heads, head_dim(config)
-        self.buffer = torch.empty(config.num_hidden_layers, 2, 1, heads, capacity, width, dtype=dtype, device=device)
-        self.rows = [_Layer(keys, values) for keys, values in self.buffer]
-        super().__init__(layers=list(self.rows))
+        # Zeros, since what a mask hides is still multiplied, by 0: an uninitialised NaN would survive that.
+        self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, capacity, width, dtype=dtype, device=device)
+        self.length = torch.zeros((), dtype=torch.long, device=device)
 
     @property
-    def length(self) -> int:
-        """Rows in use."""
-        return self.rows[0].length
+    def capacity(self) -> int:
+        return self.buffer.shape[-2]
 
-    def keep(self, start: int, nodes: list[int]) -> None:
-        """Of the rows written since ``start``, keep ``nodes``, in order; forget the rest.
+    def layers(self, span: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, 1 x H x span x D: views of the first ``span`` rows."""
+        return [(keys, values) for keys, values in self.buffer[..., :span, :]]
 
-        ``nodes`` rises; a run that is already in place is not moved.
+    def mask(self, start: Tensor, sees_NM: Tensor, span: int) -> Tensor | None:
+        """Bool, 1 x 1 x N x span: all rows before ``start``, then the M rows from there as ``sees_NM`` says.
+
+        None for a single row where ``attend`` looks at the live part alone: kernels are fastest without a mask.
         """
-        moved = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
-        end = start + len(nodes)
-        if moved < len(nodes):
-            rows = torch.tensor(nodes[moved:], device=self.buffer.device) + start
-            self.buffer[..., start + moved : end, :] = self.buffer.index_select(-2, rows)
-        self.truncate(end)
+        rows, newest = sees_NM.shape
+        if rows == newest == 1 and length_is_at_hand(sees_NM.device):
+            return None
+        columns_S = torch.arange(span, device=sees_NM.device)
+        mask_NS = (columns_S < start).repeat(rows, 1)
+        return mask_NS.index_copy_(1, start + columns_S[:newest], sees_NM)[None, None]
+
+    def commit(self, path_P: Tensor, length: Tensor) -> None:
+        """Of the rows written behind the live ones keep those of ``path_P``, in order; the first ``length`` become live."""
+        kept = self.buffer.index_select(-2, self.length + path_P)
+        self.buffer.index_copy_(-2, self.length + torch.arange(len(path_P), device=path_P.device), kept)
+        self.length += length
+
+    def wipe(self) -> None:
+        """After a failure: leftovers that are not numbers would survive being masked."""
+        self.buffer.zero_()
 
     def truncate(self, length: int) -> None:
         """Forget every row from ``length`` on."""
-        for layer in self.rows:
-            layer.length = length
+        self.length.fill_(length)

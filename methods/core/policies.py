@@ -1,7 +1,7 @@
 """Tree policies: how a drafter's distributions become a draft tree.
 
 A drafter gives the logits after the root and a ``Step`` that goes one token deeper; the policy decides which guesses are
-expanded and which are handed to the target. Both policies run on the device with fixed shapes and read the host once.
+expanded and which are handed to the target. Both policies run on the device with fixed shapes and ask the host nothing.
 
 Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.core.errors import UserError
 from methods.core.target import MAX_NODES
-from methods.core.tree import DraftTree
+from methods.core.tree import DraftTree, grown_shape, shape_of
 
 Choice = tuple[int, ...]  # a node of a static tree as the ranks on its way: (0, 2) is the third guess after the first
 
@@ -42,7 +42,14 @@ class Step(Protocol):
 
 
 class TreePolicy(Protocol):
-    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree: ...
+    @property
+    def size(self) -> int:
+        """Of its trees, root included."""
+        ...
+
+    def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
+        """``root`` is a token without axes; ``logits_WV`` one row, of what follows it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,12 @@ class GrownTree:
     depth: int
     width: int
 
-    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree:
+    @property
+    def size(self) -> int:
+        inner = sum(min(self.width, self.width**level) for level in range(1, self.depth))
+        return 1 + min(self.nodes, self.width * (1 + inner))
+
+    def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
         device = logits_WV.device
         score_W, parent_W = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device)
         scores, tokens, parents, grown = [], [], [], 0
@@ -75,10 +87,8 @@ class GrownTree:
         best = kept.indices.sort().values
         node_ids = torch.cat([best.new_zeros(1), best + 1])
         places = torch.searchsorted(node_ids, torch.cat(parents)[best])
-        kept_tokens, kept_parents, broken = torch.stack([torch.cat(tokens)[best], places, kept.values.isnan()]).tolist()
-        if any(broken):
-            raise FloatingPointError("the drafter's logits are NaN")
-        return DraftTree([root, *kept_tokens], (-1, *kept_parents))
+        shape = grown_shape(torch.cat([places.new_zeros(1), places]), self.depth)
+        return DraftTree(torch.cat([root[None], torch.cat(tokens)[best]]), shape, faulty=kept.values.isnan().any())
 
 
 class _Level(NamedTuple):
@@ -97,6 +107,7 @@ class StaticTree:
         if len(place) != len(choices) + 1 or any(choice[:-1] not in place for choice in ordered):
             raise ValueError("a static tree needs each node once and the parent of every node")
         self.parents = (-1, *(place[choice[:-1]] for choice in ordered))
+        self.size = len(self.parents)
         self.depth, self.width = len(ordered[-1]), 1 + max(choice[-1] for choice in ordered)
         levels: list[_Level] = []
         expanded: list[Choice] = [()]
@@ -109,15 +120,15 @@ class StaticTree:
             expanded = [nodes[i] for i in inner]
         self._levels = {torch.device("cpu"): levels}
 
-    def grow(self, root: int, logits_WV: Tensor, step: Step) -> DraftTree:
-        tokens, parent_rows = [], 1
+    def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
+        tokens, parent_rows = [root[None]], 1
         for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(logits_WV.device), start=1):
             guess_WK = logits_WV.topk(self.width).indices.expand(parent_rows, -1)
             tokens.append(guess_WK[rows, ranks])
             parent_rows = len(expanded)
             if depth < self.depth:
                 logits_WV = step(tokens[-1][expanded], expanded_rows, depth)
-        return DraftTree([root, *torch.cat(tokens).tolist()], self.parents)
+        return DraftTree(torch.cat(tokens), shape_of(self.parents, logits_WV.device))
 
     def _on(self, device: torch.device) -> list[_Level]:
         if device not in self._levels:

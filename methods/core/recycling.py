@@ -4,36 +4,38 @@ After Token Recycling (Luo et al., 2024): a table token -> its k likeliest succe
 forward, rejected nodes included. Costs no model call.
 """
 
+import torch
 from torch import Tensor
 
-from methods.core.tree import DraftTree
+from methods.core.tree import PADDING, DraftTree, grown_shape
 
 SUCCESSORS = 2  # kept of each token
 EXTRA_NODES = 4  # candidates added to a tree
 
 
 class SuccessorTable:
-    def __init__(self) -> None:
-        self._after: dict[int, list[int]] = {}
+    def __init__(self, vocabulary: int, device: torch.device):
+        self._after_VK = torch.full((vocabulary + 1, SUCCESSORS), PADDING, device=device)  # the last row, at -1, is padding's
 
     def clear(self) -> None:
-        self._after.clear()
+        self._after_VK.fill_(PADDING)
 
-    def learn(self, tokens: list[int], logits_NV: Tensor) -> None:
+    def learn(self, tree: DraftTree, logits_NV: Tensor) -> None:
         """Remember the target's top successors of every scored token; the newest sighting wins."""
-        for token, successors in zip(tokens, logits_NV.topk(SUCCESSORS).indices.tolist(), strict=True):
-            self._after[token] = successors
+        tokens_N = tree.tokens_N
+        later_NN = torch.ones(tree.size, tree.size, dtype=torch.bool, device=tokens_N.device).triu(1)
+        again_N = ((tokens_N[:, None] == tokens_N) & later_NN).any(dim=1)
+        # A token scored at several nodes gets its last node's successors, whatever order the device writes in.
+        newest_N = ((tokens_N[:, None] == tokens_N) & ~again_N).long().argmax(dim=1)
+        self._after_VK[tokens_N] = logits_NV.topk(SUCCESSORS).indices[newest_N]
 
     def extend(self, tree: DraftTree) -> DraftTree:
-        """The tree with up to ``EXTRA_NODES`` remembered successors its nodes did not draft, shallow ones first."""
-        tokens, parents = list(tree.tokens), list(tree.parents)
-        drafted = {(parent, token) for parent, token in zip(parents, tokens, strict=True)}
-        by_depth = sorted(range(len(tokens)), key=lambda node: tree.shape.depths[node])
-        for node in by_depth:
-            for token in self._after.get(tokens[node], []):
-                if len(tokens) == len(tree) + EXTRA_NODES:
-                    return DraftTree(tokens, tuple(parents))
-                if (node, token) not in drafted:
-                    tokens.append(token)
-                    parents.append(node)
-        return DraftTree(tokens, tuple(parents))
+        """The tree with ``EXTRA_NODES`` more: remembered successors its nodes did not draft, shallow ones first, then padding."""
+        tokens_N, (parents_N, _, _, depth) = tree.tokens_N, tree.shape
+        nodes_N = torch.arange(tree.size, device=tokens_N.device)
+        guess_C, node_C = self._after_VK[tokens_N].flatten(), nodes_N.repeat_interleave(SUCCESSORS)
+        drafted_C = ((parents_N == node_C[:, None]) & (tokens_N == guess_C[:, None]) & (nodes_N > 0)).any(dim=1)
+        usable_C = (guess_C >= 0) & (tokens_N[node_C] >= 0) & ~drafted_C
+        chosen = torch.where(usable_C, -torch.arange(len(node_C), device=tokens_N.device), -len(node_C)).topk(EXTRA_NODES).indices
+        tokens_M = torch.cat([tokens_N, torch.where(usable_C[chosen], guess_C[chosen], PADDING)])
+        return DraftTree(tokens_M, grown_shape(torch.cat([parents_N, node_C[chosen]]), depth + 1), faulty=tree.faulty)

@@ -1,26 +1,30 @@
 """The target model: scores a draft tree in one forward pass, then keeps the accepted path."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from methods.core.acceptance import Accepted
+from methods.core.attention import KERNELS, length_is_at_hand
+from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
-from methods.core.kv_cache import KVCache
-from methods.core.tree import DraftTree, device_shape_of
+from methods.core.stack import Stack
+from methods.core.tree import DraftTree, Shape, padded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
 MAX_NODES = 128  # the largest tree, root included
+SHORTEST_SPAN = 256  # rows of a cache
 
 
 class ContextOverflow(UserError):
     """The prompt leaves no room for a single new token."""
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """What one target forward says of its N input tokens.
 
     ``features_ND`` is the last hidden state after the final norm, for every input token; ``logits_NV`` the next-token
@@ -38,57 +42,55 @@ class Target:
     cache this project cannot take apart: see ``refuse``.
     """
 
-    def __init__(self, model: PreTrainedModel, *, capacity: int):
+    def __init__(self, model: PreTrainedModel, *, capacity: int, backend: Backend = EAGER):
         refuse(model.config)
-        self.model, self.config = model, model.config
+        self.backend, self.config = backend, model.config
         self.context = min(capacity, model.config.max_position_embeddings)
         self.device, self.dtype = model.device, model.dtype
-        self.embed, self.lm_head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.cache = KVCache(self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
-        self._scored = 0
+        ready: Any = backend.module(model)
+        self.embed, self.lm_head = ready.get_input_embeddings(), ready.get_output_embeddings()
+        self.stack = Stack(ready.base_model, self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
+        self.cache = self.stack.cache
+        self.caches = [self.cache]  # and those of drafters that read along
+        self._forward = backend.piece(self._score)
 
     def prefill(self, prompt: list[int]) -> Scores:
-        self.cache.truncate(0)
-        features_ND = self._forward(prompt, positions_N=None, mask=None)
-        self._scored = 0
+        features_ND = self.stack.read(self.embed(torch.tensor(prompt, device=self.device)))
         return Scores(self.lm_head(features_ND[-1:]), features_ND)
 
-    def score(self, tree: DraftTree) -> Scores:
-        """One forward pass over all nodes; position = committed tokens + depth, attention = committed tokens + ancestors."""
-        past, self._scored = self.cache.length, len(tree)
-        shape = device_shape_of(tree.parents, self.device)
-        mask = tree_mask(past, shape.ancestors_NN, self.config, self.dtype)
-        features_ND = self._forward(tree.tokens, past + shape.depths_N, mask)
+    def score(self, tree: DraftTree, past: int) -> Scores:
+        """One forward pass over all nodes; position = committed tokens + depth, attention = committed tokens + ancestors.
+
+        ``past`` is how many tokens are committed, as far as the host knows: it says how much of the cache to look at.
+        """
+        wide = padded(tree, self.backend.tree_size(tree.size))
+        scores = self._forward(wide.tokens_N, wide.shape, self._span(past + wide.size))
+        return Scores(scores.logits_NV[: tree.size], scores.features_ND[: tree.size])
+
+    def commit(self, accepted: Accepted) -> None:
+        """Of the tree scored last, keep the nodes of the accepted path and drop the rest."""
+        self.cache.commit(accepted.path_P, accepted.length)
+
+    @torch.inference_mode()
+    def warm(self, sizes: Iterable[int]) -> None:
+        """Compile or capture what scoring trees of these sizes takes, wherever the text may have got to."""
+        self.cache.truncate(0)
+        for size in sorted(set(sizes)):
+            spans = {self._span(past + size): past for past in range(self.context)}
+            for past in spans.values():
+                self.score(DraftTree.of([0] * size, [-1, *[0] * (size - 1)], self.device), past)
+
+    def _score(self, tokens_N: Tensor, shape: Shape, span: int) -> Scores:
+        start = self.cache.length
+        mask = self.cache.mask(start, shape.sees_NN, span)
+        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + shape.depths_N, start, mask, span)
         return Scores(self.lm_head(features_ND), features_ND)
 
-    def commit(self, path: list[int]) -> None:
-        """Of the tree scored last, keep the nodes of ``path`` (root first) and drop the rest."""
-        self.cache.keep(self.cache.length - self._scored, path)
-
-    def _forward(self, tokens: list[int], positions_N: Tensor | None, mask: Tensor | None) -> Tensor:
-        out = self.model.base_model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            attention_mask=mask,
-            position_ids=None if positions_N is None else positions_N[None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state[0]
-
-
-def tree_mask(past: int, sees_NM: Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor | None:
-    """Attention mask 1 x 1 x N x (past + M): the whole past, then the M newest rows as ``sees_NM`` (bool) says.
-
-    None where every row sees everything before it and nothing has to be hidden (one token): attention kernels are
-    fastest without a mask. ``eager`` attention adds its mask, so there it has to be a float: a bool is silently wrong.
-    """
-    nodes = sees_NM.shape[0]
-    if nodes == 1 and sees_NM.shape[1] == 1:
-        return None
-    allowed = torch.cat([sees_NM.new_ones(nodes, past), sees_NM], dim=1)[None, None]
-    if config._attn_implementation != "eager":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    def _span(self, rows: int) -> int:
+        """How many of the cache's rows to look at, of a few choices, where attention does not find the live ones itself."""
+        if length_is_at_hand(self.device):
+            return self.cache.capacity
+        return min(max(SHORTEST_SPAN, 1 << (rows - 1).bit_length()), self.cache.capacity)
 
 
 def refuse(config: PreTrainedConfig) -> None:
@@ -110,5 +112,5 @@ def refuse(config: PreTrainedConfig) -> None:
             f"target of type {kind!r} has {rope} rotary factors, which a tree reaching past a boundary switches for all its nodes; "
             "choose a target whose rotary factors do not depend on the length"
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(f"attention {config._attn_implementation!r} takes no tree mask here; choose sdpa or eager")
+    if config._attn_implementation not in KERNELS:
+        raise UserError(f"attention {config._attn_implementation!r} takes no tree mask here; choose {' or '.join(KERNELS)}")

@@ -52,6 +52,7 @@ class Claim:
     temperature: float | None
     max_new_tokens: int | None
     batch_size: int | None
+    backend: str | None
     lossless: bool | None
     metric: str | None
     judged_by: str

@@ -54,6 +54,7 @@ def conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Extent) ->
         _stated("temperature", claim.temperature, asked.temperature),
         _stated("max_new_tokens", claim.max_new_tokens, asked.max_new_tokens),
         _stated("batch size", claim.batch_size, None if manifest.target.get("label") == IMPORTED else 1),
+        _stated("back end", claim.backend, facts.backend),
         _lossless(claim, facts),
         _stated("definition of speedup", claim.metric, claim.judged_by),
     ]

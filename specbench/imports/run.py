@@ -112,14 +112,21 @@ def _manifest(sources: dict[str, AnswerFile], found: Sequence[Record], notices: 
             dtype=UNKNOWN,
             device=UNKNOWN,
             attention=UNKNOWN,
+            backend=UNKNOWN,
             repeats=1,
             turns="own",  # Spec-Bench has no other way
             **unknown,
         ),
         methods={
-            BASELINE: MethodFacts("Vanilla (imported)", True, False, {}, UNKNOWN, None),
+            BASELINE: MethodFacts("Vanilla (imported)", True, False, {}, UNKNOWN, None, UNKNOWN),
             arms[-1]: MethodFacts(
-                f"{arms[-1]} (imported)", reconstruction=False, config={}, acceptance=UNKNOWN, weights_sha256=None, **unlisted
+                f"{arms[-1]} (imported)",
+                reconstruction=False,
+                config={},
+                acceptance=UNKNOWN,
+                weights_sha256=None,
+                backend=UNKNOWN,
+                **unlisted,
             ),
         },
         target={

@@ -16,11 +16,12 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
     """The comparison of two runs or more; the first is the one the others' conditions are held against."""
     rows = [row for run in runs for row in _rows(run)]
     headers = ["Run", "Target", "Device", "Dtype", "Suite", "Method", *tables.SHORT]
+    table = TextTable("All categories of every run", headers, rows).telling(tables.OVER_EAGER)
     listed: list[Block] = []
     for other in runs[1:]:
         listed.append(Paragraph(f"{other.slug} differs from {runs[0].slug} in:"))
         listed.append(Bullets(conditions(runs[0].manifest, other.manifest) or ["nothing that is recorded"]))
-    return [Heading(2, "The runs beside each other"), Paragraph(NEVER), TextTable("All categories of every run", headers, rows), *listed]
+    return [Heading(2, "The runs beside each other"), Paragraph(NEVER), table, *listed]
 
 
 def conditions(old: RunManifest, new: RunManifest) -> list[str]:

@@ -1,0 +1,96 @@
+"""Attention of new rows over committed rows and over each other as a tree says, writing their keys and values on the way.
+
+transformers' models reach it by the name in their config. It runs on whole buffers whose live length is on the device, so
+that the same call can be compiled and captured; on a CPU, where reading that length costs nothing, it works on the live
+part alone. Query heads that share a key head are folded into rows, so keys and values are never repeated in memory.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+KERNELS = ("sdpa", "eager")  # torch's fused kernel; matrix products and a softmax, as transformers calls it
+PREFIX = "specbench_"
+
+
+def length_is_at_hand(device: torch.device) -> bool:
+    """Whether the host may read a cache's length in the middle of a round: on a CPU that waits for nothing."""
+    return device.type == "cpu"
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: Tensor, mask: Tensor | None, plain: bool
+) -> Tensor:
+    """1 x N x H x D from queries 1 x H x N x D and N new keys and values, which are written to rows ``start`` on.
+
+    ``mask`` is bool, 1 x 1 x N x S over all rows of ``keys`` (1 x G x S x D), the new ones included. Without one every row
+    sees all rows before it: a prompt, with ``start`` 0, or, where the length is at hand, a single row.
+    """
+    rows, groups = query.shape[2], key.shape[1]
+    if length_is_at_hand(query.device):
+        end = int(start) + rows
+        keys, values = keys[:, :, :end], values[:, :, :end]
+        mask = None if mask is None else mask[..., :end]
+        keys[:, :, end - rows :], values[:, :, end - rows :] = key, value
+    else:
+        places = start + torch.arange(rows, device=query.device)
+        keys.index_copy_(2, places, key)
+        values.index_copy_(2, places, value)
+    if mask is None and rows > 1:
+        keys, values = key, value
+        if plain or groups < query.shape[1]:  # folded rows are in no causal order
+            mask = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril()[None, None]
+    folded = query.reshape(1, groups, -1, query.shape[-1])
+    if mask is not None and groups < query.shape[1]:
+        mask = mask.expand(1, query.shape[1] // groups, -1, -1).reshape(1, 1, folded.shape[2], -1)
+    kernel = _plain if plain else F.scaled_dot_product_attention
+    out = kernel(folded, keys, values, attn_mask=mask, is_causal=mask is None and rows > 1)
+    return out.reshape(query.shape).transpose(1, 2).contiguous()
+
+
+def _plain(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    assert not is_causal, "a plain softmax is given its mask"
+    scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    return torch.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1).to(query.dtype) @ values
+
+
+# The schema does not say that ``keys`` and ``values`` are written: compilers keep writes apart from reads by copying the
+# buffers, every layer, every round. Nothing else in a compiled piece touches them, so nothing can be put in the wrong order.
+_library = torch.library.Library("specbench", "DEF")
+_library.define(
+    "attend(Tensor query, Tensor key, Tensor value, Tensor keys, Tensor values, Tensor start, Tensor? mask, bool plain) -> Tensor"
+)
+_library.impl("attend", attend, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("specbench::attend", lib=_library)
+def _(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: Tensor, mask: Tensor | None, plain: bool) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+
+
+def _interface(plain: bool) -> Any:
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        keys: Tensor,
+        values: Tensor,
+        start: Tensor,
+        **others: Any,  # of transformers, for other kernels: scaling is always 1 / sqrt(D) in the supported families
+    ) -> tuple[Tensor, None]:
+        run = torch.ops.specbench.attend if torch.compiler.is_compiling() else attend
+        return run(query, key, value, keys, values, start, attention_mask, plain), None
+
+    return forward
+
+
+for _kernel in KERNELS:
+    AttentionInterface.register(PREFIX + _kernel, _interface(plain=_kernel == "eager"))

@@ -1,0 +1,192 @@
+"""The static back end writes what the eager one does; pieces keep the rules that let them be captured."""
+
+import copy
+
+import pytest
+import torch
+from small_models import CPU, FAMILIES, OTHER_PROMPT, PROMPT, Oracle, build, greedy_text, run, small_model, small_target
+from torch._dynamo.utils import counters
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from methods.core import attention, kv_cache
+from methods.core import backend as backends
+from methods.core import target as target_module
+from methods.core.acceptance import Sampling, noise_for, speculative_sampling
+from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend
+from methods.core.errors import UserError
+from methods.core.target import MAX_NODES, Target
+from methods.core.tree import DraftTree
+from methods.registry import METHODS
+
+SWITCHES = [
+    *((name, {}) for name in METHODS),
+    *(("s4c", options) for options in ({"tree": "fresh"}, {"prefix": "none"}, {"recycle": "on", "nodes": 9})),
+]
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    """A model of each family for which oneDNN packs weights."""
+    return {family: copy.deepcopy(small_model(family)).float() for family in FAMILIES}
+
+
+def texts(target, name, options, **sampling):
+    drafter, accept = build(name, target, **options)
+    target.warm(drafter.sizes)
+    return [run(target, drafter, prompt, 40, accept, **sampling).tokens for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
+
+
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_static_writes_eagers_tokens_in_fp32(name, options, fp32):
+    """Compiled, with packed weights; the third answer shows what the second left behind."""
+    static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, name, options) == texts(eager, name, options)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
+def test_static_takes_every_family(family, fp32):
+    static, eager = (Target(fp32[family], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, "eagle2", {}) == texts(eager, "eagle2", {})
+
+
+def test_static_samples_as_eager_does(fp32):
+    static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, "s4c", {}, temperature=0.7, seed=4) == texts(eager, "s4c", {}, temperature=0.7, seed=4)
+
+
+def test_layers_share_what_is_compiled_and_prompts_are_not():
+    torch._dynamo.reset()
+    counters.clear()
+    target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
+    texts(target, "medusa", {"nodes": 5})
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", METHODS)
+def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kernel, monkeypatch):
+    """What runs on a GPU: whole spans of the cache under a mask. The span grows on the way."""
+    for module in (attention, kv_cache, target_module):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 8)
+    written = texts(Target(small_model(family, kernel), capacity=200, backend=Replaying()), name, {})
+    expected = [greedy_text(family, kernel, tuple(prompt))[len(prompt) :][:40] for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
+    assert written == expected
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_without_a_compiler_static_is_plain(kernel, monkeypatch):
+    monkeypatch.setattr(backends, "_compiler_present", lambda device: False)
+    target = small_target(attention=kernel, back_end="static")
+    assert texts(target, "eagle2", {})[0] == greedy_text(attention=kernel)[len(PROMPT) :][:40]
+
+
+class Replayed(Captured):
+    """What a captured graph does, on a CPU: runs on its own inputs, twice, and returns into the same tensors every time."""
+
+    def _record(self, args):
+        outputs = self._function(*args)
+
+        def replay():
+            for _ in range(2):
+                for own, new in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(self._function(*args)), strict=True):
+                    if isinstance(own, torch.Tensor):
+                        own.copy_(new)
+
+        return replay, outputs
+
+
+class Replaying(Eager):
+    def piece(self, function):
+        return Replayed(function, None)
+
+    def tree_size(self, nodes):
+        return Static(CPU).tree_size(nodes)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_pieces_can_be_captured(name, options, temperature):
+    """Nothing a round needs is kept in what the next call overwrites, and nothing happens twice for being run twice."""
+    captured, eager = (Target(small_model(), capacity=200, backend=each) for each in (Replaying(), Eager()))
+    sampling = {"temperature": temperature, "seed": 3}
+    assert texts(captured, name, options, **sampling) == texts(eager, name, options, **sampling)
+
+
+WAITS = {f"aten::{name}" for name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what a device would have to be waited for; on a CPU attention may ask for the cache's length."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.attending = [], False
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op._schema.name in WAITS and not self.attending:
+            self.seen.append(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "options"), [each for each in SWITCHES if each[1] != {"tree": "fresh"}])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
+    target, reads, attend, tolist = small_target(), HostReads(), attention.attend, torch.Tensor.tolist
+
+    def attending(*args):
+        reads.attending = True
+        out = attend(*args)
+        reads.attending = False
+        return out
+
+    monkeypatch.setattr(attention, "attend", attending)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.seen.append("tolist") or tolist(tensor))
+    drafter, accept = build(name, target, **options)
+    run(target, drafter, PROMPT, 3, accept)  # static trees are brought to the device once
+    reads.seen.clear()
+    with reads:
+        result = run(target, drafter, PROMPT, 30, accept, temperature=temperature)
+    assert reads.seen == ["tolist"] * (1 + len(result.steps))
+
+
+def test_trying_siblings_in_turn_can_be_captured():
+    tree = DraftTree.of([0, 1, 2, 3], (-1, 0, 0, 1), CPU, torch.full((4, 5), 0.2))
+    rule, rng = Replayed(speculative_sampling, None), torch.Generator().manual_seed(1)
+    for _ in range(20):
+        logits_NV, noise = torch.randn(4, 5, generator=rng), noise_for(tree, 5, Sampling(1, 1.0), rng)
+        assert rule(tree, logits_NV, 1.0, noise).read() == speculative_sampling(tree, logits_NV, 1.0, noise).read()
+
+
+def test_modules_share_their_tensors_and_the_original_stays_as_it_is(fp32):
+    model = fp32["llama"]
+    ready = backend("static", CPU).module(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert type(model.lm_head) is torch.nn.Linear
+    assert isinstance(ready.lm_head, PackedLinear)
+    assert ready.get_input_embeddings().weight is model.get_input_embeddings().weight
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(ready.lm_head(x), model.lm_head(x))
+
+
+def test_tree_sizes_cover_every_tree_and_are_few():
+    static = Static(CPU)
+    assert [static.tree_size(size) for size in TREE_SIZES] == list(TREE_SIZES)
+    assert static.tree_size(MAX_NODES) == MAX_NODES
+    assert static.tree_size(7) == 8
+    assert Eager().tree_size(7) == 7
+
+
+def test_an_unknown_back_end_is_refused():
+    with pytest.raises(UserError, match="unknown backend 'statik'; did you mean 'static'"):
+        backend("statik", CPU)
+
+
+def test_bent_paths_through_padded_trees_are_committed():
+    rights = (3, 0, 5, 1)
+    result = run(Target(small_model(), capacity=200, backend=Replaying()), Oracle(greedy_text(), rights), PROMPT, 40)
+    assert result.tokens == greedy_text()[len(PROMPT) :][:40]
+    assert [step.accepted for step in result.steps[:4]] == list(rights)
+    assert [step.nodes for step in result.steps[:4]] == [2 * right + 3 for right in rights]
