@@ -4,8 +4,9 @@ BIN := .venv/bin
 TORCH_FROM := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 RUNS ?= $(patsubst %/manifest.json,%,$(wildcard results/*/manifest.json))
 CORPUS ?= $(SPECBENCH_DATA)/corpus/core.jsonl.xz
+MIN ?= .venv-min
 
-.PHONY: install demo test check report bench wheel train
+.PHONY: install demo test test-min check report bench wheel train gpu gpu-train on-gpu
 
 install: .venv/installed
 
@@ -20,6 +21,18 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# With the oldest transformers that pyproject.toml allows and without `datasets`: what a GPU machine may have, tried where time is free.
+test-min: $(MIN)/installed
+	$(MIN)/bin/python -m pytest
+
+$(MIN)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(MIN)
+	grep -vE '^(transformers|huggingface_hub|datasets)==' constraints.txt > $(MIN)/constraints.txt
+	echo transformers==5.17.0 >> $(MIN)/constraints.txt
+	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) --no-deps --constraint $(MIN)/constraints.txt torch
+	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(MIN)/constraints.txt --editable . pytest html5lib pyyaml
+	touch $@
 
 check: install
 	$(BIN)/ruff check .
@@ -41,3 +54,26 @@ train: install
 	for kind in medusa eagle s4c; do $(BIN)/specbench train $$kind --target training/target --corpus $(CORPUS) || exit 1; done
 	$(BIN)/specbench card training/target --corpus $(CORPUS)
 	cp -r training/target/*.json training/target/*.jinja training/target/*.safetensors training/target/*.md training/target/drafters specbench/targets/tiny/
+
+# A GPU machine often has a torch of its own and no way to a registry: that one is used where it has all this project imports.
+COMPLETE = import torch, transformers, safetensors, pandas, pyarrow, matplotlib, typer, rich, jinja2; assert torch.cuda.is_available()
+ON_GPU = $(eval ON_GPU := $(or $(shell $(PYTHON) -c '$(COMPLETE)' 2>/dev/null && echo $(PYTHON)),$(BIN)/python))$(ON_GPU)
+GPU_DRAFTER_TOKENS ?= 3000000
+TRAINED := training/gpu
+
+# Everything that is to be known on a GPU, in under nine minutes; what is done is not done again. TUNING=FILE: prompts to tune on.
+gpu: on-gpu
+	$(ON_GPU) -m specbench.gpu $(if $(TUNING),--tuning $(TUNING)) $(if $(GPU_OUT),--out $(GPU_OUT))
+
+# The larger preset and its drafters on CUDA, left where `train` leaves its own; resumes where it was interrupted.
+gpu-train: on-gpu
+	$(ON_GPU) -m specbench.gpu.ship fits tiny
+	$(ON_GPU) -m specbench train target --preset tiny --corpus $(CORPUS) --out $(TRAINED) --device cuda
+	$(ON_GPU) -m specbench.gpu.ship shard $(TRAINED)
+	for kind in medusa eagle s4c; do $(ON_GPU) -m specbench train $$kind --target $(TRAINED) --corpus $(CORPUS) \
+		--tokens $(GPU_DRAFTER_TOKENS) --work $(TRAINED)/work --device cuda || exit 1; done
+	$(ON_GPU) -m specbench card $(TRAINED) --corpus $(CORPUS)
+	$(ON_GPU) -m specbench.gpu.ship leave $(TRAINED)
+
+on-gpu:
+	@test $(ON_GPU) = $(PYTHON) || $(MAKE) install

@@ -3,7 +3,6 @@
 torch is imported inside the commands: how its threads wait has to be set first, and ``--help`` should not wait for it.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,8 +19,12 @@ from specbench.arguments import pairs
 from specbench.claims.cli import verify
 from specbench.gate.cli import baseline, check
 from specbench.imports.cli import import_answers
+from specbench.profiling.cli import profile
+from specbench.roofline.cli import roofline
+from specbench.scale.cli import scale
 from specbench.threads import patient_threads
 from specbench.train.cli import card, held_out, train
+from specbench.tune.cli import tune
 
 if TYPE_CHECKING:
     from specbench.session import Options
@@ -63,6 +66,9 @@ def run(
     repeats: Annotated[int, typer.Option(help="Passes over the suite.")] = 1,
     turns: Annotated[str, typer.Option(help="Whose first answer a second turn sees: the method's own, or vanilla's (shared).")] = "own",
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Or METHOD.KEY=VALUE; repeatable.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Tree sizes that `specbench tune` chose for this target and device; --set goes before them.")
+    ] = None,
     drafter: Annotated[
         list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own, for a kind or for one arm; repeatable.")
     ] = None,
@@ -74,6 +80,7 @@ def run(
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
     """
     from specbench.session import Options
+    from specbench.tune.config import Config
 
     options = Options(
         methods=method or DEFAULT_METHODS,
@@ -95,6 +102,7 @@ def run(
         overrides=override or [],
         drafter_files={kind: Path(file) for kind, file in pairs("--drafter", drafter).items()},
         aa=aa,
+        config=Config.read(config) if config else None,
     )
     _measure(options, out)
 
@@ -156,7 +164,7 @@ def targets() -> None:
     console.print(table)
 
 
-for command in (agree, verify, check, train, card, held_out):
+for command in (agree, verify, check, roofline, tune, profile, scale, train, card, held_out):
     app.command()(command)
 app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")

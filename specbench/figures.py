@@ -77,10 +77,10 @@ def draw(
             "acceptance": _acceptance(acceptance, look) if len(acceptance) else None,
             "along": _along(along, look) if len(along) else None,
         }
-        return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
+        return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=150)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})  # the same numbers give the same file
     return path

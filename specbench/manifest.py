@@ -70,6 +70,7 @@ class RunManifest:
     drafter_files: dict[str, str]
     resumed: list[dict[str, Any]] = field(default_factory=list)  # created, environment, git and argv of every later start
     prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
+    config: dict[str, Any] | None = None  # --config, as read: ``resume`` needs no file
     status: str = "running"
 
     def identity(self) -> dict[str, Any]:

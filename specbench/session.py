@@ -23,6 +23,7 @@ from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
 from specbench.targets import Loaded
+from specbench.tune.config import Config
 
 # An answer may take more tokens when read back as text than when it was written: broken UTF-8 becomes a three-byte sign.
 REREAD = 3
@@ -51,6 +52,7 @@ class Options:
     overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
     drafter_files: Mapping[str, Path] = field(default_factory=dict)
     aa: str | None = None  # the arm that runs twice
+    config: Config | None = None  # options that were tuned; ``overrides`` go before them
 
     def __post_init__(self) -> None:
         least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
@@ -77,6 +79,7 @@ class Options:
             hf_columns=manifest.hf_columns,
             overrides=manifest.overrides,
             drafter_files={kind: Path(file) for kind, file in manifest.drafter_files.items()},
+            config=Config(**manifest.config) if manifest.config else None,
         )
 
 
@@ -86,7 +89,10 @@ def prepare(options: Options) -> Session:
     targets.check_device(device)
     backend_name = options.backend or DEFAULT_BACKEND
     backend(backend_name, torch.device(device))  # refuses an unknown name before anything is loaded
-    arms = resolve(options.methods, options.overrides, device, backend_name, options.aa)
+    target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
+    if options.config:
+        options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
+    arms = resolve(options.methods, options.overrides, device, backend_name, options.aa, options.config)
     suite = suites.load(
         options.suite or ("file" if options.suite_file else "mini"),
         suite_file=options.suite_file,
@@ -94,7 +100,6 @@ def prepare(options: Options) -> Session:
         categories=options.categories,
         hf_columns=options.hf_columns,
     )
-    target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     settings = Settings(
         methods=list(arms),
         target=target_name,
@@ -122,7 +127,12 @@ def prepare(options: Options) -> Session:
 
 
 def resolve(
-    names: Sequence[str], overrides: Sequence[str], device: str, backend: str = DEFAULT_BACKEND, aa: str | None = None
+    names: Sequence[str],
+    overrides: Sequence[str],
+    device: str,
+    backend: str = DEFAULT_BACKEND,
+    aa: str | None = None,
+    config: Config | None = None,
 ) -> dict[str, Resolved]:
     """Arms by name: vanilla, the methods as named, and ``aa`` once more; every override reaches those whom it concerns.
 
@@ -130,7 +140,7 @@ def resolve(
     """
     chosen = list(dict.fromkeys([BASELINE, *names, *([aa] if aa else [])]))
     keys = {arm: registry.options(registry.split(arm)[0]) for arm in chosen}
-    given: dict[str, dict[str, str]] = {name: {} for name in chosen}
+    given: dict[str, dict[str, str]] = {name: config.options(name) if config else {} for name in chosen}
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path or not value:
@@ -151,6 +161,8 @@ def resolve(
 def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved]) -> Session:
     warmup = suites.warmup()
     template = prompts.template_sha256(loaded.tokenizer)
+    if options.config:
+        options.config.check_weights(loaded.weights_sha256)
     _check_first_prompts(loaded, suite.questions)
     longest = _longest_conversation(loaded, (*suite.questions, *warmup), settings.max_new_tokens)
     used = {each.backend for each in resolved.values()}
@@ -192,6 +204,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         suite_file=str(options.suite_file) if options.suite_file else None,
         hf_columns=dict(options.hf_columns),
         drafter_files={kind: str(file) for kind, file in options.drafter_files.items()},
+        config=asdict(options.config) if options.config else None,
     )
     stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
     return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import io
 import re
 import time
@@ -9,17 +8,17 @@ import torch
 from rich.console import Console
 from tiny_target import QUESTIONS, write_suite, write_target
 
-from methods.core.acceptance import Accepted
+from methods.core import backend
+from methods.core.acceptance import path_to
 from methods.core.errors import UserError
 from specbench import prompts
-from specbench.bench import __main__ as command
-from specbench.bench import setup
-from specbench.bench.decoding import decoding_findings, generate, loop, speed_ratios
+from specbench.bench.decoding import Case, Comparison, decoding_findings, generate, loop, speed_ratios
 from specbench.bench.finding import Finding, table
 from specbench.bench.harness import Stopwatch, harness_finding
-from specbench.bench.setup import LOOKUP_TOKENS, prepared
+from specbench.bench.setup import ARMS, EAGER, LOOKUP, LOOKUP_TOKENS, STATIC
 from specbench.records import Record
 from specbench.session import Options, prepare
+from specbench.tables import NONE
 
 torch.set_num_threads(1)
 TOKENS = 24
@@ -30,13 +29,16 @@ def target(tmp_path_factory):
     return str(write_target(tmp_path_factory.mktemp("target"), context=4096))
 
 
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch):
+    """The static back end without the seconds that compiling takes."""
+    monkeypatch.setattr(backend, "_compiler_present", lambda device: False)
+
+
 @pytest.fixture
 def session(target, tmp_path):
-    suite_file = write_suite(tmp_path / "suite.jsonl")
-    overrides = [f"pld.nodes={LOOKUP_TOKENS}"]
-    return prepare(
-        Options(["pld"], target=target, suite_file=suite_file, max_new_tokens=TOKENS, dtype="fp64", device="cpu", overrides=overrides)
-    )
+    asked = {"target": target, "suite_file": write_suite(tmp_path / "suite.jsonl"), "overrides": [f"pld.nodes={LOOKUP_TOKENS}"]}
+    return prepare(Options(ARMS, max_new_tokens=TOKENS, dtype="fp64", device="cpu", backend="eager", **asked))
 
 
 @pytest.fixture
@@ -64,15 +66,11 @@ def test_a_speed_has_to_reach_its_bound_and_a_share_to_stay_below():
 
 
 def test_the_table_shows_median_quartiles_pairs_and_bound():
-    console = quiet()
-    console.print(
-        table([Finding("a", [1.0, 2.0, 3.0, 4.0, 9.0], 2.5), Finding("b", [0.01, 0.02], 0.02, is_share=True), Finding("c", [], 1.0)])
-    )
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines() if line.startswith("│")]
-    assert rows == [
-        ["a", "3.000x", "2.000x to 4.000x", "5", "at least 2.500x", "met", ""],
-        ["b", "1.50%", "1.25% to 1.75%", "2", "at most 2.00%", "met", ""],
-        ["c", "-", "- to -", "0", "at least 1.000x", "not measured", ""],
+    findings = [Finding("a", [1.0, 2.0, 3.0, 4.0, 9.0], 2.5), Finding("b", [0.01, 0.02], 0.02, is_share=True), Finding("c", [], 1.0)]
+    assert table(findings).rows == [
+        ["a", "3.000x", "2.000x to 4.000x", "5", "at least 2.500x", "met", NONE],
+        ["b", "1.50%", "1.25% to 1.75%", "2", "at most 2.00%", "met", NONE],
+        ["c", NONE, f"{NONE} to {NONE}", "0", "at least 1.000x", "not measured", NONE],
     ]
 
 
@@ -87,28 +85,32 @@ def test_pairs_run_a_b_b_a_and_give_theirs_over_ours(now):
 
         return answer
 
-    ratios = speed_ratios(arm("ours", 2), arm("theirs", 5), [([0], [7]), ([1], [7])], pairs=5)
+    compared = Comparison("a", arm("ours", 2), arm("theirs", 5), wanted=1.0)
+    ratios = speed_ratios(compared, [Case([0], [7], [7]), Case([1], [7], [7])], pairs=5)
     names = ["ours", "theirs", "theirs", "ours"] * 3
     assert order == list(zip(names[:10], [0] * 4 + [1] * 4 + [0] * 2, strict=True))
     assert ratios == pytest.approx([7 / 3, 8 / 6, 11 / 7, 12 / 10, 15 / 11])
 
 
 def test_an_answer_that_changes_is_never_timed():
+    compared = Comparison("a", lambda prompt: [1], lambda prompt: [2], wanted=1.0)
+    assert len(speed_ratios(compared, [Case([0], [1], [2])], pairs=1)) == 1, "two sides may differ"
     with pytest.raises(AssertionError, match="tokens changed"):
-        speed_ratios(lambda prompt: [1], lambda prompt: [2], [([0], [1])], pairs=1)
+        speed_ratios(compared, [Case([0], [1], [1])], pairs=1)
 
 
 def test_both_sides_run_past_the_end_of_sequence(session):
-    prompt, model = first_prompt(session), session.target.model
-    ours = loop(session, "vanilla")(prompt)
+    prompt, model = first_prompt(session), session.model
+    ours = loop(session, EAGER)(prompt)
     model.generation_config.eos_token_id = ours[3]
     assert len(ours) == TOKENS
-    assert generate(session, lookup=None)(prompt) == generate(session, lookup=LOOKUP_TOKENS)(prompt) == loop(session, "pld")(prompt) == ours
+    assert generate(session, lookup=None)(prompt) == generate(session, lookup=LOOKUP_TOKENS)(prompt) == ours
+    assert loop(session, LOOKUP)(prompt) == loop(session, STATIC)(prompt) == ours
 
 
 def test_generate_drafts_only_where_it_is_told_to(session):
     widths = []
-    session.target.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
+    session.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
     prompt = prompts.encode(session.tokenizer, ["abcdefghijklmnop" * 3], [])
     generate(session, lookup=None)(prompt)
     assert widths == [len(prompt)] + [1] * (TOKENS - 1)
@@ -117,28 +119,39 @@ def test_generate_drafts_only_where_it_is_told_to(session):
     assert max(widths[1:]) == 1 + LOOKUP_TOKENS
 
 
+def test_each_arm_runs_on_its_own_back_end(session):
+    assert [arm.name for arm in session.arms] == [EAGER, STATIC, LOOKUP]
+    assert [arm.target.backend.name for arm in session.arms] == ["eager", "static", "eager"]
+
+
 def test_both_loops_are_found_faster_or_slower_on_the_same_tokens(session):
-    vanilla, lookup = decoding_findings(session, quiet(), pairs=3)
-    assert len(vanilla.ratios) == len(lookup.ratios) == 3
-    assert all(0.05 < ratio < 20 for ratio in (*vanilla.ratios, *lookup.ratios))
-    assert (vanilla.wanted, lookup.wanted) == (0.97, 1.0)
-    assert vanilla.remark == lookup.remark == "", "in fp64 every prompt counts"
+    findings = decoding_findings(session, quiet(), pairs=3)
+    assert [each.wanted for each in findings] == [0.97, 1.0, 1.3, 1.3]
+    for each in findings:
+        assert len(each.ratios) == 3
+        assert all(0.05 < ratio < 20 for ratio in each.ratios)
+        assert each.remark == "", "in fp64 every prompt counts"
 
 
 def test_prompts_on_which_the_tokens_differ_are_left_out_and_counted(session):
-    vanilla, pld = session.arms
-    odd = set(loop(session, "pld")(first_prompt(session))[:1])
+    eager, static, pld = session.arms
+    odd = set(loop(session, LOOKUP)(first_prompt(session))[:1])
 
-    def wrong(tree, logits_NV, sampling, rng) -> Accepted:
-        return Accepted([0], 5) if tree.tokens[0] in odd else pld.accept(tree, logits_NV, sampling, rng)
+    def wrong(tree, *given):
+        return (wrong_everywhere if int(tree.tokens_N[0]) in odd else pld.accept)(tree, *given)
 
-    broken = dataclasses.replace(session, arms=(vanilla, pld._replace(accept=wrong)))
-    untouched, lookup = decoding_findings(broken, quiet(), pairs=2)
+    broken = dataclasses.replace(session, arms=(eager, static._replace(accept=wrong), pld._replace(accept=wrong)))
+    untouched, lookup, against_eager, against_generate = decoding_findings(broken, quiet(), pairs=2)
     assert untouched.remark == ""
-    assert re.fullmatch("[123] of 4 prompts: on the others the tokens differ from vanilla's", lookup.remark)
-    assert len(lookup.ratios) == 2
-    always = dataclasses.replace(session, arms=(vanilla, pld._replace(accept=lambda *_: Accepted([0], 5))))
+    assert re.fullmatch("same tokens on [123] of 4 prompts; the others are left out", lookup.remark)
+    assert against_eager.remark == against_generate.remark == lookup.remark.split(";")[0]
+    assert len(lookup.ratios) == len(against_eager.ratios) == 2
+    always = dataclasses.replace(session, arms=(eager, static, pld._replace(accept=wrong_everywhere)))
     assert decoding_findings(always, quiet(), pairs=2)[1].verdict == "not measured"
+
+
+def wrong_everywhere(tree, logits_NV, temperature, noise):
+    return path_to(tree, logits_NV, torch.zeros(1, dtype=torch.long), torch.tensor([5]))
 
 
 def test_the_share_is_what_decoding_leaves_of_the_wall_clock(now):
@@ -169,27 +182,3 @@ def test_a_short_run_is_measured_and_leaves_nothing_behind(session, tmp_path):
     assert all(0 < share < 1 for share in finding.ratios)
     assert finding.is_share
     assert list(parent.iterdir()) == []
-
-
-def test_the_command_prints_three_findings(target, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr(setup, "MAX_NEW_TOKENS", 4)
-    monkeypatch.setattr(setup, "prepared", functools.partial(prepared, target, dtype="fp32", device="cpu"))
-    command.main()
-    printed = capsys.readouterr().out
-    assert "fp32, sdpa, " in printed
-    assert "4 new tokens, greedy" in printed
-    rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
-    assert [int(row[3]) for row in rows] == [32, 32, 23]
-    assert [row[4].strip() for row in rows] == ["at least 0.970x", "at least 1.000x", "at most 2.00%"]
-    assert {row[5].strip() for row in rows} <= {"met", "missed"}
-
-
-def test_a_missing_target_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(setup, "prepared", functools.partial(prepared, "tiny-16m"))
-    with pytest.raises(SystemExit) as stop:
-        command.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unknown target 'tiny-16m'; did you mean")

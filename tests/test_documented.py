@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
-    "--attention --backend --repeats --turns --set --drafter --aa --out",
+    "--attention --backend --repeats --turns --set --config --drafter --aa --out",
     "resume": "",
     "report": "--out --show-prompts",
     "agree": "--json",
@@ -22,6 +22,10 @@ COMMANDS = {
     "check": "--baseline --junit --markdown --json",
     "baseline set": "--out",
     "import": "--format --baseline --tokenizer --name --out",
+    "roofline": "--target --method --past --nodes --dtype --device --backend --out",
+    "tune": "--method --target --suite-file --corpus --prompts --max-new-tokens --dtype --device --backend --out",
+    "profile": "--method --target --suite --suite-file --max-new-tokens --dtype --device --backend --out",
+    "scale": "--method --target --suite --limit --max-new-tokens --dtype --device --backend --out",
     "methods": "",
     "targets": "",
     "train": "--corpus --target --preset --out --set --tokens --lr --device --work",
@@ -35,6 +39,7 @@ CODES = {
     "baseline set": [0, 2],
     "run": [0, 2, 130],
     "resume": [0, 2, 130],
+    "scale": [0, 2, 130],
 }
 
 

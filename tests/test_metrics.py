@@ -10,7 +10,8 @@ from scripted_records import failed, turn
 from specbench.agreement import first_divergence, repetition
 from specbench.breakdown import acceptance, along_the_answer, time_split
 from specbench.metrics import DEFINITIONS, Measured, comparison, log_speedups, mat_needed, measure, noise_floor, speedup_micro
-from specbench.records import Record
+from specbench.records import EAGER_BASELINE, Record
+from specbench.tables import OVER_EAGER, SHORT, headline
 from specbench.turns import OVERALL, pair, turns_frame
 
 pytestmark = pytest.mark.filterwarnings("error")  # a division by zero is a bug even where its NaN is right
@@ -32,6 +33,25 @@ def test_every_number_by_hand():
     assert row["stopped_by_length"] == 1
     assert (row["questions"], row["turns"], row["output_tokens"], row["excluded_questions"]) == (2, 2, 17, 0)
     assert not row["accounting_error"]
+
+
+def test_both_baselines_are_visible_where_eager_vanilla_ran_too():
+    eager = [
+        turn(EAGER_BASELINE, "q1", [0] * 6, step_s=(0, 0.02, 0)),
+        turn(EAGER_BASELINE, "q2", [0] * 9, category="rag", step_s=(0, 0.03, 0)),
+    ]
+    turns = turns_frame(Q1 + Q2 + eager)  # 151 and 301 ms
+    row = measure(turns, "medusa")
+    assert row["speedup"] == pytest.approx(sqrt(91 / 76 * 121 / 76))
+    assert row["speedup_over_eager"] == pytest.approx(sqrt(151 / 76 * 301 / 76))
+    assert row["speedup_over_eager_low"] < row["speedup_over_eager"] < row["speedup_over_eager_high"]
+    assert measure(turns, "vanilla")["speedup_over_eager"] == pytest.approx(sqrt(151 / 91 * 301 / 121))
+    assert measure(turns, EAGER_BASELINE)["speedup_over_eager"] == 1
+    names = {name: name for name in ("vanilla", "medusa")}
+    shown, without = (headline(comparison(each, list(names), ["qa", "rag"]), names, SHORT, "") for each in (turns, turns_frame(Q1 + Q2)))
+    assert OVER_EAGER in shown.headers
+    assert OVER_EAGER not in without.headers
+    assert [len(row) for row in without.rows] == [len(without.headers)] * 2
 
 
 def test_vanilla_is_one_by_construction():

@@ -45,7 +45,7 @@ def saved_empty(figure, path):
 def report(run_dirs, out, drawn=False):
     """The Markdown and what the terminal shows; figures are files of nothing unless ``drawn``, for drawing takes the time."""
     console = Console(record=True, width=120)
-    with nullcontext() if drawn else patch("specbench.figures._save", saved_empty):
+    with nullcontext() if drawn else patch("specbench.figures.save", saved_empty):
         path = build(run_dirs, out, console)
     assert path == out / "report.html"
     return path.with_suffix(".md").read_text(encoding="utf-8"), console.export_text()

@@ -76,7 +76,7 @@ def drawn(tmp_path_factory):
         found[path.stem] = figure.axes[0]
         return path
 
-    with patch.object(figures, "_save", kept):
+    with patch.object(figures, "save", kept):
         figures.draw(run.comparison, run.split, run.acceptance, run.along, figures.Look(run.shown, run.categories, "s"), base)
     return found
 

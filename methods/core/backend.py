@@ -74,7 +74,7 @@ class Static:
         self._device = device
         self._compiles = _compiler_present(device)
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        torch._dynamo.config.recompile_limit = SHAPES_A_LAYER
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES_A_LAYER
 
     def module(self, module: M) -> M:
         ready = _shared(module)

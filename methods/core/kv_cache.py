@@ -7,6 +7,9 @@ from transformers import PreTrainedConfig
 from methods.core.attention import length_is_at_hand
 
 
+ALIGNMENT = 64  # rows; kernels read masks of such a length without padding them first
+
+
 def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -20,8 +23,9 @@ class KVCache:
 
     def __init__(self, config: PreTrainedConfig, capacity: int, *, dtype: torch.dtype, device: torch.device):
         heads, width = config.num_key_value_heads, head_dim(config)
+        rows = -(-capacity // ALIGNMENT) * ALIGNMENT
         # Zeros, since what a mask hides is still multiplied, by 0: an uninitialised NaN would survive that.
-        self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, capacity, width, dtype=dtype, device=device)
+        self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, rows, width, dtype=dtype, device=device)
         self.length = torch.zeros((), dtype=torch.long, device=device)
 
     @property

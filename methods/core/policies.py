@@ -74,7 +74,7 @@ class GrownTree:
         score_W, parent_W = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device)
         scores, tokens, parents, grown = [], [], [], 0
         for level in range(1, self.depth + 1):
-            guess_WK, logq_WK = _best(logits_WV, self.width, len(score_W))
+            guess_WK, logq_WK = likeliest(logits_WV, self.width, len(score_W))
             tokens.append(guess_WK.flatten())
             scores.append((score_W[:, None] + logq_WK).flatten())
             parents.append(parent_W.repeat_interleave(self.width))
@@ -154,7 +154,7 @@ def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -
     return StaticTree(chosen)
 
 
-def _best(logits_WV: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+def likeliest(logits_WV: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
     """Tokens and log q (fp32) of the ``k`` best guesses of each row.
 
     log q is held below zero by a hair: a certain guess would tie with its own parent and could be kept without it.

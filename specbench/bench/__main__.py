@@ -1,33 +1,45 @@
-"""Prints every finding of the benchmark on the default target; a miss is a row of the table, not a failure."""
+"""Prints every finding of the benchmark and writes them to ``reports/bench``; a miss is a row of a table, not a failure."""
 
-import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
 from methods.core.errors import UserError
+from specbench.threads import patient_threads
+
+REPORT = Path("reports/bench")
+DTYPES = ("bf16", "fp32")  # of the rounds, beside the run's own
 
 
 def main() -> None:
-    # Before torch is imported, for the reason given in specbench.cli.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient_threads()
+    from specbench.bench import report
     from specbench.bench.decoding import decoding_findings
-    from specbench.bench.finding import table
     from specbench.bench.harness import harness_finding
+    from specbench.bench.overhead import PAST, overhead, verify_ratio
     from specbench.bench.setup import conditions, prepared
     from specbench.cli import RESULTS
     from specbench.rundir import check_writable
 
     console = Console()
     try:
-        check_writable(RESULTS)
+        for folder in (RESULTS, REPORT):
+            check_writable(folder)
         session = prepared()
         console.print(conditions(session), markup=False)
         findings = [*decoding_findings(session, console), harness_finding(session, RESULTS, console)]
+        settings = session.manifest.settings
+        targets = dict.fromkeys(arm.target for arm in session.arms)
+        verified = [verify_ratio(settings.target, settings.dtype, target, PAST) for target in targets]
+        times, random = overhead(list(dict.fromkeys([settings.dtype, *DTYPES])), session.target.device, console)
+        report.write(conditions(session), findings, times, [*verified, *random], REPORT)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    console.print(table(findings))
+    for table, _ in report.tables(findings, times, [*verified, *random]):
+        console.print(table.rich())
+    console.print(f"benchmark: {REPORT / 'bench.md'}", markup=False)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The decode loop beside transformers' ``generate``: same model, prompt and tokens, so only the loops differ."""
+"""The decode loop beside transformers' ``generate``, and the static back end beside both: same model and prompts."""
 
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -14,55 +14,78 @@ from methods.core.clock import clock_for
 from methods.core.decode import decode
 from specbench import prompts
 from specbench.bench.finding import Finding
-from specbench.bench.setup import LOOKUP_NGRAM, LOOKUP_TOKENS
+from specbench.bench.setup import EAGER, LOOKUP, LOOKUP_NGRAM, LOOKUP_TOKENS, STATIC
 from specbench.runner import Session
 
 PAIRS = 32
-VANILLA_WANTED = 0.97
-LOOKUP_WANTED = 1.0
 
 Continuation = Callable[[list[int]], list[int]]  # prompt -> new tokens
 
 
-def decoding_findings(session: Session, console: Console, pairs: int = PAIRS) -> list[Finding]:
-    """Vanilla against ``generate``, and prompt lookup against ``generate``'s own, as ratios of tokens/s, ours over theirs.
+class Comparison(NamedTuple):
+    """``same_tokens``: only prompts on which both give vanilla's tokens count, since what is accepted sets a method's speed."""
 
-    Greedy, end-of-sequence ignored on both sides, so that every continuation has the session's ``max_new_tokens``.
+    what: str
+    ours: Continuation
+    theirs: Continuation
+    wanted: float
+    same_tokens: bool = False
+
+
+class Case(NamedTuple):
+    """A prompt and what either side answers to it."""
+
+    prompt: list[int]
+    ours: list[int]
+    theirs: list[int]
+
+
+def decoding_findings(session: Session, console: Console, pairs: int = PAIRS) -> list[Finding]:
+    """Vanilla on both back ends against ``generate``, and prompt lookup against ``generate``'s own: tokens/s, ours over theirs.
+
+    Greedy, end-of-sequence ignored on both sides, so that every continuation has the session's ``max_new_tokens``. The
+    session has the arms of ``setup.ARMS``.
     """
-    asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
-    vanilla = loop(session, "vanilla")
-    references = [vanilla(prompt) for prompt in asked]
+    eager, static, plain = loop(session, EAGER), loop(session, STATIC), generate(session, lookup=None)
+    lookup = f"pld / generate's prompt lookup, {LOOKUP_TOKENS} drafts, {LOOKUP_NGRAM}-grams"
     compared = (
-        ("loop's vanilla / generate, tokens/s", vanilla, generate(session, lookup=None), VANILLA_WANTED),
-        (
-            f"pld / generate's prompt lookup, {LOOKUP_TOKENS} drafts, {LOOKUP_NGRAM}-grams, tokens/s",
-            loop(session, "pld"),
-            generate(session, lookup=LOOKUP_TOKENS),
-            LOOKUP_WANTED,
-        ),
+        Comparison("eager vanilla / generate", eager, plain, 0.97),
+        Comparison(lookup, loop(session, LOOKUP), generate(session, lookup=LOOKUP_TOKENS), 1.0, same_tokens=True),
+        Comparison("static vanilla / eager vanilla", static, eager, 1.3),
+        Comparison("static vanilla / generate", static, plain, 1.3),
     )
+    asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
+    console.print(f"measuring: what each loop answers to {len(asked)} prompts", markup=False)
+    # Every prompt has a shape of its own, for which kernels are prepared once: these answers are warm-up and comparison in one.
+    answers = {side: [side(prompt) for prompt in asked] for each in compared for side in (each.ours, each.theirs)}
     findings = []
-    for what, ours, theirs, wanted in compared:
-        console.print(f"measuring: {what}", markup=False)
-        # Every prompt has a shape of its own, for which kernels are prepared once: this pass warms up as it compares.
-        answers = zip(asked, references, strict=True)
-        alike = [(prompt, expected) for prompt, expected in answers if ours(prompt) == expected == theirs(prompt)]
-        ratios = speed_ratios(ours, theirs, alike, pairs)
-        remark = f"{len(alike)} of {len(asked)} prompts: on the others the tokens differ from vanilla's" if len(alike) < len(asked) else ""
-        findings.append(Finding(what, ratios, wanted, remark=remark))
+    for each in compared:
+        console.print(f"measuring: {each.what}, tokens/s", markup=False)
+        findings.append(_finding(each, list(map(Case, asked, answers[each.ours], answers[each.theirs])), answers[eager], pairs))
     return findings
 
 
-def loop(session: Session, method: str) -> Continuation:
-    """One of the session's methods in our decode loop."""
-    arm = next(arm for arm in session.arms if arm.name == method)
-    target, sampling = session.target, Sampling(session.manifest.settings.max_new_tokens)
-    return lambda prompt: decode(target, arm.drafter, arm.accept, prompt, sampling, clock_for(target.device)).tokens
+def _finding(compared: Comparison, cases: Sequence[Case], vanilla: Sequence[list[int]], pairs: int) -> Finding:
+    alike = [case for case, tokens in zip(cases, vanilla, strict=True) if case.ours == case.theirs == tokens]
+    remark = ""
+    if len(alike) < len(cases):
+        left_out = "; the others are left out" if compared.same_tokens else ""
+        remark = f"same tokens on {len(alike)} of {len(cases)} prompts{left_out}"
+    ratios = speed_ratios(compared, alike if compared.same_tokens else cases, pairs)
+    return Finding(f"{compared.what}, tokens/s", ratios, compared.wanted, remark=remark)
+
+
+def loop(session: Session, name: str) -> Continuation:
+    """One of the session's arms in our decode loop, its back end made ready."""
+    arm = next(arm for arm in session.arms if arm.name == name)
+    sampling = Sampling(session.manifest.settings.max_new_tokens)
+    arm.target.warm(arm.drafter.sizes)
+    return lambda prompt: decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock_for(arm.target.device)).tokens
 
 
 def generate(session: Session, lookup: int | None) -> Continuation:
     """The target's own ``generate``; ``lookup`` drafts by prompt lookup unless None."""
-    model: Any = session.target.model  # transformers types generate's self as a protocol that no model class satisfies
+    model: Any = session.model  # transformers types generate's self as a protocol that no model class satisfies
 
     def continuation(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt], device=model.device)
@@ -80,8 +103,8 @@ def generate(session: Session, lookup: int | None) -> Continuation:
     return continuation
 
 
-def speed_ratios(ours: Continuation, theirs: Continuation, cases: Sequence[tuple[list[int], list[int]]], pairs: int) -> list[float]:
-    """Seconds of theirs over seconds of ours, pair by pair; cases are prompts with the tokens both have to give.
+def speed_ratios(compared: Comparison, cases: Sequence[Case], pairs: int) -> list[float]:
+    """Seconds of theirs over seconds of ours, pair by pair.
 
     Two pairs in a row share a prompt and run in the orders A B and B A, so that drift of the machine cancels.
     """
@@ -90,10 +113,10 @@ def speed_ratios(ours: Continuation, theirs: Continuation, cases: Sequence[tuple
     ratios = []
     with unhindered():
         for pair in range(pairs):
-            prompt, expected = cases[pair // 2 % len(cases)]
-            arms = (ours, theirs) if pair % 2 == 0 else (theirs, ours)
-            seconds = {arm: _timed(arm, prompt, expected) for arm in arms}
-            ratios.append(seconds[theirs] / seconds[ours])
+            case = cases[pair // 2 % len(cases)]
+            sides = ((compared.ours, case.ours), (compared.theirs, case.theirs))
+            seconds = {arm: _timed(arm, case.prompt, tokens) for arm, tokens in (sides if pair % 2 == 0 else sides[::-1])}
+            ratios.append(seconds[compared.theirs] / seconds[compared.ours])
     return ratios
 
 

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
+
+from specbench.tables import NONE, TextTable
+
+MET, MISSED, UNMEASURED = "met", "missed", "not measured"
 
 
 class Quartiles(NamedTuple):
     low: float
     median: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Quartiles":
+        """NaN where nothing was measured."""
+        return cls(*np.quantile(values, (0.25, 0.5, 0.75))) if values else cls(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -29,27 +37,32 @@ class Finding:
 
     @property
     def quartiles(self) -> Quartiles:
-        """NaN where nothing was measured."""
-        return Quartiles(*np.quantile(self.ratios, (0.25, 0.5, 0.75))) if self.ratios else Quartiles(np.nan, np.nan, np.nan)
+        return Quartiles.of(self.ratios)
 
     @property
     def verdict(self) -> str:
-        """ "met", "missed" or "not measured"."""
         if not self.ratios:
-            return "not measured"
+            return UNMEASURED
         median = self.quartiles.median
-        return "met" if (median <= self.wanted if self.is_share else median >= self.wanted) else "missed"
+        return MET if (median <= self.wanted if self.is_share else median >= self.wanted) else MISSED
 
-    def shown(self, value: float) -> str:
+    def row(self) -> dict[str, Any]:
+        """For the CSV."""
+        low, median, high = self.quartiles
+        counts = {"count": len(self.ratios), "unit": "share" if self.is_share else "ratio"}
+        return {"what": self.what, "median": median, "low": low, "high": high, **counts, "wanted": self.wanted, "verdict": self.verdict}
+
+    def cells(self) -> list[str]:
+        low, median, high = map(self._shown, self.quartiles)
+        wanted = f"{'at most' if self.is_share else 'at least'} {self._shown(self.wanted)}"
+        return [self.what, median, f"{low} to {high}", str(len(self.ratios)), wanted, self.verdict, self.remark or NONE]
+
+    def _shown(self, value: float) -> str:
         if np.isnan(value):
-            return "-"
+            return NONE
         return f"{value:.2%}" if self.is_share else f"{value:.3f}x"
 
 
-def table(findings: Sequence[Finding]) -> Table:
-    rows = Table("what", "median", "quartiles", "pairs", "wanted", "verdict", "remark")
-    for each in findings:
-        low, median, high = map(each.shown, each.quartiles)
-        wanted = f"{'at most' if each.is_share else 'at least'} {each.shown(each.wanted)}"
-        rows.add_row(each.what, median, f"{low} to {high}", str(len(each.ratios)), wanted, each.verdict, each.remark)
-    return rows
+def table(findings: Sequence[Finding]) -> TextTable:
+    headers = ["What", "Median", "Quartiles", "Pairs", "Wanted", "Verdict", "Remark"]
+    return TextTable("Speed against other loops, and the harness' own share", headers, [each.cells() for each in findings])

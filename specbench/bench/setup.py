@@ -1,5 +1,6 @@
-"""What the benchmark runs on: a few questions of the mini suite, vanilla and prompt lookup, no trained drafter."""
+"""What the benchmark runs on: a few questions of the mini suite, vanilla on both back ends and prompt lookup, no trained drafter."""
 
+from specbench.records import BASELINE
 from specbench.runner import Session
 from specbench.session import Options, prepare
 
@@ -7,18 +8,21 @@ MAX_NEW_TOKENS = 64
 QUESTIONS = 2  # a category
 LOOKUP_TOKENS = 10  # generate's default of prompt lookup
 LOOKUP_NGRAM = 3
+EAGER, STATIC, LOOKUP = BASELINE, f"{BASELINE}:backend=static", "pld"
+ARMS = (EAGER, STATIC, LOOKUP)
 
 
 def prepared(target: str | None = None, *, dtype: str | None = None, device: str | None = None) -> Session:
-    """The benchmark's session; None stands for the defaults of ``specbench run``."""
+    """The benchmark's session, its arms ``ARMS``; None stands for the defaults of ``specbench run``."""
     return prepare(
         Options(
-            methods=["pld"],
+            methods=ARMS,
             target=target,
             limit=QUESTIONS,
             max_new_tokens=MAX_NEW_TOKENS,
             dtype=dtype,
             device=device,
+            backend="eager",
             overrides=[f"pld.nodes={LOOKUP_TOKENS}", f"pld.max_ngram={LOOKUP_NGRAM}"],
         )
     )

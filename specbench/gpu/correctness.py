@@ -1,0 +1,55 @@
+"""Is what this device computes right? Every method on both back ends, token for token against static vanilla."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from methods import registry
+from specbench import agree_cli, runner, targets
+from specbench.divergence import ArmAgreement, explain
+from specbench.gpu.work import Work
+from specbench.session import Options, prepare
+
+STRICT = "fp32"
+QUESTIONS = 1  # a category of the mini suite
+TOKENS = 48
+
+
+def correctness(work: Work, console: Console) -> dict[str, Any]:
+    """Runs the shipped target in fp32 and in the visit's dtype; ``wrong`` lists what must not be, empty where all is right.
+
+    Static equals eager where both equal static vanilla. A difference counts as wrong unless the target, asked in fp32, was
+    torn between the two tokens (``specbench.divergence``); an answer that failed counts as wrong too.
+    """
+    facts: dict[str, Any] = {"wrong": []}
+    for dtype in dict.fromkeys([STRICT, work.asked.dtype]):
+        run_dir = work.out / f"correctness-{dtype}"
+        _run(work.asked.device, dtype, run_dir, console)
+        explained = explain(run_dir)
+        console.print(agree_cli.table(explained).rich())
+        facts[dtype] = [_counts(arm) for arm in explained.arms]
+        facts["wrong"] += [f"{dtype}: {line}" for line in (*agree_cli.violations(explained), *_missing(explained.arms))]
+    return facts
+
+
+def _run(device: str, dtype: str, run_dir: Path, console: Console) -> None:
+    names = list(registry.METHODS)
+    options = Options(
+        methods=[*names, *(f"{name}:backend=eager" for name in names)],
+        target=targets.SHIPPED,
+        limit=QUESTIONS,
+        max_new_tokens=TOKENS,
+        dtype=dtype,
+        device=device,
+        backend="static",
+    )
+    runner.run(prepare(options), run_dir, console)
+
+
+def _counts(arm: ArmAgreement) -> dict[str, Any]:
+    return {"arm": arm.method, "compared": arm.compared, "same": arm.same, "ties": len(arm.ties), "violations": len(arm.violations)}
+
+
+def _missing(arms: tuple[ArmAgreement, ...]) -> list[str]:
+    return [f"{arm.method}: {arm.unanswered} turn(s) failed in it or in vanilla" for arm in arms if arm.unanswered]

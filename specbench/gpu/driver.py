@@ -1,0 +1,77 @@
+"""Does what is left to do, a process a piece: one that hangs, fails or breaks the device takes no other along."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from specbench.gpu.pieces import Piece
+from specbench.gpu.work import Work
+
+DONE, WRONG, LEFT = 0, 1, 3  # exit codes; 2 is misuse
+ORDERLY_S = 15.0  # for a piece that is told to stop to leave what it has
+
+
+def limit(piece: str, pieces: Mapping[str, Piece], work: Work, left: float) -> float:
+    """Seconds the piece may take: all that is left, less what the undone ones after it are meant to have."""
+    names = list(pieces)
+    after = sum(pieces[name].seconds for name in names[names.index(piece) + 1 :] if work.done(name) is None)
+    return min(left, max(left - after, pieces[piece].seconds))
+
+
+def drive(work: Work, pieces: Mapping[str, Piece], command: Sequence[str], console: Console) -> int:
+    """Run ``command --only PIECE --budget SECONDS`` for every piece that is not done; returns the exit code.
+
+    A wrong result stops everything, loudly. A piece out of time or failed is left for the next call.
+    """
+    began, left_over = time.monotonic(), []
+    for piece, (meant, _, needed) in pieces.items():
+        if work.done(piece) is not None:
+            console.print(f"{piece}: done before", markup=False)
+            continue
+        left = work.seconds - (time.monotonic() - began)
+        lacking = needed and work.done(needed) is None
+        if lacking or left < meant / 2:
+            left_over.append(piece)
+            console.print(f"{piece}: left, {f'it needs {needed}' if lacking else f'{left:.0f} s of the budget remain'}", markup=False)
+            continue
+        seconds, started = limit(piece, pieces, work, left), time.monotonic()
+        console.rule(f"{piece}, at most {seconds:.0f} s")
+        code = _child([*command, "--only", piece, "--budget", f"{seconds:.0f}"], seconds)
+        console.print(f"{piece}: {_said(code)} after {time.monotonic() - started:.0f} s", markup=False)
+        if code == WRONG:
+            console.print(f"WRONG RESULTS in {piece}: nothing else is measured until that is understood", style="bold red", markup=False)
+            return WRONG
+        if code != DONE:
+            left_over.append(piece)
+    if left_over:
+        console.print(f"left to do: {', '.join(left_over)}; the same command goes on from here", markup=False)
+    return LEFT if left_over else DONE
+
+
+def _child(command: Sequence[str], seconds: float) -> int | None:
+    """Its exit code, None for one that was stopped: asked to first, as by Ctrl-C, which leaves a run that resumes."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(ORDERLY_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return None
+
+
+def _said(code: int | None) -> str:
+    if code is None:
+        return "out of time"
+    return {DONE: "done", WRONG: "wrong"}.get(code, f"failed (exit code {code})")
+
+
+def self_command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "specbench.gpu", *arguments]

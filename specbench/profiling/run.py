@@ -1,0 +1,62 @@
+"""Profiles arms: each answers one question of every category, first as it is, then under the torch profiler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from methods.core.acceptance import Sampling
+from methods.core.clock import clock_for
+from methods.core.decode import StepTrace, decode
+from specbench import prompts, runner
+from specbench.profiling import trace
+from specbench.profiling.labels import ANSWER, LabelledDrafter, labelled
+from specbench.profiling.split import Split, split
+from specbench.runner import Arm, Session
+from specbench.train.files import folder, whole
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One arm's rounds; ``plain_s`` is a round without the profiler, which slows what it watches."""
+
+    arm: str
+    title: str
+    split: Split
+    plain_s: float
+    trace: Path
+
+
+def run(session: Session, out: Path, console: Console) -> list[Profile]:
+    """Each arm's profile; traces go to ``out``. Raises UserError where they cannot be written."""
+    folder(out)
+    console.print(f"making {len(session.arms)} arms ready", markup=False)
+    runner.warm_up(session)
+    asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
+    return [_profile(session, arm, asked, out, console) for arm in session.arms]
+
+
+def _profile(session: Session, arm: Arm, asked: Sequence[list[int]], out: Path, console: Console) -> Profile:
+    console.print(f"profiling {arm.name}", markup=False)
+    sampling = Sampling(session.manifest.settings.max_new_tokens, stop_ids=session.stop_ids)
+    plain = [step for prompt in asked for step in _answer(arm, prompt, sampling)]
+    watched = arm._replace(target=labelled(arm.target), drafter=LabelledDrafter(arm.drafter))
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if arm.target.device.type == "cuda" else [])]
+    with profile(activities=kinds) as profiler:
+        for prompt in asked:
+            with record_function(ANSWER):
+                _answer(watched, prompt, sampling)
+    path = out / f"trace-{arm.name.replace(':', '-').replace('=', '-').replace(',', '-')}.json.gz"
+    with whole(path) as partial:
+        packed = partial.with_name(f"{path.name}.partial.gz")  # the profiler packs what is named so
+        profiler.export_chrome_trace(str(packed))
+        packed.replace(partial)
+    seconds = sum(step.draft_s + step.verify_s + step.commit_s for step in plain)
+    facts = session.manifest.methods[arm.name]
+    return Profile(arm.name, facts.title, split(trace.read(path)), seconds / len(plain), path)
+
+
+def _answer(arm: Arm, prompt: list[int], sampling: Sampling) -> list[StepTrace]:
+    return decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock_for(arm.target.device)).steps

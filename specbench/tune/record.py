@@ -1,0 +1,135 @@
+"""Records what every method would have drafted at every token of the target's own greedy answers: one pass for all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.core.acceptance import Accepted, Sampling, match
+from methods.core.clock import HostClock
+from methods.core.decode import Drafter, decode
+from methods.core.policies import StaticTree, Step, TreePolicy, best_static_tree, likeliest
+from methods.core.target import Scores, Target
+from methods.core.tree import PADDING, DraftTree
+from methods.core.weights import RankAccuracy
+from methods.vanilla import Vanilla
+from specbench.tune.guess import FixedGuess, GrownGuess, Guess, Level
+from specbench.tune.replay import Answer
+
+
+class Watch(Protocol):
+    """A drafter whose guesses are noted."""
+
+    drafter: Drafter
+
+    def guess(self, tokens: list[int]) -> Guess: ...
+
+
+class WatchedFixed:
+    """A drafter whose smaller trees are parts of its largest: ``order`` says from how many nodes on each node is drafted."""
+
+    def __init__(self, drafter: Drafter, order: Sequence[int]):
+        self.drafter, self._order = drafter, order
+
+    def guess(self, tokens: list[int]) -> Guess:
+        tree = self.drafter.draft(tokens)
+        drafted = [token for token in tree.tokens_N.tolist() if token != PADDING]
+        return FixedGuess(drafted, tree.shape.parents_N.tolist(), self._order)
+
+
+class WatchedGrown:
+    """A drafter that grows its trees, on the eager back end, where its policy can be looked over the shoulder."""
+
+    def __init__(self, drafter: Drafter, width: int):
+        self.drafter = drafter
+        policy_owner = cast(Any, drafter)
+        self._noted = policy_owner.policy = _Noted(policy_owner.policy, width)
+
+    def guess(self, tokens: list[int]) -> Guess:
+        self.drafter.draft(tokens)
+        return GrownGuess(self._noted.levels())
+
+
+class _Noted:
+    """A tree policy that notes what it was told."""
+
+    def __init__(self, policy: TreePolicy, width: int):
+        self._policy, self._width = policy, width
+
+    @property
+    def size(self) -> int:
+        return self._policy.size
+
+    def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
+        start = root[None].new_zeros(1)
+        self._told: list[tuple[Tensor, Tensor, Tensor]] = [(start, root[None], logits_WV)]
+
+        def noted(tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+            logits_WV = step(tokens_W, rows_W, level)
+            self._told.append((rows_W, tokens_W, logits_WV))
+            return logits_WV
+
+        return self._policy.grow(root, logits_WV, noted)
+
+    def levels(self) -> list[Level]:
+        found = []
+        for rows_R, tokens_R, logits_RV in self._told:
+            guess_RK, logq_RK = likeliest(logits_RV, self._width, len(rows_R))
+            rows, tokens, guess = (np.array(each.tolist()) for each in (rows_R, tokens_R, guess_RK))
+            found.append(Level(rows, tokens, guess, np.array(logq_RK.tolist(), dtype=np.float32)))
+        return found
+
+
+class Recorder:
+    """A drafter that drafts nothing, so that every token of the answer begins a round, and notes each watched drafter's guess there."""
+
+    sizes = (1,)
+
+    def __init__(self, watched: Mapping[str, Watch], target: Target):
+        self._watched, self._plain = watched, Vanilla(target.device)
+        self.guesses: dict[str, list[Guess]] = {}
+
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+        self.guesses = {name: [] for name in self._watched}
+        for drafter in self._drafters():
+            drafter.begin(prompt, first, scores)
+
+    def draft(self, tokens: list[int]) -> DraftTree:
+        for name, watch in self._watched.items():
+            self.guesses[name].append(watch.guess(tokens))
+        return self._plain.draft(tokens)
+
+    def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        for drafter in self._drafters():
+            drafter.observe(tree, accepted, scores)
+
+    def _drafters(self) -> list[Drafter]:
+        return [self._plain, *(watch.drafter for watch in self._watched.values())]
+
+
+def record(target: Target, watched: Mapping[str, Watch], prompt: list[int], sampling: Sampling) -> Answer:
+    """One greedy answer with every watched drafter's guess at each of its tokens."""
+    recorder = Recorder(watched, target)
+    result = decode(target, recorder, match, prompt, sampling, HostClock())
+    return Answer(result.tokens, recorder.guesses)
+
+
+def static_order(rank_accuracy: RankAccuracy, nodes: int) -> list[int]:
+    """For each node of the best static tree of ``nodes`` drafts: the least number of drafts whose best tree has it; 0 for the root."""
+    first: dict[tuple[int, ...], int] = {}
+    for fewer in range(1, nodes + 1):
+        for choice in _choices(best_static_tree(rank_accuracy, fewer)):
+            first.setdefault(choice, fewer)
+    return [0, *(first[choice] for choice in _choices(best_static_tree(rank_accuracy, nodes)))]
+
+
+def _choices(tree: StaticTree) -> list[tuple[int, ...]]:
+    """Each draft as the ranks on its way, in the tree's order: what it makes of a drafter whose guess of rank k is token k."""
+    logits_1V = -torch.arange(tree.width, dtype=torch.float32)[None]
+    grown = tree.grow(torch.zeros((), dtype=torch.long), logits_1V, lambda tokens_W, rows_W, level: logits_1V)
+    paths: list[tuple[int, ...]] = [()]
+    for rank, parent in zip(grown.tokens_N.tolist()[1:], tree.parents[1:], strict=True):
+        paths.append((*paths[parent], rank))
+    return paths[1:]
