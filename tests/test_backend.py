@@ -63,6 +63,18 @@ def test_layers_share_what_is_compiled_and_prompts_are_not():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
+    """A GPU's spans grow with the text; each new graph of the layers would cost seconds."""
+    for module in (attention, kv_cache, target_module):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 16)
+    torch._dynamo.reset()
+    counters.clear()
+    target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
+    assert texts(target, "medusa", {"nodes": 5})[0] == greedy_text()[len(PROMPT) :][:40]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", METHODS)

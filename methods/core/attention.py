@@ -26,7 +26,7 @@ def attend(
 ) -> Tensor:
     """1 x N x H x D from queries 1 x H x N x D and N new keys and values, which are written to rows ``start`` on.
 
-    ``mask`` is bool, 1 x 1 x N x S over all rows of ``keys`` (1 x G x S x D), the new ones included. Without one every row
+    ``mask`` is bool, 1 x 1 x N x S over the first S rows of ``keys`` (1 x G x rows x D), the new ones included. Without one every row
     sees all rows before it: a prompt, with ``start`` 0, or, where the length is at hand, a single row.
     """
     rows, groups = query.shape[2], key.shape[1]
@@ -39,6 +39,8 @@ def attend(
         places = start + torch.arange(rows, device=query.device)
         keys.index_copy_(2, places, key)
         values.index_copy_(2, places, value)
+        if mask is not None:
+            keys, values = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
     if mask is None and rows > 1:
         keys, values = key, value
         if plain or groups < query.shape[1]:  # folded rows are in no causal order

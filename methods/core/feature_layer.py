@@ -102,6 +102,5 @@ class FeatureStream:
 
         They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
         """
-        span = self.cache.capacity
-        mask = self.cache.mask(committed, sees_NM, span)
-        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask, span)
+        mask = self.cache.mask(committed, sees_NM, self.cache.capacity)
+        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask)

@@ -26,15 +26,12 @@ class KVCache:
         rows = -(-capacity // ALIGNMENT) * ALIGNMENT
         # Zeros, since what a mask hides is still multiplied, by 0: an uninitialised NaN would survive that.
         self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, rows, width, dtype=dtype, device=device)
+        self.layers = [(keys, values) for keys, values in self.buffer]  # views, 1 x H x S x D each
         self.length = torch.zeros((), dtype=torch.long, device=device)
 
     @property
     def capacity(self) -> int:
         return self.buffer.shape[-2]
-
-    def layers(self, span: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, 1 x H x span x D: views of the first ``span`` rows."""
-        return [(keys, values) for keys, values in self.buffer[..., :span, :]]
 
     def mask(self, start: Tensor, sees_NM: Tensor, span: int) -> Tensor | None:
         """Bool, 1 x 1 x N x span: all rows before ``start``, then the M rows from there as ``sees_NM`` says.

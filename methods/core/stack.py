@@ -22,17 +22,19 @@ class Stack:
         self.cache.truncate(0)
         positions_T = torch.arange(tokens, device=vectors_TD.device)
         # Every text has a length of its own, so this runs as it is, whatever the back end made of calling a layer.
-        out_TD = self._run(vectors_TD, positions_T, self.cache.length, None, tokens, [layer.forward for layer in self._body.layers])
+        out_TD = self._run(vectors_TD, positions_T, self.cache.length, None, [layer.forward for layer in self._body.layers])
         self.cache.truncate(tokens)
         return out_TD
 
-    def extend(self, vectors_ND: Tensor, positions_N: Tensor, start: Tensor, mask: Tensor | None, span: int) -> Tensor:
-        """N more rows, written from row ``start`` on and left out of the cache's length; ``span`` rows are looked at."""
-        return self._run(vectors_ND, positions_N, start, mask, span, self._body.layers)
+    def extend(self, vectors_ND: Tensor, positions_N: Tensor, start: Tensor, mask: Tensor | None) -> Tensor:
+        """N more rows, written from row ``start`` on and left out of the cache's length."""
+        if mask is not None:
+            torch._dynamo.maybe_mark_dynamic(mask, 3)  # how far back a mask reaches changes no kernel of the layers
+        return self._run(vectors_ND, positions_N, start, mask, self._body.layers)
 
-    def _run(self, vectors_ND: Tensor, positions_N: Tensor, start: Tensor, mask: Tensor | None, span: int, layers: Any) -> Tensor:
+    def _run(self, vectors_ND: Tensor, positions_N: Tensor, start: Tensor, mask: Tensor | None, layers: Any) -> Tensor:
         hidden = vectors_ND[None]
         turned = self._body.rotary_emb(hidden, position_ids=positions_N[None])
-        for layer, (keys, values) in zip(layers, self.cache.layers(span), strict=True):
+        for layer, (keys, values) in zip(layers, self.cache.layers, strict=True):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=turned, keys=keys, values=values, start=start)
         return self._body.norm(hidden)[0]

@@ -83,7 +83,7 @@ class Target:
     def _score(self, tokens_N: Tensor, shape: Shape, span: int) -> Scores:
         start = self.cache.length
         mask = self.cache.mask(start, shape.sees_NN, span)
-        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + shape.depths_N, start, mask, span)
+        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + shape.depths_N, start, mask)
         return Scores(self.lm_head(features_ND), features_ND)
 
     def _span(self, rows: int) -> int:
