@@ -6,7 +6,6 @@ from transformers import PreTrainedConfig
 
 from methods.core.attention import length_is_at_hand
 
-
 ALIGNMENT = 64  # rows; kernels read masks of such a length without padding them first
 
 
