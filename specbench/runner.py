@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.core.acceptance import AcceptanceRule, Sampling
 from methods.core.clock import clock_for
-from methods.core.decode import DecodeResult, Drafter, decode
+from methods.core.decode import DecodeResult, Drafter, decode, warm
 from methods.core.errors import UserError
 from methods.core.target import ContextOverflow, Target
 from specbench import prompts, records, rundir
@@ -126,7 +126,7 @@ def warm_up(session: Session) -> dict[str, float]:
     memory.reset()
     measurer = _Measurer(session, [])
     for arm in session.arms:
-        arm.target.warm(arm.drafter.sizes)
+        warm(arm.target, arm.drafter, arm.accept, Sampling(WARMUP_TOKENS, session.manifest.settings.temperature))
         for question in session.warmup:
             measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
     return {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.peak()}

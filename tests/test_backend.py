@@ -14,6 +14,7 @@ from methods.core import backend as backends
 from methods.core import target as target_module
 from methods.core.acceptance import Sampling, noise_for, speculative_sampling
 from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend
+from methods.core.decode import warm
 from methods.core.errors import UserError
 from methods.core.target import MAX_NODES, Target
 from methods.core.tree import DraftTree
@@ -33,7 +34,7 @@ def fp32():
 
 def texts(target, name, options, **sampling):
     drafter, accept = build(name, target, **options)
-    target.warm(drafter.sizes)
+    warm(target, drafter, accept, Sampling(1, sampling.get("temperature", 0.0)))
     return [run(target, drafter, prompt, 40, accept, **sampling).tokens for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
 
 
@@ -86,6 +87,24 @@ def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kerne
     written = texts(Target(small_model(family, kernel), capacity=200, backend=Replaying()), name, {})
     expected = [greedy_text(family, kernel, tuple(prompt))[len(prompt) :][:40] for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
     assert written == expected
+
+
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
+    """One round of drafts after ``warm``, then texts long enough for every span: with nothing found to look up until late."""
+    for module in (attention, kv_cache, target_module):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 16)
+    captures, record = [], Replayed._record
+    monkeypatch.setattr(Replayed, "_record", lambda captured, args: captures.append(args) or record(captured, args))
+    target = Target(small_model(), capacity=200, backend=Replaying())
+    drafter, accept = build(name, target, **options)
+    warm(target, drafter, accept, Sampling(1))
+    run(target, drafter, [9, 8], 4, accept)
+    assert captures
+    captures.clear()
+    run(target, drafter, PROMPT * 3, 60, accept)
+    assert captures == []
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])

@@ -69,12 +69,9 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
         raise ContextOverflow(f"prompt of {len(prompt)} tokens does not fit the target's context of {target.context}; shorten it")
     rng = torch.Generator(target.device).manual_seed(sampling.seed)
 
-    def judged(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor) -> Accepted:
-        return rule(tree, logits_NV, sampling.temperature, noise_for(tree, logits_NV.shape[1], sampling, rng))
-
     clock.mark()
     scores = target.prefill(prompt)
-    first = judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV)
+    first = _judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV, sampling, rng)
     drafter.begin(prompt, first, scores)
     new = first.read().tokens
     tokens, counts = [*prompt, *new], []
@@ -83,7 +80,7 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
         tree = drafter.draft(tokens)
         clock.mark()
         scores = target.score(tree, len(tokens) - 1)
-        accepted = judged(accept, tree, scores.logits_NV)
+        accepted = _judged(accept, tree, scores.logits_NV, sampling, rng)
         clock.mark()
         target.commit(accepted)
         drafter.observe(tree, accepted, scores)
@@ -96,6 +93,20 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
     prefill_s, *laps = clock.laps()
     rounds = zip(counts, laps[0::3], laps[1::3], laps[2::3], strict=True)
     return DecodeResult(new, stop, prefill_s, [StepTrace(*count, *times) for count, *times in rounds])
+
+
+@torch.inference_mode()
+def warm(target: Target, drafter: Drafter, accept: AcceptanceRule, sampling: Sampling) -> None:
+    """Compile or capture what does not come up in every round: each size of tree, at every length of text."""
+    rng = torch.Generator(target.device).manual_seed(0)
+    target.warm(drafter.sizes)
+    for size in drafter.sizes:
+        tree = DraftTree.chain([0] * size, target.device)  # of several sizes, trees are chains
+        _judged(accept, tree, target.score(tree, 0).logits_NV, sampling, rng)
+
+
+def _judged(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor, sampling: Sampling, rng: torch.Generator) -> Accepted:
+    return rule(tree, logits_NV, sampling.temperature, noise_for(tree, logits_NV.shape[1], sampling, rng))
 
 
 def stop_reason(new: list[int], limit: int, stop_ids: frozenset[int]) -> str:

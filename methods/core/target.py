@@ -12,7 +12,7 @@ from methods.core.attention import KERNELS, length_is_at_hand
 from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
 from methods.core.stack import Stack
-from methods.core.tree import DraftTree, Shape, padded
+from methods.core.tree import DraftTree, padded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
@@ -64,7 +64,7 @@ class Target:
         ``past`` is how many tokens are committed, as far as the host knows: it says how much of the cache to look at.
         """
         wide = padded(tree, self.backend.tree_size(tree.size))
-        scores = self._forward(wide.tokens_N, wide.shape, self._span(past + wide.size))
+        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self._span(past + wide.size))
         return Scores(scores.logits_NV[: tree.size], scores.features_ND[: tree.size])
 
     def commit(self, accepted: Accepted) -> None:
@@ -78,12 +78,12 @@ class Target:
         for size in sorted(set(sizes)):
             spans = {self._span(past + size): past for past in range(self.context)}
             for past in spans.values():
-                self.score(DraftTree.of([0] * size, [-1, *[0] * (size - 1)], self.device), past)
+                self.score(DraftTree.chain([0] * size, self.device), past)
 
-    def _score(self, tokens_N: Tensor, shape: Shape, span: int) -> Scores:
+    def _score(self, tokens_N: Tensor, depths_N: Tensor, sees_NN: Tensor, span: int) -> Scores:
         start = self.cache.length
-        mask = self.cache.mask(start, shape.sees_NN, span)
-        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + shape.depths_N, start, mask)
+        mask = self.cache.mask(start, sees_NN, span)
+        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + depths_N, start, mask)
         return Scores(self.lm_head(features_ND), features_ND)
 
     def _span(self, rows: int) -> int:

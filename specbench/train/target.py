@@ -42,7 +42,7 @@ class Preset:
 
 PRESETS = {
     "micro": Preset(hidden=128, layers=12, heads=2, head_dim=64, intermediate=384, tokens=16_000_000),
-    "tiny": Preset(hidden=256, layers=16, heads=2, head_dim=128, intermediate=768, tokens=400_000_000, batch_tokens=65536),
+    "tiny": Preset(hidden=256, layers=12, heads=2, head_dim=128, intermediate=768, tokens=400_000_000, batch_tokens=65536),
 }
 
 
