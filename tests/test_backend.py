@@ -131,7 +131,7 @@ class Replayed(Captured):
 
 class Replaying(Eager):
     def piece(self, function):
-        return Replayed(function, None)
+        return Replayed(function)
 
     def tree_size(self, nodes):
         return Static(CPU).tree_size(nodes)
@@ -185,7 +185,7 @@ def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
 
 def test_trying_siblings_in_turn_can_be_captured():
     tree = DraftTree.of([0, 1, 2, 3], (-1, 0, 0, 1), CPU, torch.full((4, 5), 0.2))
-    rule, rng = Replayed(speculative_sampling, None), torch.Generator().manual_seed(1)
+    rule, rng = Replayed(speculative_sampling), torch.Generator().manual_seed(1)
     for _ in range(20):
         logits_NV, noise = torch.randn(4, 5, generator=rng), noise_for(tree, 5, Sampling(1, 1.0), rng)
         assert rule(tree, logits_NV, 1.0, noise).read() == speculative_sampling(tree, logits_NV, 1.0, noise).read()

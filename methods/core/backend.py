@@ -43,7 +43,7 @@ class Backend(Protocol):
         ...
 
     def piece(self, function: Callable[P, R]) -> Callable[P, R]:
-        """A piece of a round made ready; on CUDA what it returns is overwritten by the next call with the same shapes."""
+        """A piece of a round made ready; on CUDA what it returns is overwritten when it is called again."""
         ...
 
     def tree_size(self, nodes: int) -> int:
@@ -73,7 +73,6 @@ class Static:
     def __init__(self, device: torch.device):
         self._device = device
         self._compiles = _compiler_present(device)
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES_A_LAYER
 
     def module(self, module: M) -> M:
@@ -91,7 +90,7 @@ class Static:
         return ready
 
     def piece(self, function: Callable[P, R]) -> Callable[P, R]:
-        return cast(Callable[P, R], Captured(function, self._pool)) if self._device.type == "cuda" else function
+        return cast(Callable[P, R], Captured(function)) if self._device.type == "cuda" else function
 
     def tree_size(self, nodes: int) -> int:
         return next(size for size in TREE_SIZES if size >= nodes)
@@ -116,9 +115,12 @@ def _shared(module: M) -> M:
 
 
 def _compiler_present(device: torch.device) -> bool:
+    """What inductor needs: a C++ compiler on a CPU, Triton and the C compiler it builds its launcher with on CUDA, Python's headers."""
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+        found = any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
+        return headers and found and importlib.util.find_spec("triton") is not None
+    return headers and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class PackedLinear(nn.Module):
@@ -149,10 +151,15 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tens
 
 
 class Captured:
-    """A function on tensors as CUDA graphs, one for each combination of shapes and other arguments it is called with."""
+    """A function on tensors as CUDA graphs, one for each combination of shapes and other arguments it is called with.
 
-    def __init__(self, function: Callable[..., Any], pool: Any):
-        self._function, self._pool = function, pool
+    Its graphs share memory with each other and with no other piece's: what a piece returns is read while others run, and
+    graphs that share memory write over what they once freed. It is read no more when the piece itself runs again.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._pool: Any = None
         self._recorded: dict[Any, tuple[Callable[[], None], list[Tensor], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -180,4 +187,5 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             outputs = self._function(*args)
+        self._pool = graph.pool()
         return graph.replay, outputs

@@ -75,7 +75,7 @@ class Target:
     def warm(self, sizes: Iterable[int]) -> None:
         """Compile or capture what scoring trees of these sizes takes, wherever the text may have got to."""
         self.cache.truncate(0)
-        for size in sorted(set(sizes)):
+        for size in sorted({self.backend.tree_size(size) for size in sizes}):
             spans = {self._span(past + size): past for past in range(self.context)}
             for past in spans.values():
                 self.score(DraftTree.chain([0] * size, self.device), past)

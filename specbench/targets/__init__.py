@@ -204,6 +204,10 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device} was asked for, but torch sees no CUDA device; install a CUDA build of torch or use --device cpu")
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
         raise UserError(f"device {device} does not exist; torch sees {torch.cuda.device_count()}: cuda:0 and up")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # streams, events and graphs are of the current device
+        # cuDNN's attention prepares a plan for every new shape, tens of milliseconds each: every prompt is one, and is timed.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def shipped_folder() -> Path:
