@@ -103,12 +103,13 @@ class Eagle:
         self.unread = accepted, scores.features_ND
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        tree = self._draft(*self.unread)
+        tree = self._draft(*self.unread, self.stream.span(tokens))
         self.stream.settle(self.unread[0])
         return tree
 
-    def _grow(self, accepted: Accepted, features_ND: Tensor) -> DraftTree:
-        self.state_WD = self.stream.read(accepted, features_ND)
+    def _grow(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
+        self.span = span
+        self.state_WD = self.stream.read(accepted, features_ND, span)
         self.committed = self.stream.cache.length + accepted.length
         self.sees_WM = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
         return self.policy.grow(accepted.emitted_P[-1], self.lm_head(self.state_WD), self._step)
@@ -119,7 +120,8 @@ class Eagle:
         own_WW = torch.eye(len(tokens_W), dtype=torch.bool, device=tokens_W.device)
         self.sees_WM = torch.cat([self.sees_WM[rows_W], own_WW], dim=1)
         positions_W = (self.committed + level - 1).expand(len(tokens_W))
-        self.state_WD = self.stream.extend(tokens_W, self.state_WD[rows_W], positions_W, start, self.committed, self.sees_WM)
+        features_WD = self.state_WD[rows_W]
+        self.state_WD = self.stream.extend(tokens_W, features_WD, positions_W, start, self.committed, self.sees_WM, self.span)
         return self.lm_head(self.state_WD)
 
 

@@ -175,7 +175,7 @@ class S4C:
 
     def draft(self, tokens: list[int]) -> DraftTree:
         if not (self.stream and self.rereads):
-            tree = self._draft(*self.unread)
+            tree = self._draft(*self.unread, self.stream.span(tokens) if self.stream else 0)
             if self.stream:
                 self.stream.settle(self.unread[0])
             return tree
@@ -184,10 +184,10 @@ class S4C:
         self.seen = [features_TD]
         return self._grow_on(self.unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD))
 
-    def _continue(self, accepted: Accepted, features_ND: Tensor) -> DraftTree:
+    def _continue(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
         root = accepted.emitted_P[-1]
         if self.stream:
-            return self._grow(root, self.stream.read(accepted, features_ND))
+            return self._grow(root, self.stream.read(accepted, features_ND, span))
         feature_1D = accepted.last(features_ND)
         return self._grow(root, self.module.first(feature_1D, [feature_1D, self.embed(root[None])]))
 

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.core import attention, kv_cache
 from methods.core import backend as backends
-from methods.core import target as target_module
 from methods.core.acceptance import Sampling, noise_for, speculative_sampling
-from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend
+from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend, copy_leaves
 from methods.core.decode import warm
 from methods.core.errors import UserError
 from methods.core.target import MAX_NODES, Target
@@ -66,9 +65,9 @@ def test_layers_share_what_is_compiled_and_prompts_are_not():
 
 def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
     """A GPU's spans grow with the text; each new graph of the layers would cost seconds."""
-    for module in (attention, kv_cache, target_module):
+    for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
-    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 16)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
     torch._dynamo.reset()
     counters.clear()
     target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
@@ -81,9 +80,9 @@ def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
 @pytest.mark.parametrize("name", METHODS)
 def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kernel, monkeypatch):
     """What runs on a GPU: whole spans of the cache under a mask. The span grows on the way."""
-    for module in (attention, kv_cache, target_module):
+    for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
-    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 8)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 8)
     written = texts(Target(small_model(family, kernel), capacity=200, backend=Replaying()), name, {})
     expected = [greedy_text(family, kernel, tuple(prompt))[len(prompt) :][:40] for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
     assert written == expected
@@ -92,9 +91,9 @@ def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kerne
 @pytest.mark.parametrize(("name", "options"), SWITCHES)
 def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
     """One round of drafts after ``warm``, then texts long enough for every span: with nothing found to look up until late."""
-    for module in (attention, kv_cache, target_module):
+    for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
-    monkeypatch.setattr(target_module, "SHORTEST_SPAN", 16)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
     captures, record = [], Replayed._record
     monkeypatch.setattr(Replayed, "_record", lambda captured, args: captures.append(args) or record(captured, args))
     target = Target(small_model(), capacity=200, backend=Replaying())
@@ -118,20 +117,18 @@ class Replayed(Captured):
     """What a captured graph does, on a CPU: runs on its own inputs, twice, and returns into the same tensors every time."""
 
     def _record(self, args):
-        outputs = self._function(*args)
+        outputs = pytree.tree_map_only(torch.Tensor, torch.clone, self._function(*args))
 
         def replay():
             for _ in range(2):
-                for own, new in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(self._function(*args)), strict=True):
-                    if isinstance(own, torch.Tensor):
-                        own.copy_(new)
+                copy_leaves(self._function(*args), outputs)
 
         return replay, outputs
 
 
 class Replaying(Eager):
     def piece(self, function):
-        return Replayed(function)
+        return Replayed(function, None, None)
 
     def tree_size(self, nodes):
         return Static(CPU).tree_size(nodes)
@@ -185,7 +182,7 @@ def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
 
 def test_trying_siblings_in_turn_can_be_captured():
     tree = DraftTree.of([0, 1, 2, 3], (-1, 0, 0, 1), CPU, torch.full((4, 5), 0.2))
-    rule, rng = Replayed(speculative_sampling), torch.Generator().manual_seed(1)
+    rule, rng = Replayed(speculative_sampling, None, None), torch.Generator().manual_seed(1)
     for _ in range(20):
         logits_NV, noise = torch.randn(4, 5, generator=rng), noise_for(tree, 5, Sampling(1, 1.0), rng)
         assert rule(tree, logits_NV, 1.0, noise).read() == speculative_sampling(tree, logits_NV, 1.0, noise).read()

@@ -79,9 +79,9 @@ def watch(stream, read):
     """Note how many true features each reading takes in."""
     real_read, real_reread = stream.read, stream.reread
 
-    def reading(accepted, features_ND):
+    def reading(accepted, features_ND, span):
         read.append(int(accepted.length))
-        return real_read(accepted, features_ND)
+        return real_read(accepted, features_ND, span)
 
     def rereading(tokens, features_TD):
         read.append(len(features_TD))

@@ -48,12 +48,12 @@ def remember(stack):
     """Let decoder layers answer from memory what they were asked before: the same inputs on the same cache rows."""
     compute, known = stack._run, {}
 
-    def answered(vectors_ND, positions_N, start, mask, layers):
-        rows = slice(int(start), int(start) + len(vectors_ND))
+    def answered(vectors_ND, positions_N, places_N, mask, layers):
+        rows = slice(int(places_N[0]), int(places_N[0]) + len(vectors_ND))
         asked = (stack.cache.buffer[..., : rows.start, :], vectors_ND, positions_N, mask)
         key = tuple(each.numpy().tobytes() if isinstance(each, torch.Tensor) else each for each in asked)
         if key not in known:
-            out_ND = compute(vectors_ND, positions_N, start, mask, layers)
+            out_ND = compute(vectors_ND, positions_N, places_N, mask, layers)
             known[key] = out_ND, stack.cache.buffer[..., rows, :].clone()
         out_ND, stack.cache.buffer[..., rows, :] = known[key]
         return out_ND

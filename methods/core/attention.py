@@ -22,36 +22,35 @@ def length_is_at_hand(device: torch.device) -> bool:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: Tensor, mask: Tensor | None, plain: bool
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, places: Tensor, mask: Tensor | None, plain: bool
 ) -> Tensor:
-    """1 x N x H x D from queries 1 x H x N x D and N new keys and values, which are written to rows ``start`` on.
+    """1 x N x H x D from queries 1 x H x N x D and N new keys and values, which are written to the rows ``places`` (N, in a row).
 
-    ``mask`` is bool, 1 x 1 x N x S over the first S rows of ``keys`` (1 x G x rows x D), the new ones included. Without one every row
-    sees all rows before it: a prompt, with ``start`` 0, or, where the length is at hand, a single row.
+    ``mask`` is added, 1 x 1 x (H / G) N x S over the first S rows of ``keys`` (1 x G x rows x D), the new ones included: see
+    ``KVCache.mask``. Without one it is a prompt, written from row 0 on, or, where the length is at hand, a single row that
+    sees all before it.
     """
-    rows, groups = query.shape[2], key.shape[1]
-    if length_is_at_hand(query.device):
-        end = int(start) + rows
-        keys, values = keys[:, :, :end], values[:, :, :end]
-        mask = None if mask is None else mask[..., :end]
-        keys[:, :, end - rows :], values[:, :, end - rows :] = key, value
+    rows, groups, at_hand = query.shape[2], key.shape[1], length_is_at_hand(query.device)
+    if at_hand:
+        start = int(places[0])
+        keys[:, :, start : start + rows], values[:, :, start : start + rows] = key, value
+        span = start + rows
     else:
-        places = start + torch.arange(rows, device=query.device)
         keys.index_copy_(2, places, key)
         values.index_copy_(2, places, value)
-        if mask is not None:
-            keys, values = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
-    if mask is None and rows > 1:
-        keys, values = key, value
-        if plain or groups < query.shape[1]:  # folded rows are in no causal order
-            mask = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril()[None, None]
+        span = rows if mask is None else mask.shape[-1]
+    keys, values = keys[:, :, :span], values[:, :, :span]
     folded = query.reshape(1, groups, -1, query.shape[-1])
-    if mask is not None and groups < query.shape[1]:
-        mask = mask.expand(1, query.shape[1] // groups, -1, -1).reshape(1, 1, folded.shape[2], -1)
-    if mask is None and folded.shape[2] == 1:
+    prompt = mask is None and rows > 1
+    if mask is not None:
+        mask = mask[..., :span]
+    elif prompt and (plain or groups < query.shape[1]):  # folded rows are in no causal order
+        causal = torch.full((rows, rows), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device).triu(1)
+        mask = causal.repeat(query.shape[1] // groups, 1)[None, None]
+    elif at_hand and folded.shape[2] == 1:
         folded = folded.expand(-1, -1, 2, -1)  # torch's CPU kernel takes two to three times as long for one row as for two
     kernel = _plain if plain else F.scaled_dot_product_attention
-    out = kernel(folded, keys, values, attn_mask=mask, is_causal=mask is None and rows > 1)
+    out = kernel(folded, keys, values, attn_mask=mask, is_causal=prompt and mask is None)
     return out[:, :, : query.shape[1] // groups * rows].reshape(query.shape).transpose(1, 2).contiguous()
 
 
@@ -59,7 +58,7 @@ def _plain(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None
     assert not is_causal, "a plain softmax is given its mask"
     scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+        scores = scores + attn_mask
     return torch.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1).to(query.dtype) @ values
 
 
@@ -67,13 +66,13 @@ def _plain(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None
 # buffers, every layer, every round. Nothing else in a compiled piece touches them, so nothing can be put in the wrong order.
 _library = torch.library.Library("specbench", "DEF")
 _library.define(
-    "attend(Tensor query, Tensor key, Tensor value, Tensor keys, Tensor values, Tensor start, Tensor? mask, bool plain) -> Tensor"
+    "attend(Tensor query, Tensor key, Tensor value, Tensor keys, Tensor values, Tensor places, Tensor? mask, bool plain) -> Tensor"
 )
 _library.impl("attend", attend, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("specbench::attend", lib=_library)
-def _(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: Tensor, mask: Tensor | None, plain: bool) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, places: Tensor, mask: Tensor | None, plain: bool) -> Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
 
 
@@ -87,11 +86,11 @@ def _interface(plain: bool) -> Any:
         *,
         keys: Tensor,
         values: Tensor,
-        start: Tensor,
+        places: Tensor,
         **others: Any,  # of transformers, for other kernels: scaling is always 1 / sqrt(D) in the supported families
     ) -> tuple[Tensor, None]:
         run = torch.ops.specbench.attend if torch.compiler.is_compiling() else attend
-        return run(query, key, value, keys, values, start, attention_mask, plain), None
+        return run(query, key, value, keys, values, places, attention_mask, plain), None
 
     return forward
 

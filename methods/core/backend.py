@@ -26,7 +26,6 @@ from methods.core.errors import unknown
 BACKENDS = ("eager", "static")
 DEFAULT_BACKEND = "static"  # the faster one on a CPU too: reports/bench
 TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # what static trees are padded to, so that methods share them
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
 WARM_UPS = 3  # runs before a capture: kernels are compiled and chosen, workspaces allocated
 SHAPES_A_LAYER = 256  # compiled at most: tree sizes, and rows of the drafters' own layers
 
@@ -73,15 +72,17 @@ class Static:
     def __init__(self, device: torch.device):
         self._device = device
         self._compiles = _compiler_present(device)
+        self._packed = _packed_dtypes() if device.type == "cpu" else ()
+        if device.type == "cuda":
+            self._pool, self._aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES_A_LAYER
 
     def module(self, module: M) -> M:
         ready = _shared(module)
-        if self._device.type == "cpu" and torch.backends.mkldnn.is_available():
-            for parent in list(ready.modules()):
-                for name, child in parent.named_children():
-                    if type(child) is nn.Linear and child.weight.dtype in PACKED_DTYPES:
-                        parent.set_submodule(name, PackedLinear(child))
+        for parent in list(ready.modules()):
+            for name, child in parent.named_children():
+                if type(child) is nn.Linear and child.weight.dtype in self._packed:
+                    parent.set_submodule(name, PackedLinear(child))
         if self._compiles:
             for part in ready.modules():
                 if isinstance(part, GradientCheckpointingLayer):  # what transformers derives every decoder layer from
@@ -90,7 +91,9 @@ class Static:
         return ready
 
     def piece(self, function: Callable[P, R]) -> Callable[P, R]:
-        return cast(Callable[P, R], Captured(function)) if self._device.type == "cuda" else function
+        if self._device.type != "cuda":
+            return function
+        return cast(Callable[P, R], Captured(function, self._pool, self._aside))
 
     def tree_size(self, nodes: int) -> int:
         return next(size for size in TREE_SIZES if size >= nodes)
@@ -112,6 +115,13 @@ def _shared(module: M) -> M:
         if config is not None and config._attn_implementation in KERNELS:
             config._attn_implementation = PREFIX + config._attn_implementation
     return own
+
+
+def _packed_dtypes() -> tuple[torch.dtype, ...]:
+    """Those oneDNN has kernels for on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 def _compiler_present(device: torch.device) -> bool:
@@ -153,13 +163,12 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tens
 class Captured:
     """A function on tensors as CUDA graphs, one for each combination of shapes and other arguments it is called with.
 
-    Its graphs share memory with each other and with no other piece's: what a piece returns is read while others run, and
-    graphs that share memory write over what they once freed. It is read no more when the piece itself runs again.
+    All graphs share the memory of ``pool``, and each writes over what others left there: inputs and outputs are outside it.
+    ``aside`` is the stream that captures are prepared on.
     """
 
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-        self._pool: Any = None
+    def __init__(self, function: Callable[..., Any], pool: Any, aside: Any):
+        self._function, self._pool, self._aside = function, pool, aside
         self._recorded: dict[Any, tuple[Callable[[], None], list[Tensor], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -178,14 +187,20 @@ class Captured:
 
     def _record(self, args: Any) -> tuple[Callable[[], None], Any]:
         """A call that runs the function on these very tensors again, and what it returns into."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
             for _ in range(WARM_UPS):
-                self._function(*args)
-        torch.cuda.current_stream().wait_stream(aside)
+                made = self._function(*args)
+        torch.cuda.current_stream().wait_stream(self._aside)
+        outputs = pytree.tree_map_only(Tensor, torch.clone, made)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            outputs = self._function(*args)
-        self._pool = graph.pool()
+            copy_leaves(self._function(*args), outputs)
         return graph.replay, outputs
+
+
+def copy_leaves(new: Any, own: Any) -> None:
+    """Every tensor of one structure into its place in another of the same form."""
+    for source, place in zip(pytree.tree_leaves(new), pytree.tree_leaves(own), strict=True):
+        if isinstance(place, Tensor):
+            place.copy_(source)

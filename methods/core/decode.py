@@ -9,7 +9,7 @@ from torch import Tensor
 
 from methods.core.acceptance import AcceptanceRule, Accepted, Sampling, match, noise_for
 from methods.core.clock import Clock
-from methods.core.target import ContextOverflow, Scores, Target
+from methods.core.target import MAX_NODES, ContextOverflow, Scores, Target
 from methods.core.tree import DraftTree
 
 
@@ -97,11 +97,24 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
 
 @torch.inference_mode()
 def warm(target: Target, drafter: Drafter, accept: AcceptanceRule, sampling: Sampling) -> None:
-    """Compile or capture what does not come up in every round: each size of tree, at every length of text."""
+    """Compile or capture all that a turn can come to need: each size of tree, at every length of text."""
     rng = torch.Generator(target.device).manual_seed(0)
     target.warm(drafter.sizes)
-    for size in drafter.sizes:
-        tree = DraftTree.chain([0] * size, target.device)  # of several sizes, trees are chains
+    for length in target.lengths(MAX_NODES):
+        prompt = [0] * length
+        scores = target.prefill(prompt)
+        first = _judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV, sampling, rng)
+        drafter.begin(prompt, first, scores)
+        tokens = [*prompt, *first.read().tokens]
+        for _ in range(2):  # the first round reads what the prompt left, all others what a round did
+            tree = drafter.draft(tokens)
+            scores = target.score(tree, len(tokens) - 1)
+            accepted = _judged(accept, tree, scores.logits_NV, sampling, rng)
+            target.commit(accepted)
+            drafter.observe(tree, accepted, scores)
+            tokens += accepted.read().tokens
+    for size in drafter.sizes[1:]:
+        tree = DraftTree.chain([0] * size, target.device)  # a drafter of several sizes drafts chains
         _judged(accept, tree, target.score(tree, 0).logits_NV, sampling, rng)
 
 

@@ -83,24 +83,28 @@ class FeatureStream:
         following_T = torch.tensor(tokens[1:], device=features_TD.device)
         return self.stack.read(self.layer.fold(self.embed(following_T), features_TD))[-1:]
 
-    def read(self, accepted: Accepted, features_ND: Tensor) -> Tensor:
+    def span(self, tokens: list[int]) -> int:
+        """How much of the cache to look at while a tree is drafted after ``tokens``."""
+        return self.cache.span(len(tokens) + MAX_NODES)
+
+    def read(self, accepted: Accepted, features_ND: Tensor, span: int) -> Tensor:
         """The estimated feature at the last committed token, 1D, from what a round left: scores of its tree, and the path in it."""
         path_P, length, emitted_P, _ = accepted
         places_P = torch.arange(len(path_P), device=path_P.device)
         causal_PP = places_P[:, None] >= places_P
         start = self.cache.length
-        return self.extend(emitted_P, features_ND[path_P], start + places_P, start, start, causal_PP)[length[None] - 1]
+        return self.extend(emitted_P, features_ND[path_P], start + places_P, start, start, causal_PP, span)[length[None] - 1]
 
     def settle(self, accepted: Accepted) -> None:
         """What was read last is not read again."""
         self.cache.length += accepted.length
 
     def extend(
-        self, tokens_N: Tensor, features_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor
+        self, tokens_N: Tensor, features_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor, span: int
     ) -> Tensor:
         """Run the layer on N more rows, written from row ``start`` on; estimated features ND.
 
         They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
         """
-        mask = self.cache.mask(committed, sees_NM, self.cache.capacity)
+        mask = self.cache.mask(committed, sees_NM, span)
         return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask)

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 from methods.core.attention import length_is_at_hand
 
+SHORTEST_SPAN = 256  # rows
 ALIGNMENT = 64  # rows; kernels read masks of such a length without padding them first
 
 
@@ -22,6 +23,7 @@ class KVCache:
 
     def __init__(self, config: PreTrainedConfig, capacity: int, *, dtype: torch.dtype, device: torch.device):
         heads, width = config.num_key_value_heads, head_dim(config)
+        self._sharing = config.num_attention_heads // heads
         rows = -(-capacity // ALIGNMENT) * ALIGNMENT
         # Zeros, since what a mask hides is still multiplied, by 0: an uninitialised NaN would survive that.
         self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, rows, width, dtype=dtype, device=device)
@@ -32,8 +34,19 @@ class KVCache:
     def capacity(self) -> int:
         return self.buffer.shape[-2]
 
+    def span(self, rows: int) -> int:
+        """How many rows to look at where ``rows`` are live or about to be: of a few choices, since each is a shape of its own.
+
+        All of them where attention finds the live ones itself.
+        """
+        if length_is_at_hand(self.buffer.device):
+            return self.capacity
+        return min(max(SHORTEST_SPAN, 1 << (rows - 1).bit_length()), self.capacity)
+
     def mask(self, start: Tensor, sees_NM: Tensor, span: int) -> Tensor | None:
-        """Bool, 1 x 1 x N x span: all rows before ``start``, then the M rows from there as ``sees_NM`` says.
+        """To be added to scores, 1 x 1 x GN x span: all rows before ``start``, then the M rows from there as ``sees_NM`` says.
+
+        Once for each of the G query heads that share a key head, whose rows attention takes together.
 
         None for a single row where ``attend`` looks at the live part alone: kernels are fastest without a mask.
         """
@@ -41,8 +54,9 @@ class KVCache:
         if rows == newest == 1 and length_is_at_hand(sees_NM.device):
             return None
         columns_S = torch.arange(span, device=sees_NM.device)
-        mask_NS = (columns_S < start).repeat(rows, 1)
-        return mask_NS.index_copy_(1, start + columns_S[:newest], sees_NM)[None, None]
+        allowed_NS = (columns_S < start).repeat(rows, 1).index_copy_(1, start + columns_S[:newest], sees_NM)
+        mask_NS = torch.zeros(rows, span, dtype=self.buffer.dtype, device=sees_NM.device)
+        return mask_NS.masked_fill_(~allowed_NS, torch.finfo(self.buffer.dtype).min).repeat(self._sharing, 1)[None, None]
 
     def commit(self, path_P: Tensor, length: Tensor) -> None:
         """Of the rows written behind the live ones keep those of ``path_P``, in order; the first ``length`` become live."""

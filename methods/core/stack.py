@@ -22,7 +22,7 @@ class Stack:
         self.cache.truncate(0)
         positions_T = torch.arange(tokens, device=vectors_TD.device)
         # Every text has a length of its own, so this runs as it is, whatever the back end made of calling a layer.
-        out_TD = self._run(vectors_TD, positions_T, self.cache.length, None, [layer.forward for layer in self._body.layers])
+        out_TD = self._run(vectors_TD, positions_T, positions_T, None, [layer.forward for layer in self._body.layers])
         self.cache.truncate(tokens)
         return out_TD
 
@@ -30,11 +30,12 @@ class Stack:
         """N more rows, written from row ``start`` on and left out of the cache's length."""
         if mask is not None:
             torch._dynamo.maybe_mark_dynamic(mask, 3)  # how far back a mask reaches changes no kernel of the layers
-        return self._run(vectors_ND, positions_N, start, mask, self._body.layers)
+        places_N = start + torch.arange(len(vectors_ND), device=vectors_ND.device)
+        return self._run(vectors_ND, positions_N, places_N, mask, self._body.layers)
 
-    def _run(self, vectors_ND: Tensor, positions_N: Tensor, start: Tensor, mask: Tensor | None, layers: Any) -> Tensor:
+    def _run(self, vectors_ND: Tensor, positions_N: Tensor, places_N: Tensor, mask: Tensor | None, layers: Any) -> Tensor:
         hidden = vectors_ND[None]
         turned = self._body.rotary_emb(hidden, position_ids=positions_N[None])
         for layer, (keys, values) in zip(layers, self.cache.layers, strict=True):
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=turned, keys=keys, values=values, start=start)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=turned, keys=keys, values=values, places=places_N)
         return self._body.norm(hidden)[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted
-from methods.core.attention import KERNELS, length_is_at_hand
+from methods.core.attention import KERNELS
 from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
 from methods.core.stack import Stack
@@ -17,7 +17,6 @@ from methods.core.tree import DraftTree, padded
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
 MAX_NODES = 128  # the largest tree, root included
-SHORTEST_SPAN = 256  # rows of a cache
 
 
 class ContextOverflow(UserError):
@@ -64,7 +63,7 @@ class Target:
         ``past`` is how many tokens are committed, as far as the host knows: it says how much of the cache to look at.
         """
         wide = padded(tree, self.backend.tree_size(tree.size))
-        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self._span(past + wide.size))
+        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self.cache.span(past + wide.size))
         return Scores(scores.logits_NV[: tree.size], scores.features_ND[: tree.size])
 
     def commit(self, accepted: Accepted) -> None:
@@ -73,24 +72,21 @@ class Target:
 
     @torch.inference_mode()
     def warm(self, sizes: Iterable[int]) -> None:
-        """Compile or capture what scoring trees of these sizes takes, wherever the text may have got to."""
+        """Compile or capture what scoring trees of these sizes takes, at every length of text."""
         self.cache.truncate(0)
         for size in sorted({self.backend.tree_size(size) for size in sizes}):
-            spans = {self._span(past + size): past for past in range(self.context)}
-            for past in spans.values():
+            for past in self.lengths(size):
                 self.score(DraftTree.chain([0] * size, self.device), past)
+
+    def lengths(self, rows: int) -> list[int]:
+        """Of a text, in tokens: the shortest for each span of the cache that is looked at when ``rows`` more are written."""
+        return list({self.cache.span(past + rows): past for past in reversed(range(1, self.context))}.values())
 
     def _score(self, tokens_N: Tensor, depths_N: Tensor, sees_NN: Tensor, span: int) -> Scores:
         start = self.cache.length
         mask = self.cache.mask(start, sees_NN, span)
         features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + depths_N, start, mask)
         return Scores(self.lm_head(features_ND), features_ND)
-
-    def _span(self, rows: int) -> int:
-        """How many of the cache's rows to look at, of a few choices, where attention does not find the live ones itself."""
-        if length_is_at_hand(self.device):
-            return self.cache.capacity
-        return min(max(SHORTEST_SPAN, 1 << (rows - 1).bit_length()), self.cache.capacity)
 
 
 def refuse(config: PreTrainedConfig) -> None:
