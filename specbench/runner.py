@@ -108,7 +108,7 @@ def _run(session: Session, run_dir: Path, console: Console) -> None:
         progress = RunProgress(console, manifest.settings.methods, total, done)
         try:
             console.print(f"making {len(session.arms)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
-            manifest = replace(manifest, prepared=[*manifest.prepared, warm_up(session)])
+            manifest = replace(manifest, prepared=[*manifest.prepared, warm_up(session, console)])
             manifest.write(run_dir)
             with contextlib.closing(records.Writer(run_dir)) as writer, progress:
                 measure(session, done, writer.write, progress)
@@ -120,15 +120,20 @@ def _run(session: Session, run_dir: Path, console: Console) -> None:
         replace(manifest, status="complete").write(run_dir)
 
 
-def warm_up(session: Session) -> dict[str, float]:
-    """Everything that is done once: kernels compiled, graphs captured, caches settled. What it took: seconds, peak_bytes."""
+def warm_up(session: Session, console: Console) -> dict[str, float]:
+    """Everything that is done once: kernels compiled, graphs captured, caches settled. What it took: seconds, peak_bytes.
+
+    An arm that fails at it is told of, and fails again turn by turn, so that the others are measured.
+    """
     memory, start = PeakMemory(session.target.device), time.perf_counter()
     memory.reset()
     measurer = _Measurer(session, [])
     for arm in session.arms:
         warm(arm.target, arm.drafter, arm.accept, Sampling(WARMUP_TOKENS, session.manifest.settings.temperature))
         for question in session.warmup:
-            measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
+            tried = measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
+            if tried.status != "ok":
+                console.print(f"{arm.name} failed while it was warmed up: {tried.error}", markup=False, soft_wrap=True)
     return {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.peak()}
 
 

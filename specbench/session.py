@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from methods import registry
-from methods.core.backend import DEFAULT_BACKEND, backend
+from methods.core.backend import BACKENDS, DEFAULT_BACKEND, backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
@@ -21,6 +21,7 @@ from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
+from specbench.scale.sizes import free
 from specbench.suites import Question, Suite
 from specbench.targets import Loaded
 from specbench.tune.config import Config
@@ -88,7 +89,8 @@ def prepare(options: Options) -> Session:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
     backend_name = options.backend or DEFAULT_BACKEND
-    backend(backend_name, torch.device(device))  # refuses an unknown name before anything is loaded
+    if backend_name not in BACKENDS:
+        raise unknown("backend", backend_name, BACKENDS)
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     if options.config:
         options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
@@ -146,6 +148,9 @@ def resolve(
         if not equals or not path or not value:
             raise UserError(f"--set {override!r} is not KEY=VALUE or METHOD.KEY=VALUE; as in --set depth=4 or --set eagle2.depth=4")
         method, dot, key = path.rpartition(".")
+        if key == "backend":
+            named = f"METHOD:backend={value}"
+            raise UserError(f"--set {override!r}: the back end of all arms is --backend; one arm's is named with it, {named}")
         if dot and method not in keys:
             raise unknown("method in --set", method, chosen)
         concerned = [name for name in ([method] if dot else chosen) if key in keys[name]]
@@ -166,7 +171,8 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
     _check_first_prompts(loaded, suite.questions)
     longest = _longest_conversation(loaded, (*suite.questions, *warmup), settings.max_new_tokens)
     used = {each.backend for each in resolved.values()}
-    ready = {name: Target(loaded.model, capacity=longest, backend=backend(name, loaded.model.device)) for name in used}
+    _check_packed_fits(loaded, used)
+    ready = {name: Target(loaded.model, capacity=longest, backend=backend(name, loaded.model.device)) for name in sorted(used)}
     arms, methods = [], {}
     for name, each in resolved.items():
         trained, target = loaded.drafter_for(each), ready[each.backend]
@@ -208,6 +214,19 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
     )
     stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
     return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+
+
+def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:
+    """Raise UserError where the static back end's second copy of the weights would have the system kill the process."""
+    device = loaded.model.device
+    if device.type != "cpu" or "static" not in backends:
+        return
+    packed, left = sum(p.nbytes for p in loaded.model.parameters()), free("cpu")
+    if packed > left:
+        raise UserError(
+            f"the static back end keeps a second copy of {loaded.name}'s weights on a CPU, {packed / 2**30:.1f} GiB where "
+            f"{left / 2**30:.1f} are free; use --backend eager or a smaller --target"
+        )
 
 
 def _longest_conversation(loaded: Loaded, questions: Sequence[Question], max_new_tokens: int) -> int:

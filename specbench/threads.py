@@ -12,3 +12,4 @@ def patient_threads() -> None:
     """Leaves alone what the user has set."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for builds of torch with LLVM's or Intel's threads, which sleep at once

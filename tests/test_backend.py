@@ -4,7 +4,21 @@ import copy
 
 import pytest
 import torch
-from small_models import CPU, FAMILIES, OTHER_PROMPT, PROMPT, Oracle, build, greedy_text, run, small_model, small_target
+from small_models import (
+    CPU,
+    FAMILIES,
+    OTHER_PROMPT,
+    PROMPT,
+    Beside,
+    Oracle,
+    begun,
+    build,
+    greedy_text,
+    run,
+    small_model,
+    small_target,
+    told,
+)
 from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +100,22 @@ def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kerne
     written = texts(Target(small_model(family, kernel), capacity=200, backend=Replaying()), name, {})
     expected = [greedy_text(family, kernel, tuple(prompt))[len(prompt) :][:40] for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
     assert written == expected
+
+
+@pytest.mark.parametrize("name", ["vanilla", "eagle2"])
+@pytest.mark.parametrize("prompt", [[5], [40, 2]])
+def test_the_shortest_prompts_see_nothing_an_earlier_text_left(name, prompt, monkeypatch):
+    for module in (attention, kv_cache):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    target = small_target()
+    drafter, accept = build(name, target)
+    run(target, drafter, PROMPT, 30, accept)
+    seen = []
+    lived = run(
+        target, Beside(Oracle(greedy_text(prompt=tuple(prompt)), (1,)), [drafter], lambda tokens, tree: seen.append(told(tree))), prompt, 9
+    )
+    assert lived.tokens == greedy_text(prompt=tuple(prompt))[len(prompt) :][:9]
+    assert seen[0] == told(begun(build(name, target)[0], target, [*prompt, lived.tokens[0]]).draft([*prompt, lived.tokens[0]]))
 
 
 @pytest.mark.parametrize(("name", "options"), SWITCHES)

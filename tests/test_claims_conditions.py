@@ -88,6 +88,7 @@ def target(**changes):
         ("temperature", settings(temperature=1.0)),
         ("max_new_tokens", settings(max_new_tokens=128)),
         ("back end", facts(backend="static")),
+        ("back end", lambda run: replace(run, methods=run.methods | {"vanilla": replace(run.methods["vanilla"], backend="static")})),
         ("acceptance rule", facts(lossless=False, acceptance="typical")),
     ],
 )

@@ -194,11 +194,20 @@ def test_warm_up_runs_every_arm_and_leaves_no_record(options, tmp_path):
     session = with_arm(session, drafter := Failing("", RuntimeError()))
     found = measured(session, tmp_path)
     warmed = [prompts.ids_sha256(prompts.encode(session.tokenizer, q.turns[:1], [])) for q in session.warmup]
-    assert drafter.begun[: len(warmed)] == warmed
-    assert len(drafter.begun) == len(warmed) + TURNS
+    assert drafter.begun[1 : 1 + len(warmed)] == warmed  # after a text that is made up
+    assert len(drafter.begun) == 1 + len(warmed) + TURNS
     assert not {record.prompt_sha256 for record in found.values()} & set(warmed)
     run(session, tmp_path, quiet())
-    assert len(drafter.begun) == len(warmed) + TURNS, "a finished run needs no warm-up"
+    assert len(drafter.begun) == 1 + len(warmed) + TURNS, "a finished run needs no warm-up"
+
+
+def test_an_arm_that_fails_at_warm_up_is_told_of_and_the_others_are_measured(options, tmp_path):
+    session = prepare(options)
+    warmed = prompts.ids_sha256(prompts.encode(session.tokenizer, session.warmup[0].turns[:1], []))
+    console = Console(file=io.StringIO(), width=200)
+    run(with_arm(session, Failing(warmed, RuntimeError("no kernel"))), tmp_path, console)
+    assert "pld failed while it was warmed up: RuntimeError: no kernel" in console.file.getvalue()
+    assert RunManifest.read(tmp_path).status == "complete"
 
 
 def test_sampling_differs_between_repeats_and_not_between_runs(options, tmp_path):

@@ -5,7 +5,10 @@ from rich.console import Console
 from small_models import CPU
 from tiny_target import write_suite, write_target
 
+from methods.core import backend as backends
+from methods.core.backend import DEFAULT_BACKEND
 from methods.core.errors import UserError
+from specbench import session
 from specbench.manifest import RunManifest
 from specbench.runner import run
 from specbench.session import Options, prepare, resolve
@@ -27,8 +30,14 @@ def test_a_config_goes_before_the_defaults_and_behind_what_is_typed():
 
 
 def test_an_arm_may_have_a_back_end_of_its_own():
-    arms = resolve(["pld", "vanilla:backend=eager"], ["pld.backend=eager"], "cpu", "static")
-    assert {name: each.backend for name, each in arms.items()} == {"vanilla": "static", "pld": "eager", "vanilla:backend=eager": "eager"}
+    arms = resolve(["pld", "vanilla:backend=eager"], [], "cpu", "static")
+    assert {name: each.backend for name, each in arms.items()} == {"vanilla": "static", "pld": "static", "vanilla:backend=eager": "eager"}
+
+
+@pytest.mark.parametrize("override", ["backend=eager", "vanilla.backend=eager"])
+def test_no_override_changes_a_back_end_behind_an_arms_name(override):
+    with pytest.raises(UserError, match="the back end of all arms is --backend; one arm's is named with it, METHOD:backend=eager"):
+        resolve(["pld"], [override], "cpu", "static")
 
 
 @pytest.fixture
@@ -66,10 +75,25 @@ def test_a_config_for_something_else_is_refused(options, changes, message):
         prepare(with_config(options, **changes))
 
 
+def test_what_ships_is_the_static_back_end(options, monkeypatch):
+    monkeypatch.setattr(session, "DEFAULT_BACKEND", DEFAULT_BACKEND)
+    monkeypatch.setattr(backends, "_compiler_present", lambda device: False)
+    manifest = prepare(options).manifest
+    assert manifest.settings.backend == "static"
+    assert {facts.backend for facts in manifest.methods.values()} == {"static"}
+
+
+def test_a_second_copy_of_the_weights_has_to_fit(options, monkeypatch):
+    monkeypatch.setattr(session, "free", lambda device: 1000)
+    prepare(options)
+    with pytest.raises(UserError, match=r"keeps a second copy of .*use --backend eager or a smaller --target"):
+        prepare(Options(**{**vars(options), "backend": "static"}))
+
+
 def test_arms_of_one_back_end_share_their_target(options):
-    session = prepare(Options(**{**vars(options), "methods": ["pld", "vanilla:backend=static"]}))
-    vanilla, pld, static = session.arms
-    assert vanilla.target is pld.target is session.target
+    prepared = prepare(Options(**{**vars(options), "methods": ["pld", "vanilla:backend=static"]}))
+    vanilla, pld, static = prepared.arms
+    assert vanilla.target is pld.target is prepared.target
     assert static.target is not vanilla.target
-    assert [each.target.backend.name for each in session.arms] == ["eager", "eager", "static"]
+    assert [each.target.backend.name for each in prepared.arms] == ["eager", "eager", "static"]
     assert static.target.device == CPU

@@ -8,7 +8,7 @@ from specbench.claims import UNKNOWN, Claim
 from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest
 from specbench.notes import COST_MATCHED
-from specbench.records import AGAIN
+from specbench.records import AGAIN, BASELINE
 
 SAME, DIFFERS = "same", "differs"
 
@@ -54,7 +54,7 @@ def conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Extent) ->
         _stated("temperature", claim.temperature, asked.temperature),
         _stated("max_new_tokens", claim.max_new_tokens, asked.max_new_tokens),
         _stated("batch size", claim.batch_size, None if manifest.target.get("label") == IMPORTED else 1),
-        _stated("back end", claim.backend, facts.backend),
+        _stated("back end", claim.backend, _back_end(manifest, facts)),
         _lossless(claim, facts),
         _stated("definition of speedup", claim.metric, claim.judged_by),
     ]
@@ -112,6 +112,12 @@ def _choice(manifest: RunManifest) -> str:
 def _recorded(manifest: RunManifest, extent: Extent) -> Condition:
     measured = f"{extent.turns} of {manifest.units_total}"
     return Condition("turns recorded", "all", measured, _status(extent.turns >= manifest.units_total))
+
+
+def _back_end(manifest: RunManifest, facts: MethodFacts) -> str:
+    """The arm's; where vanilla has another one, that too, since the speedup is over it."""
+    vanilla = manifest.methods[BASELINE].backend if BASELINE in manifest.methods else facts.backend
+    return facts.backend if facts.backend in (vanilla, UNKNOWN) else f"{facts.backend}, over {vanilla} vanilla"
 
 
 def _target(claim: Claim, manifest: RunManifest) -> Condition:

@@ -149,7 +149,7 @@ def _not_comparable(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, ar
     for needed in (BASELINE, arm):
         if needed not in answered:
             return NOT_COMPARABLE, f"no answered turn of {needed} is recorded"
-    if metrics.accounting_error(measured):
+    if metrics.accounting_error(measured, arm):
         return NOT_COMPARABLE, "accounting error: the decode speedup exceeds MAT beyond its interval, so times or counts are wrong"
     return None
 

@@ -130,7 +130,7 @@ def identity(manifest: RunManifest) -> dict[str, Any]:
 
 def arm_settings(manifest: RunManifest, arm: str) -> dict[str, Any]:
     facts = manifest.methods[arm]
-    return {**facts.config, "acceptance": facts.acceptance, "weights_sha256": facts.weights_sha256}
+    return {**facts.config, "acceptance": facts.acceptance, "backend": facts.backend, "weights_sha256": facts.weights_sha256}
 
 
 def versions(manifest: RunManifest) -> dict[str, str]:
