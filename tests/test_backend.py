@@ -102,7 +102,7 @@ def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kerne
     assert written == expected
 
 
-@pytest.mark.parametrize("name", ["vanilla", "eagle2"])
+@pytest.mark.parametrize("name", ["medusa", "eagle2"])
 @pytest.mark.parametrize("prompt", [[5], [40, 2]])
 def test_the_shortest_prompts_see_nothing_an_earlier_text_left(name, prompt, monkeypatch):
     for module in (attention, kv_cache):
