@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -24,6 +24,8 @@ from specbench.memory import PeakMemory
 from specbench.progress import RunProgress
 from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
+
+R = TypeVar("R")
 
 WARMUP_TOKENS = 32  # a turn: enough for allocators, kernels and caches to settle
 
@@ -129,11 +131,12 @@ def warm_up(session: Session, console: Console) -> dict[str, float]:
     memory.reset()
     measurer = _Measurer(session, [])
     for arm in session.arms:
-        warm(arm.target, arm.drafter, arm.accept, Sampling(WARMUP_TOKENS, session.manifest.settings.temperature))
+        failure = measurer.warm(arm)
         for question in session.warmup:
             tried = measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
-            if tried.status != "ok":
-                console.print(f"{arm.name} failed while it was warmed up: {tried.error}", markup=False, soft_wrap=True)
+            failure = failure or tried.error
+        if failure:
+            console.print(f"{arm.name} failed while it was warmed up: {failure}", markup=False, soft_wrap=True)
     return {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.peak()}
 
 
@@ -177,18 +180,28 @@ class _Measurer:
         facts = replace(facts, prompt_sha256=prompts.ids_sha256(prompt), prompt_tokens=len(prompt))
         seed = turn_seed(self._settings.seed, unit)
         sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, seed)
+        done, failure = self._guarded(self._arms[unit.method], lambda: self._timed(facts, prompt, sampling))
+        return done or replace(facts, error=failure)
+
+    def warm(self, arm: Arm) -> str:
+        """Makes an arm ready for every turn that can come; what went wrong, or ""."""
+        sampling = Sampling(WARMUP_TOKENS, self._settings.temperature)
+        return self._guarded(arm, lambda: warm(arm.target, arm.drafter, arm.accept, sampling))[1]
+
+    def _guarded(self, arm: Arm, work: Callable[[], R]) -> tuple[R | None, str]:
+        """What the work gives, or what failed; the arm is fit for another turn after either."""
         try:
-            return self._timed(facts, prompt, sampling)
+            return work(), ""
         except torch.AcceleratorError as error:
             # After it every further call on the device fails too: rows of errors would hide that.
             raise UserError(f"the device failed ({first_line(error)}); every turn before is kept, resume in a new process") from None
         except (RuntimeError, FloatingPointError, ContextOverflow) as error:  # out of memory is a RuntimeError
             failure = f"{type(error).__name__}: {first_line(error)}"
-        for cache in self._arms[unit.method].target.caches:
+        for cache in arm.target.caches:
             cache.wipe()
-        if self._session.target.device.type == "cuda":
+        if arm.target.device.type == "cuda":
             torch.cuda.empty_cache()
-        return replace(facts, error=failure)
+        return None, failure
 
     def _timed(self, facts: Record, prompt: list[int], sampling: Sampling) -> Record:
         arm = self._arms[facts.method]

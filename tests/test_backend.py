@@ -75,6 +75,8 @@ def test_layers_share_what_is_compiled_and_prompts_are_not():
     target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
     texts(target, "medusa", {"nodes": 5})
     assert counters["stats"]["unique_graphs"] == 1
+    texts(Target(copy.deepcopy(small_model()).float(), capacity=300, backend=backend("static", CPU)), "medusa", {"nodes": 5})
+    assert counters["stats"]["unique_graphs"] == 1, "nor does the size of the cache compile anything anew"
 
 
 def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import re
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from methods.core import backend
 from methods.core.acceptance import path_to
 from methods.core.errors import UserError
 from specbench import prompts
+from specbench.bench import decoding
 from specbench.bench.decoding import Case, Comparison, decoding_findings, generate, loop, speed_ratios
 from specbench.bench.finding import Finding, table
 from specbench.bench.harness import Stopwatch, harness_finding
@@ -131,6 +133,35 @@ def test_both_loops_are_found_faster_or_slower_on_the_same_tokens(session):
         assert len(each.ratios) == 3
         assert all(0.05 < ratio < 20 for ratio in each.ratios)
         assert each.remark == "", "in fp64 every prompt counts"
+
+
+def test_each_side_answers_once_before_pairs_are_timed(session, monkeypatch):
+    asked = []
+
+    def counted(make):
+        def made(*given, **options):
+            side = make(*given, **options)
+            return lambda prompt: asked.append(side) or side(prompt)
+
+        return made
+
+    monkeypatch.setattr(decoding, "loop", counted(decoding.loop))
+    monkeypatch.setattr(decoding, "generate", counted(decoding.generate))
+    decoding_findings(session, quiet(), pairs=0)
+    assert set(Counter(asked).values()) == {len(QUESTIONS)}
+    assert len(set(asked)) == 5
+
+
+def test_a_loop_and_its_rule_are_warm_before_it_answers(session):
+    seen = []
+    eager, *others = session.arms
+
+    def watched(tree, *given):
+        seen.append(tree.size)
+        return eager.accept(tree, *given)
+
+    loop(dataclasses.replace(session, arms=(eager._replace(accept=watched), *others)), EAGER)
+    assert seen
 
 
 def test_prompts_on_which_the_tokens_differ_are_left_out_and_counted(session):

@@ -1,7 +1,9 @@
 import csv
 import functools
 import io
+from dataclasses import replace
 from itertools import pairwise
+from math import nan
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from specbench.bench.finding import Finding
 from specbench.bench.ratios import VerifyRatio
 from specbench.bench.rounds import RoundTime, Subject
 from specbench.bench.setup import prepared
+from specbench.profiling.split import Cost, Split
 from specbench.roofline import measure
 from specbench.roofline.cost import Device
 
@@ -34,6 +37,11 @@ def timed(rounds, backend="eager"):
     return RoundTime(SUBJECT, "fp32", backend, rounds, draft_floor_s=0.5e-3, verify_floor_s=1.5e-3)
 
 
+OPS = {
+    "draft": [Cost(name, seconds, 12) for name, seconds in zip("abcdef", (0.06, 0.05, 0.04, 0.03, 0.02, 0.01), strict=True)],
+    "verify": [Cost("mm", 0.2, 120)],
+}
+SPLIT = Split(20, 0.5, {"draft": 0.22, "verify": 0.2, "commit": 0.0}, nan, 0.08, 0, None, OPS)
 FAST, SLOW = timed([spent(1, 2, 1), spent(2, 2, 1), spent(1, 1, 1)]), timed([spent(3, 4, 1)], "static")
 RATIOS = [VerifyRatio("a shape", "bf16", "eager", 64, {1: 0.002, 8: 0.003, 64: 0.008})]
 
@@ -71,6 +79,18 @@ def test_misses_are_named_with_where_the_time_went():
         "Method, 4 nodes, 6 layers, fp32, static: 8.00 ms where 5.00 was wanted; "
         "draft 3.00 (floor 0.50), verify 4.00 (floor 1.50), commit 1.00",
     ]
+    drafting, verifying = (replace(each, split=SPLIT) for each in (timed([spent(6, 3, 1)]), timed([spent(3, 6, 1)])))
+    one, other = report.misses([], [drafting, verifying])
+    assert one.endswith("commit 1.00; most of draft: a 3.00 (1), b 2.50 (1), c 2.00 (1), d 1.50 (1), e 1.00 (1)")
+    assert other.endswith("most of verify: mm 10.00 (6)")
+
+
+def test_the_ops_that_drafting_takes_stand_under_the_table(tmp_path):
+    report.write("conditions", [], [replace(FAST, split=SPLIT)], [], tmp_path)
+    text = (tmp_path / "bench.md").read_text()
+    line = "| Method, 4 nodes | 6 | fp32 | eager | 1.00 | 11.00 | a 3.00 (1), b 2.50 (1), c 2.00 (1), d 1.50 (1), e 1.00 (1) |"
+    assert text.index("Milliseconds of a whole round") < text.index(line)
+    assert "after everything that is timed" in text
 
 
 def test_the_files_hold_every_row(tmp_path):
@@ -116,11 +136,17 @@ def test_every_subject_is_timed_on_both_back_ends(monkeypatch):
     monkeypatch.setattr(overhead, "SUBJECTS", (shapes.SUBJECTS[0]._replace(layers=1), shapes.SUBJECTS[1]._replace(layers=2)))
     monkeypatch.setattr(overhead, "NEW_TOKENS", 12)
     monkeypatch.setattr(overhead, "ANSWERS", 2)
+    order, answer = [], overhead._answer
+    monkeypatch.setattr(overhead, "warm", lambda target, *rest: order.append("warm"))
+    monkeypatch.setattr(overhead, "_answer", lambda arm: order.append("answer") or answer(arm))
     times, verified = overhead.overhead(["bf16"], CPU, Console(file=io.StringIO()))
+    assert order == (["warm", "answer"] * 2 + ["answer"] * 4) * 2
     assert [(each.subject.layers, each.backend) for each in times] == [(1, "eager"), (1, "static"), (2, "eager"), (2, "static")]
     for each in times:
         assert 2 * 2 <= len(each.rounds) <= 2 * (11 - measure.SETTLING)
         assert each.verify_floor_s > each.draft_floor_s > 0
+        assert each.split.rounds == 11
+        assert each.split.ops["draft"][0].seconds > 0
     for one, other in pairwise(times[:2]):
         assert one.floor_s == other.floor_s, "what has to be done does not depend on the back end"
     assert [(each.target, each.backend) for each in verified] == [

@@ -1,19 +1,24 @@
 """Every piece of `make gpu`, done for real on the CPU with the shipped target, a few tokens and one question a category."""
 
+import inspect
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from methods.core.errors import UserError
-from specbench import targets
+from specbench import records, runner, targets
 from specbench.gpu import correctness, measured, pieces, plan
 from specbench.gpu.work import Asked, Work
-from specbench.roofline import measure
+from specbench.records import Record
+from specbench.roofline import NODES, measure
 from specbench.roofline import run as roofline_run
 from specbench.session import registry
 from specbench.suites import spec_bench
+from specbench.tune import cli as tune_cli
 
 QUIET = Console(quiet=True)
 
@@ -58,7 +63,19 @@ def do(work, name):
 
 def test_environment(work):
     facts = do(work, "environment")
-    assert {"torch", "transformers", "cpu", "gpu", "driver", "git", "clocks"} <= facts.keys()
+    assert {"torch", "transformers", "cpu", "gpu", "driver", "git", "clocks", "code"} <= facts.keys()
+    assert facts["suite"] == "mini"
+    assert "no network" in facts["suite_note"]
+
+
+def test_a_network_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(pieces, "PROBE_S", 0.1)
+    monkeypatch.setattr(spec_bench, "_download", lambda path: time.sleep(20))
+    began = time.monotonic()
+    suite, note = pieces._suite()
+    assert time.monotonic() - began < 10
+    assert suite == "mini"
+    assert "no answer within" in note
 
 
 def test_the_clocks_are_the_drivers(monkeypatch):
@@ -106,37 +123,90 @@ def off_by_one(rule):
     return wrong
 
 
-def fails(rule):
-    def broken(*given):
-        raise RuntimeError("no")
-
-    return broken
+def says_something_else(monkeypatch):
+    spoilt(monkeypatch, "medusa:backend=eager", off_by_one)
 
 
-@pytest.mark.parametrize(("accept", "said"), [(off_by_one, "violation: medusa:backend=eager"), (fails, "turn(s) failed in it")])
-def test_a_back_end_that_says_something_else_or_nothing_is_wrong(tmp_path, monkeypatch, accept, said):
-    spoilt(monkeypatch, "medusa:backend=eager", accept)
+def says_nothing(monkeypatch):
+    decode = runner.decode
+
+    def broken(target, drafter, *rest):
+        if target.backend.name == "eager" and type(drafter).__module__.endswith("medusa"):
+            raise RuntimeError("no")
+        return decode(target, drafter, *rest)
+
+    monkeypatch.setattr(runner, "decode", broken)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"), [(says_something_else, "violation: medusa:backend=eager"), (says_nothing, "turn(s) failed in it")]
+)
+def test_a_back_end_that_says_something_else_or_nothing_is_wrong(tmp_path, monkeypatch, broken, said):
     monkeypatch.setattr(registry, "METHODS", {name: registry.METHODS[name] for name in ("vanilla", "medusa")})
-    found = correctness.correctness(Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60), QUIET)
+    work = Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60)
+    with monkeypatch.context() as patch:
+        broken(patch)
+        found = correctness.correctness(work, QUIET)
     assert found["wrong"]
     assert all(line.startswith("fp32: ") and said in line and "medusa:backend=eager" in line for line in found["wrong"])
+    assert [path.name for path in tmp_path.iterdir()] == ["correctness-fp32-wrong"]
+    assert correctness.correctness(work, QUIET)["wrong"] == [], "by the answers of the program as it is now"
 
 
-def test_roofline_is_of_both_back_ends(work, monkeypatch):
+def test_roofline_is_of_every_method_on_static_and_of_vanilla_on_eager(work, monkeypatch):
     monkeypatch.setattr(registry, "METHODS", {name: registry.METHODS[name] for name in ("vanilla", "s4c")})
-    facts = do(work, "roofline")
-    for backend in ("static", "eager"):
-        assert (work.out / f"roofline-{backend}" / "roofline.md").is_file()
-        assert any("GB/s" in line for line in facts[backend])
+    for backend, methods, sizes in (("static", {"vanilla", "s4c"}, NODES), ("eager", {"vanilla"}, (1, 8, 64))):
+        facts = do(work, f"roofline-{backend}")
+        assert any("GB/s" in line for line in facts["summary"])
+        rows = json.loads((work.out / f"roofline-{backend}" / "roofline.json").read_text())["rows"]
+        assert {row["method"] for row in rows if row["what"] == "draft"} == methods
+        assert tuple(row["nodes"] for row in rows if row["what"] == "verify") == sizes
 
 
-def test_without_prompts_nothing_is_tuned_and_it_says_so(work):
-    facts = do(work, "tune")
-    assert facts["tuned"] is False
-    assert "TUNING=FILE" in facts["why"]
+def test_tuning_is_of_the_runs_methods_on_the_prompts_given(tmp_path, monkeypatch):
+    signature, given = inspect.signature(tune_cli.tune), []
+    monkeypatch.setattr(tune_cli, "tune", lambda **options: given.append(signature.bind(**options).arguments))
+    do(Work(Asked("tiny", "cpu", "fp32", 1, __file__), tmp_path, 60), "tune")
+    [options] = given
+    assert (options["method"], options["suite_file"]) == (list(pieces.METHODS), Path(__file__))
+    assert options["out"] == measured.tuned(Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60))
 
 
-def test_the_run_is_planned_once_measured_and_reported(work):
+def test_tuning_without_prompts_is_misuse(work):
+    with pytest.raises(UserError, match="tune needs prompts; pass --tuning FILE"):
+        do(work, "tune")
+
+
+def test_a_plan_stays_once_an_answer_is_recorded_and_not_before(tmp_path, monkeypatch):
+    work = Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60)
+    work.finish("environment", {"suite": "mini", "suite_note": ""})
+    monkeypatch.setattr(measured, "paces", lambda session: dict.fromkeys(arm.name for arm in session.arms))
+    monkeypatch.setattr(runner, "warm_up", lambda session, console: {})
+
+    def asked(planned: int, answers: int) -> int:
+        """Tokens a turn of a visit that would plan ``planned`` and is interrupted after ``answers``."""
+        tokens = []
+
+        def interrupted(session, run_dir, console):
+            run_dir.mkdir(exist_ok=True)
+            session.manifest.write(run_dir)
+            tokens.append(session.manifest.settings.max_new_tokens)
+            writer = records.Writer(run_dir)
+            for turn in range(answers):
+                writer.write(Record("vanilla", "1", "qa", turn, 0, "error", error="no"))
+            writer.close()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(measured, "plan", lambda found, *rest: plan.Plan(list(found), planned, 1.0, "as told"))
+        monkeypatch.setattr(runner, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measured.measured(work, QUIET)
+        return tokens[0]
+
+    assert [asked(2, 0), asked(3, 1), asked(4, 0)] == [2, 3, 3]
+
+
+def test_the_run_is_planned_once_measured_and_reported(work, monkeypatch):
     facts = do(work, "run")
     assert facts["suite"] == "mini"
     assert "says nothing of Spec-Bench" in facts["note"]
@@ -150,10 +220,15 @@ def test_the_run_is_planned_once_measured_and_reported(work):
     assert again["why"] == facts["why"], "planned once"
 
     noted = do(work, "report")
-    assert noted["wrong"] == []
+    assert not (work.out / "run" / "agreement.json").exists()
     assert "S4C (reconstruction)" in noted["sentence"]
     assert json.loads((work.out / "verdict.json").read_text())["sentence"] == noted["sentence"]
-    assert (work.out / "report" / "report.html").is_file()
+    before = (work.out / "report" / "report.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "referee_fits", lambda target, device: False)
+        assert do(work, "agreement")["judged"] is False
+    assert do(work, "agreement")["wrong"] == []
+    assert (work.out / "report" / "report.md").read_text() != before
     assert sorted(path.name for path in (work.out / "run").iterdir()) == ["agreement.json", "manifest.json", "records.jsonl.xz"]
 
 
@@ -168,3 +243,13 @@ def test_the_profile_leaves_traces_small_enough_to_bring_back(work):
     assert (work.out / "profile" / "profile.md").is_file()
     assert (work.out / "profile" / "trace-vanilla.json.gz").is_file()
     assert not any("above" in line for line in work.listing())
+
+
+@pytest.mark.parametrize(("free", "fits"), [(25e9, False), (79e9, True)])
+def test_a_target_is_asked_again_in_fp32_where_that_fits(monkeypatch, free, fits):
+    from specbench.scale import sizes
+
+    monkeypatch.setattr(sizes, "free", lambda device: int(free))
+    assert pieces.referee_fits("tiny-7b", "cuda") is fits
+    assert pieces.referee_fits("tiny-33b", "cuda") is False
+    assert pieces.referee_fits("tiny", "cuda") is True

@@ -49,6 +49,8 @@ def test_on_a_cpu_a_part_is_busy_inside_ops_and_the_rest_is_the_hosts():
         event("cpu_op", "aten::mm", 115, 135),
         event("cpu_op", "aten::copy_", 120, 125),  # inside the one before
         event("cpu_op", "aten::_local_scalar_dense", 126, 127),
+        event("cpu_op", "## Call CompiledFxGraph foopzu2z ##", 102, 103),  # inside the draft's
+        event("cpu_op", "## Call CompiledFxGraph fjgytq52 ##", 103, 104),
         event("cpu_op", "aten::sum", 145, 155),  # from verify into commit, which begins at 150
         event("cpu_op", "aten::mm", 215, 225),
         event("cpu_op", "aten::elsewhere", 160, 190, tid=2),
@@ -62,7 +64,7 @@ def test_on_a_cpu_a_part_is_busy_inside_ops_and_the_rest_is_the_hosts():
     assert (found.reads, found.waits) == (1, None)
     verify = [(cost.name, us(cost.seconds), cost.calls) for cost in found.ops["verify"]]
     assert verify == [("aten::mm", 14 + 10, 2), ("aten::sum", 10, 1), ("aten::copy_", 5, 1), ("aten::_local_scalar_dense", 1, 1)]
-    assert [cost.name for cost in found.ops["draft"]] == ["aten::draft"]
+    assert [(cost.name, us(cost.seconds), cost.calls) for cost in found.ops["draft"]] == [("aten::draft", 6, 1), ("CompiledFxGraph", 2, 2)]
 
 
 def test_on_cuda_a_part_is_busy_while_its_kernels_run_and_idleness_is_a_gap_or_the_hosts():
@@ -79,15 +81,16 @@ def test_on_cuda_a_part_is_busy_while_its_kernels_run_and_idleness_is_a_gap_or_t
         event("cuda_runtime", "cudaStreamSynchronize", 162, 166),
         event("kernel", "prefill", 82, 103, 9, tid=7),
         event("cuda_runtime", "cudaLaunchKernel", 81, 82, 9),
+        event("kernel", "late", 125, 127, 9, tid=7),  # of the prefill too, in the middle of the round
     ]
     found = split(trace.of(rows))
     assert us(found.wall) == 100
     assert {name: us(seconds) for name, seconds in found.busy.items()} == {"draft": 11, "verify": 20, "commit": 2}
-    # Idle: 103-105 (1 us of it in a call), 116-133 (13 in an op), 153-163 (3 in calls), 165-200 (1 in a call)
-    assert us(found.gaps) == 1 + 13 + 3 + 1
+    # Idle: 103-105 (1 us of it in a call), 116-125 (5 in an op), 127-133 (all in it), 153-163 (3 in calls), 165-200 (1 in a call)
+    assert us(found.gaps) == 1 + 5 + 6 + 3 + 1
     assert us(found.host) == 1 + 4 + 7 + 34
-    # The prefill's kernel still ran at the start of the round: busy with what is no part of it.
-    assert us(sum(found.busy.values()) + found.gaps + found.host) == 100 - 3
+    # The prefill's kernels still ran in the round: busy with what is no part of it.
+    assert us(sum(found.busy.values()) + found.gaps + found.host) == 100 - 3 - 2
     assert (found.reads, found.waits) == (1, 1)
     assert [cost.name for cost in found.ops["draft"]] == ["draft_b", "draft_a"]
 

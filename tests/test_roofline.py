@@ -1,7 +1,9 @@
 import csv
+import gc
 import json
 import re
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,8 +12,8 @@ import torch
 from small_models import CPU, build, small_target
 from tiny_target import write_target
 
-from methods.core import backend
-from specbench import cli
+from methods.core import backend, decode
+from specbench import cli, targets
 from specbench.roofline import measure, report
 from specbench.roofline import run as running
 from specbench.roofline.cli import roofline
@@ -55,7 +57,11 @@ def found() -> Roofline:
         facts={**facts, "environment": environment},
         device=Device(1e9, 10e9),
         verified=[Verified(1, plain, 1.25), Verified(4, tree, 2.5)],
-        drafted=[Drafted("m", "Method", 4, Cost(1e8, 1e6), 0.4, 2.6, 0.125), Drafted("pld", "Lookup", 11, Cost(0, 0), 0.5, 2.0, 0.0)],
+        drafted=[
+            Drafted("vanilla", "Vanilla", 1, Cost(0, 0), 0.125, 1.25, 0.125),
+            Drafted("m", "Method", 4, Cost(1e8, 1e6), 0.4, 2.6, 0.125),
+            Drafted("pld", "Lookup", 11, Cost(0, 0), 0.5, 2.5, 0.0),
+        ],
         limit={1: 1.0, 2: 1.0, 3: 1.5, 4: 2.0},
         load_s=1.0,
         prepare_s=2.0,
@@ -122,6 +128,18 @@ def test_a_device_is_as_good_as_its_best_repeat(monkeypatch):
     assert measure.device_numbers(CPU, torch.float32) == Device(2 * 2**20 / 0.25, 2 * 32**3 / 0.25)
 
 
+def test_matrices_are_of_numbers_as_models_have_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measure, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((a, b)))
+    measure._rate(CPU, torch.bfloat16)
+    for each in seen[0]:
+        assert each.dtype == torch.bfloat16
+        assert 0.9 < each.float().std() < 1.1
+        assert abs(each.float().mean()) < 0.1
+    assert not torch.equal(*seen[0])
+
+
 def test_rows_hold_measured_against_limit(found):
     rows = found.frame().set_index(["what", "nodes"])
     plain, tree = rows.loc[("verify", 1)], rows.loc[("verify", 4)]
@@ -129,7 +147,8 @@ def test_rows_hold_measured_against_limit(found):
     assert (tree["predicted_ms"], tree["v"], tree["v_predicted"], tree["bound_by"]) == (2000, 2.0, 2.0, "arithmetic")
     draft, lookup = rows.loc[("draft", 4)], rows.loc[("draft", 11)]
     assert (draft["predicted_ms"], draft["measured_ms"], draft["share_of_limit"]) == (100, 400, 0.25)
-    assert draft["round_cost"] == (0.4 + 2.6 + 0.125) / 1.25
+    assert draft["round_cost"] == (0.4 + 2.6 + 0.125) / (0.125 + 1.25 + 0.125), "over vanilla's whole round, not over T(1)"
+    assert rows.loc[("draft", 1), "round_cost"] == 1
     assert lookup["bound_by"] == ""
     assert lookup["share_of_limit"] == 0
 
@@ -144,8 +163,8 @@ def test_the_report_says_what_a_share_above_one_means(found, tmp_path):
     report.write(found, tmp_path)
     text = (tmp_path / "roofline.md").read_text()
     assert "| 4 | 1,000.0 | 20.00 | 2,000.00 | 2,500.00 | 2.00 | 2.00 | 80.0 % | arithmetic |" in text
-    assert "| Method | 4 | 100.0 | 0.00 | 100.00 | 400.00 | 25.0 % | 2,600.00 | 125.00 | 2.50 |" in text
-    assert "| Lookup | 11 | \N{EM DASH} | \N{EM DASH} | \N{EM DASH} | 500.00 | \N{EM DASH} | 2,000.00 | 0.00 | 2.00 |" in text
+    assert "| Method | 4 | 100.0 | 0.00 | 100.00 | 400.00 | 25.0 % | 2,600.00 | 125.00 | 2.08 |" in text
+    assert "| Lookup | 11 | \N{EM DASH} | \N{EM DASH} | \N{EM DASH} | 500.00 | \N{EM DASH} | 2,500.00 | 0.00 | 2.00 |" in text
     assert "1.0 GB/s" in text
     assert "10 GFLOP/s" in text
     assert "Knee: 1 nodes" in text
@@ -202,6 +221,38 @@ def test_misuse_is_one_line(target, quick, tmp_path, monkeypatch, capsys):
 
 def test_methods_are_measured_as_asked(target, quick):
     found = run(Options(target, "fp32", "cpu", "eager", ["pld:nodes=3"], past=40, nodes=[2]), cli.console)
-    assert [(each.method, each.title) for each in found.drafted] == [("pld:nodes=3", "Prompt lookup nodes=3")]
+    assert [(each.method, each.title) for each in found.drafted] == [("vanilla", "Vanilla"), ("pld:nodes=3", "Prompt lookup nodes=3")]
     assert [each.nodes for each in found.verified] == [1, 2]
     assert list(found.limit) == [1, 2]
+
+
+@pytest.fixture
+def no_chance():
+    """No collection but those that are asked for."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_target_before_is_freed_before_the_next_is_loaded(target, quick, monkeypatch, no_chance):
+    load, loaded = targets.load, []
+
+    def watched(*given, **options):
+        assert [each() for each in loaded] == [None] * len(loaded)
+        found = load(*given, **options)
+        loaded.append(weakref.ref(found.model.get_input_embeddings().weight))  # which a target shares
+        return found
+
+    monkeypatch.setattr(targets, "load", watched)
+    for name in ("static", "eager"):
+        run(Options(target, "fp32", "cpu", name, ["pld"], past=8, nodes=[1]), cli.console)
+    assert len(loaded) == 2
+
+
+def test_rules_are_warm_before_rounds_are_timed(target, quick, monkeypatch):
+    order = []
+    rounds = measure.rounds
+    monkeypatch.setattr(running, "warm", lambda target, *arm: order.append("warm") or decode.warm(target, *arm))
+    monkeypatch.setattr(measure, "rounds", lambda *given: order.append("timed") or rounds(*given))
+    run(Options(target, "fp32", "cpu", "eager", ["pld"], past=8, nodes=[1]), cli.console)
+    assert order == ["warm", "timed"] * 2 + ["timed"] * 2 * running.ANSWERS

@@ -43,7 +43,8 @@ def test_the_flops_are_those_torch_counts(family):
         target.score(binary_tree(nodes, CPU), past)
     vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)  # norms, biases: no products
     predicted = target_cost(model.config, parameters(model), nodes, past, 8)
-    assert predicted.flops == counter.get_total_flops() + 2 * nodes * vectors
+    # transformers 5.17 makes the rotary angles by a product, which the cost model leaves out: nodes by half a head, 2 FLOPs each.
+    assert counter.get_total_flops() + 2 * nodes * vectors - predicted.flops in (0, nodes * WIDTH)
 
 
 def test_shared_key_heads_are_read_once():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from methods.core.errors import UserError
 from specbench.records import Record, Steps
 from specbench.roofline.cost import Cost, Device, target_cost
 from specbench.scale import cli, report, sizes, sweep
-from specbench.scale.points import verify_ratio
+from specbench.scale.points import points, verify_ratio
 from specbench.session import resolve
 from specbench.targets.shapes import SHAPES, Shape
 from specbench.turns import pair, turns_frame
@@ -187,6 +188,59 @@ def test_the_rows_hold_what_was_measured_beside_the_model(swept):
     assert beyond["verify_ratio_limit"].notna().all()
     assert beyond["round_cost_limit"].isna().all()
     assert found.draft["tiny-1b"]["pld"] == Cost(0, 0)
+
+
+def stored(out, name):
+    """The records of a target's run as they are on disk."""
+    return [json.loads(line) for line in (out / name / "records.jsonl").read_text().splitlines()]
+
+
+def failing(row):
+    kept = ("schema", "method", "question_id", "category", "turn", "repeat")
+    return {**{key: row[key] for key in kept}, "status": "error", "error": "out of it", "steps": {}}
+
+
+def spoilt(out, name, fails):
+    """The run with the turns failed that ``fails`` says."""
+    rows = [failing(row) if fails(row) else row for row in stored(out, name)]
+    (out / name / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    found, out = swept
+    return found, shutil.copytree(out, tmp_path / "copy")
+
+
+def test_a_run_that_stopped_half_way_is_not_shown_as_measured(copied):
+    found, out = copied
+    path = out / "tiny-1b" / "manifest.json"
+    path.write_text(path.read_text().replace('"complete"', '"interrupted"'))
+    rows, failures = points(found, out)
+    assert set(rows.loc[rows["mat"].notna(), "target"]) == {"tiny-160m"}
+    assert set(rows.loc[rows["mat"].isna(), "target"]) == set(SHAPES) - {"tiny-160m"}
+    assert failures == []
+
+
+def test_a_method_whose_every_turn_failed_has_no_row_and_is_named(copied):
+    found, out = copied
+    spoilt(out, "tiny-1b", lambda row: row["method"] == "medusa")
+    rows, failures = points(found, out)
+    assert rows.loc[rows["mat"].notna(), ["target", "method"]].to_numpy().tolist() == [
+        ["tiny-160m", "pld"], ["tiny-160m", "medusa"], ["tiny-1b", "pld"]
+    ]  # fmt: skip
+    assert failures == ["tiny-1b, Medusa: 6 question(s), a turn of each failed, the first: out of it"]
+    assert set(rows.loc[rows["target"] == "tiny-7b", "method"]) == {"pld", "medusa"}
+    report.write(found, out)
+    assert "Left out: tiny-1b, Medusa" in (out / "scale.md").read_text()
+
+
+def test_where_every_turn_failed_there_is_nothing_to_show(copied):
+    found, out = copied
+    for name in ("tiny-160m", "tiny-1b"):
+        spoilt(out, name, lambda row: row["method"] == "vanilla")
+    with pytest.raises(UserError, match=r"has nothing to show: tiny-160m, Prompt lookup: 6 question.*out of it; choose another --target"):
+        report.write(found, out)
 
 
 def test_v_is_pooled_and_its_interval_holds_it():

@@ -1,11 +1,14 @@
-import hashlib
+import gc
+import importlib.metadata
 import json
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small_models import CAPACITY, OTHER_PROMPT, PROMPT, RANK_ACCURACY, run, small_model, trained
+from small_models import CAPACITY, OTHER_PROMPT, PROMPT, RANK_ACCURACY, build, run, small_model, trained
 from tiny_target import write_suite, write_target
 
 from methods import registry
@@ -14,9 +17,9 @@ from methods.core.backend import EAGER
 from methods.core.errors import UserError
 from methods.core.policies import best_static_tree
 from methods.core.target import Target
-from specbench import suites
-from specbench.suites import spec_bench
+from specbench import suites, targets
 from specbench.tune import cost, prompts, settings
+from specbench.tune import run as running
 from specbench.tune.choose import Prices, ranked
 from specbench.tune.cli import tune
 from specbench.tune.config import Config
@@ -184,6 +187,14 @@ def test_t_of_n_is_linear_between_sizes_or_that_of_the_padded_size():
     assert Verifying(seconds, Padding()).of(5) == pytest.approx(4.0)
 
 
+def test_arms_are_warm_before_their_rounds_are_timed(target, monkeypatch):
+    order, decode = [], cost.decode
+    monkeypatch.setattr(cost, "warm", lambda *given: order.append("warm"))
+    monkeypatch.setattr(cost, "decode", lambda *given: order.append("decode") or decode(*given))
+    cost.beside(Verifying({1: 0.0}, EAGER), target, {"a": build("vanilla", target), "b": build("vanilla", target)}, [PROMPT])
+    assert order == ["warm", "decode"] * 2 + ["decode"] * 2
+
+
 def test_the_fastest_setting_wins_by_acceptance_and_by_cost():
     text = [0, 1, 2, 3, 4] * 4
     guesses = [FixedGuess([t, *[t + 1, t + 2, t + 3][: 4 - t]], [0, 0, 1, 2], [0, 1, 2, 3]) for t in text[:-1]]
@@ -207,16 +218,34 @@ def test_tuning_on_the_test_set_is_refused(tmp_path, monkeypatch):
     mini = tmp_path / "mini.jsonl"
     part = suites.load("mini").questions[3]
     mini.write_text(json.dumps({"question_id": 1, "category": "c", "turns": [part.turns[0]]}))
-    with pytest.raises(UserError, match="holds the suite mini's questions, and tuning on the test set"):
+    with pytest.raises(UserError, match=r"mini\.jsonl, question 1, is the suite mini's, and tuning on the test set"):
         prompts.load(mini, None, 20, quiet())
     file = write_suite(tmp_path / "suite.jsonl")
     prompts.load(file, None, 20, quiet())
-    monkeypatch.setattr(spec_bench, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
-    with pytest.raises(UserError, match="holds Spec-Bench's questions"):
-        prompts.load(file, None, 20, quiet())
+    monkeypatch.setattr(prompts, "spec_bench_fingerprints", lambda: {prompts.fingerprint("how  much is 2\nand 2?")})
+    with pytest.raises(UserError, match="question n2, is Spec-Bench's"):
+        prompts.load(file, None, 1, quiet())
     for both in ((None, None), (file, file)):
         with pytest.raises(UserError, match="pass either --suite-file FILE"):
             prompts.load(*both, 20, quiet())
+
+
+def test_every_question_of_spec_bench_is_known_by_its_first_turn():
+    known = prompts.spec_bench_fingerprints()
+    assert len(known) == 480
+    assert all(len(each) == len(prompts.fingerprint("")) and int(each, 16) >= 0 for each in known)
+
+
+def test_a_checkout_that_is_not_installed_has_its_facts(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
+    monkeypatch.setattr(running, "git_state", lambda: {"sha": "12ab", "dirty": True})
+    model = SimpleNamespace(device=torch.device("cpu"))
+    loaded = SimpleNamespace(name="t", weights_sha256="0", model=model)
+    facts = running._facts(loaded, SimpleNamespace(questions=[], sha256="1"), 7, "fp32", "eager")
+    assert (facts["recorded_tokens"], facts["git_sha"], facts["git_dirty"]) == (7, "12ab", True)
 
 
 def test_prompts_are_first_turns_as_many_of_each_category(tmp_path):
@@ -248,16 +277,34 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_loaded(names, compla
         tune(names, None, None, None, 20, 64, None, None, None, None)
 
 
-def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def no_chance():
+    """No collection but those that are asked for."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, monkeypatch, no_chance):
     monkeypatch.setenv("COLUMNS", "200")
     folder, out = write_target(tmp_path / "target", context=4096), tmp_path / "tuned.toml"
     suite = write_suite(tmp_path / "suite.jsonl")
+    load, loaded, weights = targets.load, [], []
+
+    def watched(*given, **options):
+        loaded.append(not any(each() is not None for each in weights))
+        found = load(*given, **options)
+        weights.append(weakref.ref(found.model.get_input_embeddings().weight))  # which a target shares
+        return found
+
+    monkeypatch.setattr(targets, "load", watched)
     tune(None, str(folder), suite, None, 4, 24, "fp64", "cpu", "eager", out)
     config = Config.read(out)
     assert list(config.methods) == ["pld"], "the target has weights for no other"
     assert 1 <= config.methods["pld"]["nodes"] <= 63
     assert (config.tuned_on["prompts"], config.tuned_on["candidates"]) == (4, CANDIDATES)
     config.check(target=str(folder), dtype="fp64", device="cpu", backend="eager")
+    assert loaded == [True, True], "the first target is gone when the check loads it again"
     shown = capsys.readouterr().out
     chosen = next(line for line in shown.splitlines() if "(chosen)" in line)
     predicted, _, measured = chosen.split(f"nodes={config.methods['pld']['nodes']} (chosen)")[1].split()[:3]

@@ -28,6 +28,8 @@ class KVCache:
         # Zeros, since what a mask hides is still multiplied, by 0: an uninitialised NaN would survive that.
         self.buffer = torch.zeros(config.num_hidden_layers, 2, 1, heads, rows, width, dtype=dtype, device=device)
         self.layers = [(keys, values) for keys, values in self.buffer]  # views, 1 x H x S x D each
+        for view in (view for layer in self.layers for view in layer):
+            torch._dynamo.maybe_mark_dynamic(view, 2)  # how many rows there are changes no kernel that is compiled
         self.length = torch.zeros((), dtype=torch.long, device=device)
 
     @property

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
-from methods.core.decode import decode
+from methods.core.decode import decode, warm
 from specbench import prompts
 from specbench.bench.finding import Finding
 from specbench.bench.setup import EAGER, LOOKUP, LOOKUP_NGRAM, LOOKUP_TOKENS, STATIC
@@ -57,7 +57,8 @@ def decoding_findings(session: Session, console: Console, pairs: int = PAIRS) ->
     asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
     console.print(f"measuring: what each loop answers to {len(asked)} prompts", markup=False)
     # Every prompt has a shape of its own, for which kernels are prepared once: these answers are warm-up and comparison in one.
-    answers = {side: [side(prompt) for prompt in asked] for each in compared for side in (each.ours, each.theirs)}
+    sides = dict.fromkeys(side for each in compared for side in (each.ours, each.theirs))
+    answers = {side: [side(prompt) for prompt in asked] for side in sides}
     findings = []
     for each in compared:
         console.print(f"measuring: {each.what}, tokens/s", markup=False)
@@ -79,7 +80,7 @@ def loop(session: Session, name: str) -> Continuation:
     """One of the session's arms in our decode loop, its back end made ready."""
     arm = next(arm for arm in session.arms if arm.name == name)
     sampling = Sampling(session.manifest.settings.max_new_tokens)
-    arm.target.warm(arm.drafter.sizes)
+    warm(arm.target, arm.drafter, arm.accept, sampling)
     return lambda prompt: decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock_for(arm.target.device)).tokens
 
 

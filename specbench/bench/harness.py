@@ -61,7 +61,7 @@ def harness_finding(session: Session, parent: Path, console: Console, repeats: i
         progress = RunProgress(console, settings.methods, session.manifest.units_total, [])
         stopwatch = Stopwatch(progress)
         with contextlib.closing(records.Writer(Path(folder))) as writer, progress:
-            runner.warm_up(session)
+            runner.warm_up(session, console)
             runner.measure(session, [], writer.write, stopwatch)
     _, *rest = stopwatch.spent.values()
     return Finding(what, [1 - each.decoding / each.wall for each in rest], WANTED, is_share=True)

@@ -1,18 +1,24 @@
 """Measures rounds and V(n) on the random-weight shapes: every dtype, both back ends, taking turns."""
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from methods.core.acceptance import Sampling
 from methods.core.backend import BACKENDS, backend
-from methods.core.decode import StepTrace
+from methods.core.decode import StepTrace, warm
 from methods.core.target import Target
 from specbench.bench.decoding import unhindered
 from specbench.bench.ratios import TREES, VerifyRatio
 from specbench.bench.rounds import RoundTime, Subject
 from specbench.bench.shapes import SUBJECTS, random_arm, random_model
+from specbench.profiling.run import traced
+from specbench.profiling.split import Split
 from specbench.roofline import measure
 from specbench.roofline.cost import Device, target_cost
 from specbench.roofline.count import NEW_TOKENS as COUNTED
@@ -26,8 +32,8 @@ ANSWERS = 4
 
 
 def overhead(dtypes: Sequence[str], device: torch.device, console: Console) -> tuple[list[RoundTime], list[VerifyRatio]]:
-    """The rounds of every subject and the V(n) of their targets, in every dtype on both back ends."""
-    times: list[RoundTime] = []
+    """The rounds of every subject, profiled at last, and the V(n) of their targets, in every dtype on both back ends."""
+    times: list[tuple[RoundTime, Arm]] = []
     ratios: list[VerifyRatio] = []
     for dtype in dtypes:
         limits = measure.device_numbers(device, DTYPES[dtype])
@@ -36,11 +42,15 @@ def overhead(dtypes: Sequence[str], device: torch.device, console: Console) -> t
             model = random_model(layers, DTYPES[dtype], device)
             targets = [Target(model, capacity=PROMPT + NEW_TOKENS, backend=backend(name, device)) for name in BACKENDS]
             for subject in (each for each in SUBJECTS if each.layers == layers):
-                rounds = _rounds([random_arm(subject.arm, target) for target in targets])
-                draft_s, verify_s = floors(model, subject, limits)
-                times += [RoundTime(subject, dtype, name, found, draft_s, verify_s) for name, found in rounds.items()]
+                arms = [random_arm(subject.arm, target) for target in targets]
+                floors_s = floors(model, subject, limits)
+                times += [
+                    (RoundTime(subject, dtype, arm.target.backend.name, rounds, *floors_s), arm)
+                    for arm, rounds in zip(arms, _rounds(arms), strict=True)
+                ]
             ratios += [verify_ratio(f"random, {layers} layers", dtype, target, PAST) for target in targets]
-    return times, ratios
+    console.print("profiling the rounds, after everything that is timed", markup=False)
+    return [replace(each, split=_profiled(arm)) for each, arm in times], ratios
 
 
 def verify_ratio(name: str, dtype: str, target: Target, past: int) -> VerifyRatio:
@@ -57,17 +67,27 @@ def floors(model: PreTrainedModel, subject: Subject, limits: Device) -> tuple[fl
     return draft.seconds(limits), verify.seconds(limits)
 
 
-def _rounds(arms: Sequence[Arm]) -> dict[str, list[StepTrace]]:
-    """Of a method on each back end, by its name."""
-    found: dict[str, list[StepTrace]] = {arm.target.backend.name: [] for arm in arms}
+def _rounds(arms: Sequence[Arm]) -> list[list[StepTrace]]:
+    """Of each arm, which take turns."""
+    found: list[list[StepTrace]] = [[] for _ in arms]
     for arm in arms:
-        _answer(arm)  # what is compiled once is compiled here
+        warm(arm.target, arm.drafter, arm.accept, Sampling(NEW_TOKENS))
+        _answer(arm)
     with unhindered():
         for _ in range(ANSWERS):
-            for arm in arms:
-                found[arm.target.backend.name] += _answer(arm)
+            for arm, rounds in zip(arms, found, strict=True):
+                rounds += _answer(arm)
     return found
 
 
 def _answer(arm: Arm) -> list[StepTrace]:
-    return measure.rounds(arm.target, arm.drafter, arm.accept, measure.filler(PROMPT, arm.target.config.vocab_size), NEW_TOKENS)
+    return measure.rounds(arm.target, arm.drafter, arm.accept, _prompt(arm), NEW_TOKENS)
+
+
+def _prompt(arm: Arm) -> list[int]:
+    return measure.filler(PROMPT, arm.target.config.vocab_size)
+
+
+def _profiled(arm: Arm) -> Split:
+    with tempfile.TemporaryDirectory() as folder:
+        return traced(arm, [_prompt(arm)], Sampling(NEW_TOKENS), Path(folder) / "trace.json.gz")

@@ -1,4 +1,4 @@
-"""The benchmark as files: Markdown to read, what was missed named first, and a CSV with every number."""
+"""The benchmark as files: Markdown to read, what was missed named first, and a CSV with every number but the profiler's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ FINDINGS = (
     "Eager vanilla / generate: our decode loop against transformers' own, both calling modules as they are; below 1 our speedups would be "
     "measured from a slow baseline.",
     "Prompt lookup: the same draft rule in both, so only the loops differ.",
-    "Static vanilla: the static back end's fixed shapes, compiled layers and packed weights, without any drafting.",
+    "Static vanilla: the static back end without any drafting: fixed shapes and compiled layers; on a CPU packed weights, on CUDA captured "
+    "graphs.",
     "Outside decoding: 1 \N{MINUS SIGN} decoding / wall-clock of a measured run, question by question.",
 )
 ROUNDS = (
@@ -32,6 +33,10 @@ ROUNDS = (
     "Reference: Spec-Bench's code for Medusa (6 layers) and EAGLE-3 (8 layers), fp32, two threads, measured on another machine; wanted is "
     "half of it.",
 )
+OPS = (
+    "One more answer of each under the torch profiler, after everything that is timed; milliseconds a round with the calls a round in "
+    "brackets. The profiler slows small ops most, and what Python does between ops is no op's.",
+)
 RATIOS = ("V(n) is the time of verifying a tree of n nodes over that of a plain step, on the same back end: medians of scoring alone.",)
 
 
@@ -39,7 +44,12 @@ def tables(
     findings: Sequence[Finding], times: Sequence[RoundTime], verified: Sequence[VerifyRatio]
 ) -> list[tuple[TextTable, Sequence[str]]]:
     """What was measured, each with what a reader must know of it."""
-    explained = [(finding.table(findings), FINDINGS), (rounds.table(times), ROUNDS), (ratios.table(verified), RATIOS)]
+    explained = [
+        (finding.table(findings), FINDINGS),
+        (rounds.table(times), ROUNDS),
+        (rounds.ops_table(times), OPS),
+        (ratios.table(verified), RATIOS),
+    ]
     return [(table, meaning) for table, meaning in explained if table.rows]
 
 
@@ -58,6 +68,7 @@ def misses(findings: Sequence[Finding], times: Sequence[RoundTime]) -> list[str]
                 f"{each.subject.what}, {each.subject.layers} layers, {each.dtype}, {each.backend}: {1e3 * each.quartiles.median:.2f} ms "
                 f"where {1e3 * each.subject.wanted_s:.2f} was wanted; draft {draft:.2f} (floor {1e3 * each.draft_floor_s:.2f}), verify "
                 f"{verify:.2f} (floor {1e3 * each.verify_floor_s:.2f}), commit {commit:.2f}"
+                + (f"; most of {each.furthest}: {rounds.ops(each.split, each.furthest)}" if each.split else "")
             )
     return lines
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from methods.core.decode import StepTrace
 from specbench.bench.finding import MET, MISSED, Quartiles
+from specbench.profiling.split import Split
 from specbench.tables import TextTable, number, percent
 
 PARTS = ("draft_s", "verify_s", "commit_s")
+NAMED_OPS = 5
 
 
 class Subject(NamedTuple):
@@ -36,6 +38,7 @@ class RoundTime:
     rounds: Sequence[StepTrace]
     draft_floor_s: float
     verify_floor_s: float
+    split: Split | None = None  # of one more answer, under the profiler
 
     @property
     def quartiles(self) -> Quartiles:
@@ -52,6 +55,11 @@ class RoundTime:
     def part_s(self, name: str) -> float:
         """The median of one of ``PARTS``."""
         return median(getattr(each, name) for each in self.rounds)
+
+    @property
+    def furthest(self) -> str:
+        """The phase that takes most above its floor."""
+        return "draft" if self.part_s("draft_s") - self.draft_floor_s > self.part_s("verify_s") - self.verify_floor_s else "verify"
 
     def row(self) -> dict[str, Any]:
         """For the CSV."""
@@ -88,3 +96,24 @@ def table(times: Sequence[RoundTime]) -> TextTable:
     floors = ["Draft floor", "Verify floor", "Floor's share"]
     headers = [*who, *measured, *floors, "Reference ms", "Wanted", "Verdict"]
     return TextTable("Milliseconds of a whole round on random weights", headers, [each.cells() for each in times])
+
+
+def ops(split: Split, phase: str) -> str:
+    """The ops that take most of a phase: milliseconds and calls, a round."""
+    found = split.ops.get(phase, [])[:NAMED_OPS]
+    return ", ".join(f"{op.name} {number(1e3 * op.seconds / split.rounds)} ({number(op.calls / split.rounds, 0)})" for op in found)
+
+
+def ops_table(times: Sequence[RoundTime]) -> TextTable:
+    """What drafting, whose floor is furthest below what it takes, spends its time on."""
+    rows = [
+        [
+            *(each.subject.what, str(each.subject.layers), each.dtype, each.backend),
+            *(number(1e3 * each.part_s("draft_s")), number(1e3 * each.split.busy["draft"] / each.split.rounds)),
+            ops(each.split, "draft"),
+        ]
+        for each in times
+        if each.split
+    ]
+    headers = ["Method", "Layers", "dtype", "Back end", "Draft ms", "In ops, profiled", f"The {NAMED_OPS} that take most"]
+    return TextTable("Drafting under the torch profiler", headers, rows)

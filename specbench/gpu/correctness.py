@@ -1,5 +1,6 @@
 """Is what this device computes right? Every method on both back ends, token for token against static vanilla."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def correctness(work: Work, console: Console) -> dict[str, Any]:
     """Runs the shipped target in fp32 and in the visit's dtype; ``wrong`` lists what must not be, empty where all is right.
 
     Static equals eager where both equal static vanilla. A difference counts as wrong unless the target, asked in fp32, was
-    torn between the two tokens (``specbench.divergence``); an answer that failed counts as wrong too.
+    torn between the two tokens (``specbench.divergence``); an answer that failed counts as wrong too. A run
+    with something wrong is set aside, so that what is asked next is judged by its own answers.
     """
     facts: dict[str, Any] = {"wrong": []}
     for dtype in dict.fromkeys([STRICT, work.asked.dtype]):
@@ -29,7 +31,12 @@ def correctness(work: Work, console: Console) -> dict[str, Any]:
         explained = explain(run_dir)
         console.print(agree_cli.table(explained).rich())
         facts[dtype] = [_counts(arm) for arm in explained.arms]
-        facts["wrong"] += [f"{dtype}: {line}" for line in (*agree_cli.violations(explained), *_missing(explained.arms))]
+        wrong = [f"{dtype}: {line}" for line in (*agree_cli.violations(explained), *_missing(explained.arms))]
+        if wrong:
+            aside = run_dir.with_name(f"{run_dir.name}-wrong")
+            shutil.rmtree(aside, ignore_errors=True)
+            run_dir.rename(aside)
+        facts["wrong"] += wrong
     return facts
 
 

@@ -16,27 +16,34 @@ ORDERLY_S = 15.0  # for a piece that is told to stop to leave what it has
 
 
 def limit(piece: str, pieces: Mapping[str, Piece], work: Work, left: float) -> float:
-    """Seconds the piece may take: all that is left, less what the undone ones after it are meant to have."""
-    names = list(pieces)
-    after = sum(pieces[name].seconds for name in names[names.index(piece) + 1 :] if work.done(name) is None)
-    return min(left, max(left - after, pieces[piece].seconds))
+    """Seconds the piece may take: all that is left, less what the undone ones after it are meant to have.
+
+    What comes first keeps nothing back for what does not: that has another visit. A gate keeps nothing back at all.
+    """
+    names, (meant, _, _, first, gate) = list(pieces), pieces[piece]
+    after = [pieces[name] for name in names[names.index(piece) + 1 :] if work.done(name) is None]
+    kept = sum(each.seconds for each in after if each.first or not first)
+    return left if gate else min(left, max(left - kept, meant))
 
 
 def drive(work: Work, pieces: Mapping[str, Piece], command: Sequence[str], console: Console) -> int:
     """Run ``command --only PIECE --budget SECONDS`` for every piece that is not done; returns the exit code.
 
-    A wrong result stops everything, loudly. A piece out of time or failed is left for the next call.
+    A wrong result stops everything, loudly. A piece out of time or failed is left for the next call, and so is one that
+    needs it or has less time than it is meant to have. How it ended is noted too.
     """
     began, left_over = time.monotonic(), []
-    for piece, (meant, _, needed) in pieces.items():
+    work.begin()
+    for piece, (meant, _, needs, *_) in pieces.items():
         if work.done(piece) is not None:
             console.print(f"{piece}: done before", markup=False)
             continue
         left = work.seconds - (time.monotonic() - began)
-        lacking = needed and work.done(needed) is None
-        if lacking or left < meant / 2:
+        lacking = [name for name in needs if name in pieces and work.done(name) is None]
+        if lacking or left < meant:
             left_over.append(piece)
-            console.print(f"{piece}: left, {f'it needs {needed}' if lacking else f'{left:.0f} s of the budget remain'}", markup=False)
+            why = f"it needs {', '.join(lacking)}" if lacking else f"it is meant to have {meant:.0f} s, {left:.0f} s of the budget remain"
+            console.print(f"{piece}: left, {why}", markup=False)
             continue
         seconds, started = limit(piece, pieces, work, left), time.monotonic()
         console.rule(f"{piece}, at most {seconds:.0f} s")
@@ -44,11 +51,13 @@ def drive(work: Work, pieces: Mapping[str, Piece], command: Sequence[str], conso
         console.print(f"{piece}: {_said(code)} after {time.monotonic() - started:.0f} s", markup=False)
         if code == WRONG:
             console.print(f"WRONG RESULTS in {piece}: nothing else is measured until that is understood", style="bold red", markup=False)
+            work.end(f"wrong results in {piece}")
             return WRONG
         if code != DONE:
             left_over.append(piece)
-    if left_over:
-        console.print(f"left to do: {', '.join(left_over)}; the same command goes on from here", markup=False)
+    outcome = f"left to do: {', '.join(left_over)}" if left_over else "all done"
+    console.print(f"{outcome}{'; the same command goes on from here' if left_over else ''}", markup=False)
+    work.end(outcome)
     return LEFT if left_over else DONE
 
 

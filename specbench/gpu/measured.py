@@ -1,18 +1,18 @@
 """The run itself: every method beside static vanilla, eager vanilla beside them, on Spec-Bench where it is at hand."""
 
 import json
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from methods.core.errors import UserError
-from specbench import runner, suites
+from specbench import records, runner
 from specbench.gpu.plan import LADDER, Plan, paces, plan
 from specbench.gpu.work import Work
-from specbench.records import AGAIN, BASELINE
+from specbench.records import AGAIN, EAGER_BASELINE
 from specbench.runner import Session
 from specbench.session import Options, prepare
 from specbench.train.files import whole
@@ -20,9 +20,8 @@ from specbench.tune.config import Config
 
 METHODS = ("pld", "medusa", "eagle", "eagle2", "s4c")
 TWICE = "s4c"
-OTHER_BASELINE = f"{BASELINE}:backend=eager"
 EAGER = tuple(f"{name}:backend=eager" for name in ("medusa", "eagle2", "s4c"))
-AROUND_S = 15.0  # seconds before this code runs and after the last turn
+AROUND_S = 25.0  # seconds of the piece before this code runs, imports among them, and after the last turn
 
 
 def run_dir(work: Work) -> Path:
@@ -35,27 +34,32 @@ def tuned(work: Work) -> Path:
 
 
 def measured(work: Work, console: Console) -> dict[str, Any]:
-    """Plans the run to fit ``work.seconds`` once, keeps to that plan, and measures what is missing of it."""
+    """Plans the run to fit ``work.seconds`` and measures it; once an answer is recorded the plan stays, and the rest of it is measured.
+
+    The plan holds the tuned options too. Whichever call measures, targets have room for the longest answer of any plan: what
+    is compiled depends on it.
+    """
     began = time.monotonic()
-    suite, note = _suite(console)
-    path = work.out / "plan.json"
-    if path.is_file():
-        chosen = Plan(**json.loads(path.read_text(encoding="utf-8")))
-        arms = [arm for arm in chosen.arms if not arm.endswith(AGAIN)]
-        session = prepare(_options(work, suite, arms, chosen.max_new_tokens))
+    run, path = run_dir(work), work.out / "plan.json"
+    if records.read(run)[0]:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        chosen = Plan(**kept["plan"])
+        session = prepare(_options(work, kept, [arm for arm in chosen.arms if not arm.endswith(AGAIN)]))
     else:
-        session = prepare(_options(work, suite, [*METHODS, OTHER_BASELINE, *EAGER], LADDER[-1]))
+        shutil.rmtree(run, ignore_errors=True)  # the manifest of a plan that nothing was measured by
+        kept = _given(work)
+        session = prepare(_options(work, kept, [*METHODS, EAGER_BASELINE, *EAGER]))
         console.print(f"making {len(session.arms)} arms ready and measuring how fast each is here, to plan the run", markup=False)
-        runner.warm_up(session)
+        runner.warm_up(session, console)
         found, turns = paces(session), session.manifest.units_total // len(session.arms)
         left = work.seconds - AROUND_S - (time.monotonic() - began)
         chosen = plan(found, EAGER, turns, len(session.warmup), left)
         with whole(path) as file:
-            file.write_text(json.dumps(chosen._asdict(), indent=1) + "\n", encoding="utf-8")
-        session = narrowed(session, chosen)
+            file.write_text(json.dumps({**kept, "plan": chosen._asdict()}, indent=1) + "\n", encoding="utf-8")
     console.print(f"plan: {chosen.why}", markup=False, soft_wrap=True)
-    runner.run(session, run_dir(work), console)
-    return {"suite": suite, "note": note, "questions": len(session.suite.questions), **chosen._asdict()}
+    session = narrowed(session, chosen)
+    runner.run(session, run, console)
+    return {"suite": kept["suite"], "note": kept["note"], "questions": len(session.suite.questions), **chosen._asdict()}
 
 
 def narrowed(session: Session, chosen: Plan) -> Session:
@@ -69,28 +73,25 @@ def narrowed(session: Session, chosen: Plan) -> Session:
     return replace(session, arms=kept, manifest=replace(manifest, settings=settings, methods=facts, units_total=units))
 
 
-def _options(work: Work, suite: str, arms: list[str], max_new_tokens: int) -> Options:
+def _given(work: Work) -> dict[str, Any]:
+    """What the plan takes from the pieces before it: the suite that was found at hand, and the tuned options or None."""
+    found = work.done("environment")
+    assert found is not None, "the run needs it"
+    config = Config.read(tuned(work)) if tuned(work).is_file() else None
+    return {"suite": found["suite"], "note": found["suite_note"], "config": asdict(config) if config else None}
+
+
+def _options(work: Work, kept: dict[str, Any], arms: list[str]) -> Options:
     asked = work.asked
     return Options(
         methods=arms,
         target=asked.target,
-        suite=suite,
+        suite=kept["suite"],
         limit=asked.limit,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=LADDER[-1],
         dtype=asked.dtype,
         device=asked.device,
         backend="static",
         aa=TWICE,
-        config=Config.read(tuned(work)) if tuned(work).is_file() else None,
+        config=Config(**kept["config"]) if kept["config"] else None,
     )
-
-
-def _suite(console: Console) -> tuple[str, str]:
-    """Spec-Bench, or the mini suite with the reason why."""
-    try:
-        suites.load("spec-bench")
-    except UserError as error:
-        note = f"Spec-Bench is not at hand ({error}); the run is on our own mini suite and says nothing of Spec-Bench's questions"
-        console.print(note, markup=False, soft_wrap=True)
-        return "mini", note
-    return "spec-bench", ""

@@ -9,10 +9,11 @@ from methods.core.decode import decode
 from specbench import prompts
 from specbench.runner import WARMUP_TOKENS, Arm, Session
 
-LADDER = (32, 48, 64, 96, 128, 192)  # tokens a turn at the most
-ENOUGH = 64  # with fewer, arms that only show the eager back end go first: the roofline has their rounds too
-SAMPLE = 2  # questions
-SPARE = 1.15  # of the estimate: report, records, answers unlike the sample's
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192)  # tokens a turn at the most
+ENOUGH = 64  # with fewer, eager arms beside vanilla's go first: no method is lost with them, nor the other baseline
+SAMPLE = 6  # questions: one of each of Spec-Bench's categories, whose prompts differ most in length
+SAMPLE_TOKENS = 12
+SPARE = 1.25  # of the estimate: records, later turns, answers unlike the sample's
 
 
 class Pace(NamedTuple):
@@ -47,7 +48,7 @@ def plan(found: Mapping[str, Pace], spare: Sequence[str], turns: int, warmups: i
     """
 
     def needed(arms: Sequence[str], tokens: int) -> float:
-        return SPARE * sum(turns * found[arm].turn_s(tokens) + warmups * found[arm].turn_s(WARMUP_TOKENS) for arm in arms)
+        return SPARE * sum(turns * found[arm].turn_s(tokens) + warmups * found[arm].turn_s(min(tokens, WARMUP_TOKENS)) for arm in arms)
 
     every, fewer = list(found), [arm for arm in found if arm not in spare]
     for arms, least in ((every, ENOUGH), (fewer, LADDER[0])):
@@ -65,7 +66,7 @@ def _plan(arms: list[str], tokens: int, needed: float, seconds: float, dropped: 
 
 
 def _pace(arm: Arm, asked: Sequence[list[int]], stop_ids: frozenset[int]) -> Pace:
-    sampling, clock = Sampling(WARMUP_TOKENS, 0.0, stop_ids), clock_for(arm.target.device)
+    sampling, clock = Sampling(SAMPLE_TOKENS, 0.0, stop_ids), clock_for(arm.target.device)
     results = [decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock) for prompt in asked]
     steps = [step for result in results for step in result.steps]
     steps_s, emitted = sum(step.draft_s + step.verify_s + step.commit_s for step in steps), sum(step.emitted for step in steps)

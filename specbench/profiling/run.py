@@ -33,7 +33,7 @@ def run(session: Session, out: Path, console: Console) -> list[Profile]:
     """Each arm's profile; traces go to ``out``. Raises UserError where they cannot be written."""
     folder(out)
     console.print(f"making {len(session.arms)} arms ready", markup=False)
-    runner.warm_up(session)
+    runner.warm_up(session, console)
     asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
     return [_profile(session, arm, asked, out, console) for arm in session.arms]
 
@@ -42,20 +42,26 @@ def _profile(session: Session, arm: Arm, asked: Sequence[list[int]], out: Path, 
     console.print(f"profiling {arm.name}", markup=False)
     sampling = Sampling(session.manifest.settings.max_new_tokens, stop_ids=session.stop_ids)
     plain = [step for prompt in asked for step in _answer(arm, prompt, sampling)]
+    path = out / f"trace-{arm.name.replace(':', '-').replace('=', '-').replace(',', '-')}.json.gz"
+    found = traced(arm, asked, sampling, path)
+    seconds = sum(step.draft_s + step.verify_s + step.commit_s for step in plain)
+    facts = session.manifest.methods[arm.name]
+    return Profile(arm.name, facts.title, found, seconds / len(plain), path)
+
+
+def traced(arm: Arm, asked: Sequence[list[int]], sampling: Sampling, path: Path) -> Split:
+    """What the arm's answers spend their rounds on; ``path`` gets the Chrome trace, gzipped."""
     watched = arm._replace(target=labelled(arm.target), drafter=LabelledDrafter(arm.drafter))
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if arm.target.device.type == "cuda" else [])]
     with profile(activities=kinds) as profiler:
         for prompt in asked:
             with record_function(ANSWER):
                 _answer(watched, prompt, sampling)
-    path = out / f"trace-{arm.name.replace(':', '-').replace('=', '-').replace(',', '-')}.json.gz"
     with whole(path) as partial:
         packed = partial.with_name(f"{path.name}.partial.gz")  # the profiler packs what is named so
         profiler.export_chrome_trace(str(packed))
         packed.replace(partial)
-    seconds = sum(step.draft_s + step.verify_s + step.commit_s for step in plain)
-    facts = session.manifest.methods[arm.name]
-    return Profile(arm.name, facts.title, split(trace.read(path)), seconds / len(plain), path)
+    return split(trace.read(path))
 
 
 def _answer(arm: Arm, prompt: list[int], sampling: Sampling) -> list[StepTrace]:

@@ -38,7 +38,10 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Sums over all rounds, in seconds. The parts ``busy``, ``gaps`` (NaN on a CPU) and ``host`` add up to ``wall``."""
+    """Sums over all rounds, in seconds. The parts ``busy``, ``gaps`` (NaN on a CPU) and ``host`` add up to ``wall``.
+
+    On CUDA what is left of it is work that was launched before the rounds and still ran in them.
+    """
 
     rounds: int
     wall: float
@@ -93,14 +96,12 @@ def _on_cuda(trace: Trace, phases: Sequence[Phase]) -> Split:
     reads = 0
     for event in trace.device:
         phase = at.of(launched.get(event.correlation, event.start))
-        if phase is None:
-            covered = max(covered, event.end)
-            continue
-        own[phase.name][event.name].append(event.end - event.start)
-        reads += "DtoH" in event.name
         if event.start > covered:
             idle.append((covered, event.start))
-        busy[phase.name] += max(0.0, event.end - max(event.start, covered))
+        if phase is not None:
+            own[phase.name][event.name].append(event.end - event.start)
+            reads += "DtoH" in event.name
+            busy[phase.name] += max(0.0, event.end - max(event.start, covered))
         covered = max(covered, event.end)
     idle.append((covered, float("inf")))
     rounds = _union((phase.start, phase.end) for phase in phases)

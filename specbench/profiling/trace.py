@@ -11,6 +11,7 @@ OPS = {"cpu_op"}
 CALLS = {"cuda_runtime", "cuda_driver"}
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 LABELS = {"user_annotation"}
+COMPILED = "CompiledFxGraph"
 
 
 class Event(NamedTuple):
@@ -52,4 +53,5 @@ def _of_kind(rows: Iterable[dict[str, Any]], kinds: set[str]) -> Iterator[Event]
     for row in rows:
         if row.get("cat") in kinds:
             start = row["ts"] / 1e6
-            yield Event(row["name"], start, start + row["dur"] / 1e6, row.get("args", {}).get("correlation", -1))
+            name = COMPILED if COMPILED in row["name"] else row["name"]  # without the hash, which differs from graph to graph
+            yield Event(name, start, start + row["dur"] / 1e6, row.get("args", {}).get("correlation", -1))

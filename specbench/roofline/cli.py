@@ -15,7 +15,8 @@ SIZES = ",".join(map(str, NODES))
 def roofline(
     target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Repeatable; default: all the target has weights for.")
+        list[str] | None,
+        typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Repeatable; default: all the target has weights for; vanilla always."),
     ] = None,
     past: Annotated[int, typer.Option(metavar="TOKENS", help="Committed tokens before the trees.")] = PAST,
     nodes: Annotated[str, typer.Option(metavar="N,N,...", help="Tree sizes, the root included; 1 is always measured.")] = SIZES,

@@ -18,7 +18,8 @@ HOW = (
     "logits or launches.",
     "A drafter's round is counted from the calls of its modules and of the target's head that its method really makes at its tree size, "
     "each call reading its weights anew; rows that only pad to a fixed size count.",
-    "Seconds are medians over many repeats after a warm-up: of Target.score for trees, of whole answers' rounds for methods.",
+    "Seconds are medians over many repeats after a warm-up: of Target.score for trees, of whole answers' rounds for methods. V(n) is a "
+    "tree's T(n) over T(1); R is a method's draft, verify and commit over vanilla's.",
 )
 FAST_READS = (
     "A share above 100 % means that weights were read faster than this device copies: from a last-level cache, or because reading alone "
@@ -75,7 +76,7 @@ def summary(found: Roofline) -> list[str]:
 
 
 def tables(found: Roofline) -> list[TextTable]:
-    return [_trees(found), *([_methods(found)] if found.drafted else [])]
+    return [_trees(found), _methods(found)]
 
 
 def _trees(found: Roofline) -> TextTable:
@@ -92,7 +93,7 @@ def _trees(found: Roofline) -> TextTable:
 def _methods(found: Roofline) -> TextTable:
     headers = ["Method", "Nodes", "Draft MB", "GFLOP", "Limit ms", "Draft ms", "Share of limit", "Verify ms", "Commit ms", "R"]
     rows = [[each.title, str(each.nodes), *_draft(each, found), *_rest(each, found)] for each in found.drafted]
-    return TextTable("A round of each method (R: the whole round in plain steps)", headers, rows)
+    return TextTable("A round of each method (R: the whole round over vanilla's)", headers, rows)
 
 
 def _draft(each: Drafted, found: Roofline) -> Sequence[str]:
@@ -104,4 +105,4 @@ def _draft(each: Drafted, found: Roofline) -> Sequence[str]:
 
 
 def _rest(each: Drafted, found: Roofline) -> Sequence[str]:
-    return [number(1e3 * each.verify_s), number(1e3 * each.commit_s), number(each.round_s / found.plain_s)]
+    return [number(1e3 * each.verify_s), number(1e3 * each.commit_s), number(found.round_cost(each))]

@@ -13,18 +13,21 @@ import torch
 from rich.console import Console
 
 from methods import registry
+from methods.core.acceptance import Sampling
 from methods.core.backend import EAGER, Backend, backend
-from methods.core.decode import StepTrace
+from methods.core.decode import StepTrace, warm
 from methods.core.errors import UserError
 from methods.core.target import MAX_NODES, Target
 from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
 from specbench.memory import PeakMemory
+from specbench.records import BASELINE
 from specbench.roofline import NODES, PAST, measure
 from specbench.roofline.cost import Cost, target_cost
 from specbench.roofline.count import draft_cost
 from specbench.roofline.result import Drafted, Roofline, Verified
+from specbench.roofline.room import make_room
 from specbench.session import DEFAULT_BACKEND
 from specbench.targets import Loaded
 
@@ -40,7 +43,7 @@ class Options:
     dtype: str | None = None
     device: str | None = None
     backend: str | None = None
-    methods: Sequence[str] = ()  # none: every method that the target has weights for
+    methods: Sequence[str] = ()  # beside vanilla; none: every method that the target has weights for
     past: int = PAST
     nodes: Sequence[int] = NODES
 
@@ -58,10 +61,11 @@ def run(options: Options, console: Console) -> Roofline:
     targets.check_device(device)
     name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     chosen = backend(options.backend or DEFAULT_BACKEND, torch.device(device))
-    asked = [registry.resolve(method, {}, device, chosen.name) for method in options.methods]
+    asked = [registry.resolve(method, {}, device, chosen.name) for method in dict.fromkeys([BASELINE, *options.methods])]
     for each in asked:
         if each.backend != chosen.name:
             raise UserError(f"{each.arm} is not of the back end {chosen.name}, and one is measured at a time; choose it by --backend")
+    make_room()
     memory = PeakMemory(torch.device(device))
     memory.reset()
     with targets.within_memory(name, dtype, device):
@@ -70,7 +74,7 @@ def run(options: Options, console: Console) -> Roofline:
         room = loaded.model.config.max_position_embeddings - NEW_TOKENS
         if options.past > room:
             raise UserError(f"--past is {options.past}; beside {NEW_TOKENS} new tokens the context of {name} has room for {room}")
-        methods = asked or usable(loaded, chosen)
+        methods = asked if options.methods else usable(loaded, chosen)
         for each in methods:
             loaded.drafter_for(each)  # reads its weights
         load_s = time.perf_counter() - start
@@ -92,8 +96,9 @@ def _measured(
     target = Target(loaded.model, capacity=capacity, backend=chosen)
     arms = {each: registry.build(each, target, loaded.drafter_for(each)) for each in methods}
     console.print(f"preparing {loaded.name}, {chosen.name}, and {len(arms)} methods", markup=False)
-    target.warm({*sizes, *(size for drafter, _ in arms.values() for size in drafter.sizes)})
+    target.warm(sizes)
     for arm in arms.values():
+        warm(target, *arm, Sampling(NEW_TOKENS))
         measure.rounds(target, *arm, prompt, NEW_TOKENS)
     prepare_s = time.perf_counter() - start
     console.print(f"measuring trees of {', '.join(map(str, sizes))} nodes after {options.past} tokens", markup=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from methods.core.errors import UserError
 from specbench import metrics, records
 from specbench.manifest import RunManifest
 from specbench.metrics import Measured
@@ -24,21 +25,28 @@ ESTIMATES = ("mat", "verify_ratio", "round_cost", "speedup_decode", "speedup")  
 BY_QUESTION = ["category", "question_id"]
 
 
-def points(found: Found, out: Path) -> pd.DataFrame:
-    """One row a measured target and method, and one with the model's numbers alone for every other shape.
+def points(found: Found, out: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One row a measured target and method, and one with the model's numbers alone for every other shape; and what failed.
 
     Columns: target, parameters, method, title, nodes, ``ESTIMATES``, their limits by the cost model (``NAME_limit``), load_s,
-    prepare_s and peak_mib of the target. NaN where a number was not measured or cannot be formed.
+    prepare_s and peak_mib of the target. NaN where a number was not measured or cannot be formed. Raises UserError where
+    there is no row at all.
     """
     rows: list[dict[str, Any]] = []
-    measured = [name for name in sizes.smallest_first(SHAPES) if name in found.draft and (out / name).is_dir()]
-    for name in measured:
-        rows += _of_target(name, found, out / name)
-    last = [row for row in rows if row["target"] == measured[-1]]
+    failures: list[str] = []
+    for name in found.measured(out):
+        own, failed = _of_target(name, found, out / name)
+        rows += own
+        failures += failed
+    if not rows:
+        why = "; ".join(failures) or "no method beside vanilla drafted anything"
+        raise UserError(f"{out} has nothing to show: {why}; choose another --target, --dtype or --method, and another --out")
+    last = {row["method"]: row for row in rows}
+    measured = {row["target"] for row in rows}
     for name in sizes.smallest_first(SHAPES):
         if name not in measured:  # V(n) needs no drafter, so its curve goes on where nothing was run
-            rows += [_unmeasured(name, found, row) for row in last]
-    return pd.DataFrame(rows)
+            rows += [_unmeasured(name, found, row) for row in last.values()]
+    return pd.DataFrame(rows), failures
 
 
 def verify_ratio(both: Pair) -> Estimate:
@@ -54,17 +62,29 @@ def verify_ratio(both: Pair) -> Estimate:
     return Estimate(float(ratio(values_QC.sum(axis=0))), *interval(ratio(resampled_sums(values_QC, strata))))
 
 
-def _of_target(name: str, found: Found, run_dir: Path) -> list[dict[str, Any]]:
+def _of_target(name: str, found: Found, run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the target, and what failed: a method without a sound question has no row."""
     manifest, answered = RunManifest.read(run_dir), records.read(run_dir)[0]
     turns = turns_frame(answered)
     prepared = manifest.prepared[-1:] or [{"seconds": np.nan, "peak_bytes": np.nan}]
     peak = max(float(turns["peak_bytes"].max()), prepared[0]["peak_bytes"]) / 2**20
     shared = {"load_s": found.load_s[name], "prepare_s": prepared[0]["seconds"], "peak_mib": peak}
-    return [_row(name, method, found, manifest, turns, answered) | shared for method in manifest.settings.methods if method != BASELINE]
+    rows, failures = [], []
+    for method in manifest.settings.methods:
+        if method == BASELINE:
+            continue
+        both = pair(turns, method)
+        if both.method["steps"].sum():
+            rows.append(_row(name, method, found, manifest, both, answered) | shared)
+        if both.excluded:
+            first = next(record.error for record in answered if record.method in (method, BASELINE) and record.error)
+            failures.append(
+                f"{name}, {manifest.methods[method].title}: {both.excluded} question(s), a turn of each failed, the first: {first}"
+            )
+    return rows, failures
 
 
-def _row(name: str, method: str, found: Found, manifest: RunManifest, turns: pd.DataFrame, answered: Sequence[Record]) -> dict[str, Any]:
-    both = pair(turns, method)
+def _row(name: str, method: str, found: Found, manifest: RunManifest, both: Pair, answered: Sequence[Record]) -> dict[str, Any]:
     measured = Measured(both)
     numbers = {key: measured.estimate(getattr(metrics, key)) for key in ESTIMATES if key != "verify_ratio"}
     numbers["verify_ratio"] = verify_ratio(both)

@@ -25,8 +25,11 @@ HOW = (
 
 
 def write(found: Found, out: Path) -> list[TextTable]:
-    """``scale.csv``, ``scale.md``, ``scale.png`` and ``.svg``; returns the tables. Raises UserError where they cannot be written."""
-    rows = points(found, out)
+    """``scale.csv``, ``scale.md``, ``scale.png`` and ``.svg``; returns the tables.
+
+    Raises UserError where they cannot be written, or nothing was measured.
+    """
+    rows, failures = points(found, out)
     manifest = RunManifest.read(out / str(rows["target"].iloc[0]))
     with whole(out / "scale.csv") as file:
         rows.to_csv(file, index=False, float_format="%.6g")
@@ -44,7 +47,7 @@ def write(found: Found, out: Path) -> list[TextTable]:
         Bullets(
             [
                 f"This device copies {bandwidth / 1e9:,.1f} GB/s and multiplies matrices at {rate / 1e9:,.0f} GFLOP/s.",
-                *(f"Left out: {reason}" for reason in found.left_out.values()),
+                *(f"Left out: {reason}" for reason in (*found.left_out.values(), *failures)),
             ]
         ),
         *tables,

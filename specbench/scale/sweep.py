@@ -1,6 +1,5 @@
 """Runs one method set over the targets, smallest first; each is an ordinary run, and what is done is not done again."""
 
-import gc
 import json
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from specbench.manifest import RunManifest
 from specbench.roofline.cost import Cost, Device
 from specbench.roofline.count import NEW_TOKENS, draft_cost
 from specbench.roofline.measure import device_numbers
+from specbench.roofline.room import make_room
 from specbench.roofline.run import text
 from specbench.scale import sizes
 from specbench.session import DEFAULT_BACKEND, Options, prepare, resolve
@@ -116,6 +116,10 @@ class Found:
                 raise UserError(f"{out} holds a sweep with other settings ({name} {getattr(then, name)} -> {value}); choose another --out")
         return found
 
+    def measured(self, out: Path) -> list[str]:
+        """The targets whose runs are finished, smallest first."""
+        return [name for name in sizes.smallest_first(SHAPES) if name in self.draft and _complete(out / name)]
+
     def write(self, out: Path) -> None:
         with whole(out / FILE) as file:
             file.write_text(json.dumps(asdict(self) | {"device": self.device._asdict()}, indent=1) + "\n", encoding="utf-8")
@@ -123,24 +127,23 @@ class Found:
 
 def sweep(asked: Asked, out: Path, console: Console) -> Found:
     """Measure what the folder does not hold yet, a target a folder. Raises UserError where not even the smallest can be run."""
-    found, measured = Found.at(out, asked), 0
+    found = Found.at(out, asked)
+    measured = found.measured(out)
     for name in sizes.smallest_first(asked.targets):
-        if name in found.draft and _complete(out / name):
+        if name in measured:
             console.print(f"{name}: measured already", markup=False)
-            measured += 1
             continue
+        make_room()
         try:
             _check_room(name, asked)
             with targets.within_memory(name, asked.dtype, asked.device):
                 _measure(name, found, out, console)
-            measured += 1
+            measured.append(name)
         except UserError as error:
             if not measured:  # what ails the smallest is not its size
                 raise
             found.left_out[name] = str(error)
             console.print(f"left out: {error}", markup=False, soft_wrap=True)
-        finally:
-            _let_go()
     return found
 
 
@@ -159,7 +162,7 @@ def _measure(name: str, found: Found, out: Path, console: Console) -> None:
     console.print(f"{name}: {sizes.sized(name).parameters / 1e6:,.0f} M parameters", markup=False)
     if name not in found.draft:
         found.draft[name] = _draft_costs(name, found.asked)
-        _let_go()
+        make_room()
     start = time.perf_counter()
     session = prepare(found.asked.options(name))
     found.load_s.setdefault(name, round(time.perf_counter() - start, 3))
@@ -176,10 +179,3 @@ def _draft_costs(name: str, asked: Asked) -> dict[str, Cost]:
 
 def _complete(run_dir: Path) -> bool:
     return (run_dir / MANIFEST).is_file() and RunManifest.read(run_dir).status == "complete"
-
-
-def _let_go() -> None:
-    """Of the target before: two would not fit."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ def measured(asked: Options, suite: Suite, console: Console) -> Mapping[str, Map
         suite_file = Path(folder) / "tuning.jsonl"
         prompts.write(suite, suite_file)
         session = prepare(replace(asked, suite_file=suite_file))
-    runner.warm_up(session)
+    runner.warm_up(session, console)
     records: list[Record] = []
     progress = RunProgress(console, session.manifest.settings.methods, session.manifest.units_total, [])
     with progress:

@@ -11,7 +11,7 @@ from methods import registry
 from methods.core.acceptance import AcceptanceRule, Sampling
 from methods.core.backend import Backend
 from methods.core.clock import clock_for
-from methods.core.decode import Drafter, StepTrace, decode
+from methods.core.decode import Drafter, StepTrace, decode, warm
 from methods.core.target import Target
 from methods.core.weights import Trained
 from methods.registry import Resolved
@@ -70,10 +70,11 @@ def beside(
 ) -> dict[A, float]:
     """Of each arm the median seconds of a round less T(n), over the later halves of a few answers.
 
-    Arms take turns, so that drift of the machine hits them alike; the first answer of each compiles and warms up.
+    Arms take turns, so that drift of the machine hits them alike; each is warm before.
     """
     found: dict[A, list[float]] = {name: [] for name in arms}
     for arm in arms.values():
+        warm(target, *arm, Sampling(ROUND_TOKENS))
         _rests(verifying, target, *arm, asked[0])
     for prompt in asked[:ANSWERS]:
         for name, arm in arms.items():

@@ -1,16 +1,18 @@
 """The prompts options are chosen on: any suite file but the questions that results are reported on."""
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench import suites
-from specbench.suites import Suite, spec_bench
+from specbench.suites import Suite
 from specbench.suites.suite import select
 from specbench.train.cli import HELD_OUT_PROMPTS
 
@@ -18,7 +20,7 @@ from specbench.train.cli import HELD_OUT_PROMPTS
 def load(suite_file: Path | None, corpus: Path | None, count: int, console: Console) -> Suite:
     """About ``count`` prompts of one turn, as many of each category, from a suite file or from a corpus' held-out records.
 
-    Raises UserError for the questions of ``mini`` and of Spec-Bench: numbers on a test set that chose the options say nothing.
+    Raises UserError for any question of ``mini`` or Spec-Bench: numbers on a test set that chose the options say nothing.
     """
     if (suite_file is None) == (corpus is None):
         raise UserError(
@@ -28,7 +30,7 @@ def load(suite_file: Path | None, corpus: Path | None, count: int, console: Cons
     if count < 1:
         raise UserError(f"--prompts is {count}; it must be at least 1")
     whole = _whole(suite_file, corpus, console)
-    _refuse_test_sets(whole, str(suite_file))
+    _refuse_test_sets(whole, str(suite_file or corpus))
     categories = Counter(question.category for question in whole.questions)
     chosen = select(whole, limit=max(1, count // len(categories)), categories=())
     return replace(chosen, questions=tuple(replace(question, turns=question.turns[:1]) for question in chosen.questions[:count]))
@@ -51,14 +53,22 @@ def _whole(suite_file: Path | None, corpus: Path | None, console: Console) -> Su
         return suites.load("file", suite_file=made)
 
 
+def fingerprint(text: str) -> str:
+    """Sixteen hex digits that do not depend on white space or case."""
+    return hashlib.sha256(" ".join(text.split()).casefold().encode()).hexdigest()[:16]
+
+
+def spec_bench_fingerprints() -> frozenset[str]:
+    """Of the 480 questions' first turns; the package holds no more of them."""
+    return frozenset(resources.files(__package__).joinpath("spec_bench.txt").read_text(encoding="ascii").split())
+
+
 def _refuse_test_sets(suite: Suite, source: str) -> None:
-    mini = suites.load("mini")
-    asked = {question.turns[0] for question in mini.questions}
-    tested = "Spec-Bench's" if suite.sha256 == spec_bench.SHA256 else ""
-    if suite.sha256 == mini.sha256 or any(question.turns[0] in asked for question in suite.questions):
-        tested = "the suite mini's"
-    if tested:
-        raise UserError(
-            f"{source} holds {tested} questions, and tuning on the test set makes its results worthless; "
-            "use other prompts: specbench held-out --corpus FILE --out FILE"
-        )
+    mini, spec_bench = {fingerprint(question.turns[0]) for question in suites.load("mini").questions}, spec_bench_fingerprints()
+    for question in suite.questions:
+        found = fingerprint(question.turns[0])
+        if found in mini or found in spec_bench:
+            raise UserError(
+                f"{source}, question {question.id}, is {'the suite mini' if found in mini else 'Spec-Bench'}'s, and tuning on the test set "
+                "makes its results worthless; use other prompts: specbench held-out --corpus FILE --out FILE"
+            )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +18,8 @@ from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import prompts, targets
-from specbench.environment import environment
+from specbench.environment import environment, git_state
+from specbench.roofline.room import make_room
 from specbench.session import Options as RunOptions
 from specbench.suites import Suite
 from specbench.targets import Loaded
@@ -87,6 +87,7 @@ def run(options: Options, console: Console) -> Tuning:
     with targets.within_memory(name, dtype, device):
         choices, facts, note = _chosen(options, suite, name, dtype, device, chosen, console)
         arms = [arm for each in choices for arm in (check.arm_of(each.method, each.best.setting), each.method)]
+        make_room()
         console.print("checking the choices: each beside the method's default and vanilla, on the tuning prompts")
         asked = RunOptions(arms, name, suite="file", max_new_tokens=options.max_new_tokens, dtype=dtype, device=device, backend=chosen.name)
         return Tuning(choices, check.measured(asked, suite, console), facts, note)
@@ -191,6 +192,6 @@ def _facts(loaded: Loaded, suite: Suite, recorded: int, dtype: str, backend_name
         "candidates": settings.CANDIDATES,
         "torch": where["torch"],
         "transformers": where["transformers"],
-        "specbench": version("specbench"),
+        **{f"git_{name}": value for name, value in git_state().items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
