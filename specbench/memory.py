@@ -1,4 +1,4 @@
-"""Peak memory of a turn: the allocator's on CUDA, the process' resident set on a Linux CPU."""
+"""Memory: what is free, and a turn's peak (the allocator's on CUDA, the process' resident set on a Linux CPU)."""
 
 import contextlib
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 
 
 class PeakMemory:
@@ -30,3 +31,11 @@ class PeakMemory:
             return 0
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+
+
+def free(device: str) -> int:
+    """Bytes not in use on the device: the GPU's own, or those the system says a new process may take."""
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info(device)[0])
+    line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024

@@ -2,9 +2,8 @@
 
 import contextlib
 import gc
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -24,6 +23,7 @@ from specbench.memory import PeakMemory
 from specbench.progress import RunProgress
 from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
+from specbench.units import Unit, turn_seed, units
 
 R = TypeVar("R")
 
@@ -57,35 +57,8 @@ class Session:
         return self.arms[0].target
 
 
-class Unit(NamedTuple):
-    """The work one record describes."""
-
-    method: str
-    question: Question
-    turn: int
-    repeat: int
-
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        return (self.method, self.question.id, self.turn, self.repeat)
-
-
 class Sink(Protocol):
     def add(self, record: Record) -> None: ...
-
-
-def units(questions: Sequence[Question], methods: Sequence[str], repeats: int) -> Iterator[Unit]:
-    """Every unit in the order it is measured.
-
-    A question's arms follow each other directly, so that drift of the machine hits them alike; who goes first rotates
-    with the question and the repeat.
-    """
-    for repeat in range(repeats):
-        for index, question in enumerate(questions):
-            first = (index + repeat) % len(methods)
-            for turn in range(len(question.turns)):
-                for method in (*methods[first:], *methods[:first]):
-                    yield Unit(method, question, turn, repeat)
 
 
 def run(session: Session, run_dir: Path, console: Console) -> None:
@@ -227,12 +200,6 @@ class _Measurer:
             peak_bytes=self._memory.peak(),
             steps=_steps(result),
         )
-
-
-def turn_seed(seed: int, unit: Unit) -> int:
-    """Differs from turn to turn and from repeat to repeat, is the same in every arm and after a resume."""
-    text = f"{seed}/{unit.question.id}/{unit.turn}/{unit.repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def first_line(error: Exception) -> str:

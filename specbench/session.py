@@ -19,9 +19,9 @@ from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
 from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest, Settings
+from specbench.memory import free
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
-from specbench.scale.sizes import free
 from specbench.suites import Question, Suite
 from specbench.targets import Loaded
 from specbench.tune.config import Config

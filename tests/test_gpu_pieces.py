@@ -247,9 +247,9 @@ def test_the_profile_leaves_traces_small_enough_to_bring_back(work):
 
 @pytest.mark.parametrize(("free", "fits"), [(25e9, False), (79e9, True)])
 def test_a_target_is_asked_again_in_fp32_where_that_fits(monkeypatch, free, fits):
-    from specbench.scale import sizes
+    from specbench import memory
 
-    monkeypatch.setattr(sizes, "free", lambda device: int(free))
+    monkeypatch.setattr(memory, "free", lambda device: int(free))
     assert pieces.referee_fits("tiny-7b", "cuda") is fits
     assert pieces.referee_fits("tiny-33b", "cuda") is False
     assert pieces.referee_fits("tiny", "cuda") is True

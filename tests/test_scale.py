@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from methods.core.errors import UserError
+from specbench import memory
 from specbench.records import Record, Steps
 from specbench.roofline.cost import Cost, Device, target_cost
 from specbench.scale import cli, report, sizes, sweep
@@ -78,8 +79,8 @@ def test_smallest_first_whatever_was_asked_first():
 
 def test_free_memory_is_the_systems_word(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemFree:  1 kB\nMemAvailable:   7 kB\n")
-    monkeypatch.setattr(sizes, "MEMINFO", tmp_path / "meminfo")
-    assert sizes.free("cpu") == 7 * 1024
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.free("cpu") == 7 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def swept(tmp_path_factory):
     patch.setitem(SHAPES, "tiny-160m", SMALL)
     patch.setitem(SHAPES, "tiny-1b", LARGE)
     patch.setattr(sweep, "device_numbers", lambda device, dtype: DEVICE)
-    patch.setattr(sizes, "free", lambda device: 2**30)
+    patch.setattr(memory, "free", lambda device: 2**30)
     sizes.sized.cache_clear()
     found = sweep.sweep(asked(targets=["tiny-33b", "tiny-1b", "tiny-160m"]), out, quiet())
     report.write(found, out)
@@ -142,7 +143,7 @@ def test_an_interrupted_target_is_taken_up_again(swept, tmp_path, monkeypatch):
 
 
 def test_where_the_smallest_fails_the_sweep_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(sizes, "free", lambda device: 1000)
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
     with pytest.raises(UserError, match="target tiny-160m in fp32 with its drafters takes up to"):
         sweep.sweep(asked(), tmp_path, quiet())
 
@@ -155,7 +156,7 @@ def test_running_out_in_the_middle_leaves_the_target_out(swept, monkeypatch):
 
     monkeypatch.setattr(sweep, "prepare", full)
     monkeypatch.setattr(sweep, "_draft_costs", lambda name, asked: {})
-    monkeypatch.setattr(sizes, "free", lambda device: 10**15)
+    monkeypatch.setattr(memory, "free", lambda device: 10**15)
     again = sweep.sweep(asked(targets=["tiny-160m", "tiny-7b"]), out, quiet())
     assert again.left_out == {
         "tiny-7b": "target tiny-7b in fp32 with its drafters does not fit the memory of cpu; choose a smaller --target or --dtype"

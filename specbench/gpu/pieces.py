@@ -179,7 +179,8 @@ def agreement(work: Work, console: Console) -> dict[str, Any]:
 
 def referee_fits(target: str, device: str) -> bool:
     """Whether the memory that is free holds a cost-matched target in fp32; any other is small enough to be tried."""
-    from specbench.scale.sizes import free, needed, sized
+    from specbench.memory import free
+    from specbench.scale.sizes import needed, sized
 
     if target not in SHAPES:
         return True

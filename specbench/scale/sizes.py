@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Collection
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from specbench.targets.shapes import SHAPES
 from specbench.targets.widen import wide_config
 
 SPARE = 1.05  # of what is counted: activations, graphs, the allocator's rounding
-MEMINFO = Path("/proc/meminfo")
 
 
 class Sized(NamedTuple):
@@ -53,14 +51,6 @@ def needed(size: Sized, arms: Collection[Resolved], dtype: torch.dtype, device: 
     rows = config.max_position_embeddings + MAX_NODES
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * rows * len(backends)
     return round(SPARE * dtype.itemsize * (copies * (size.parameters + _drafters(size, arms)) + cache))
-
-
-def free(device: str) -> int:
-    """Bytes not in use on the device: the GPU's own, or those the system says a new process may take."""
-    if device != "cpu":
-        return int(torch.cuda.mem_get_info(device)[0])
-    line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024
 
 
 def _small() -> PreTrainedConfig:

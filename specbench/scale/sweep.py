@@ -14,7 +14,7 @@ from methods.core.backend import backend as named_backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import runner, suites, targets
+from specbench import memory, runner, suites, targets
 from specbench.manifest import FILE as MANIFEST
 from specbench.manifest import RunManifest
 from specbench.roofline.cost import Cost, Device
@@ -149,12 +149,12 @@ def sweep(asked: Asked, out: Path, console: Console) -> Found:
 
 def _check_room(name: str, asked: Asked) -> None:
     """Raises UserError for a target that will not fit; better than a system that kills the process in the middle of building it."""
-    size, free = sizes.sized(name), sizes.free(asked.device)
+    size, left = sizes.sized(name), memory.free(asked.device)
     need = sizes.needed(size, asked.arms().values(), targets.DTYPES[asked.dtype], asked.device)
-    if need > free:
+    if need > left:
         raise UserError(
             f"target {name} in {asked.dtype} with its drafters takes up to {need / 2**30:.1f} GiB, of which {asked.device} has "
-            f"{free / 2**30:.1f} free; choose a smaller --target or --dtype"
+            f"{left / 2**30:.1f} free; choose a smaller --target or --dtype"
         )
 
 
