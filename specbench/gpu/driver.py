@@ -63,7 +63,7 @@ def drive(work: Work, pieces: Mapping[str, Piece], command: Sequence[str], conso
 
 def _child(command: Sequence[str], seconds: float) -> int | None:
     """Its exit code, None for one that was stopped: asked to first, as by Ctrl-C, which leaves a run that resumes."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, preexec_fn=_heeds_ctrl_c)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -74,6 +74,11 @@ def _child(command: Sequence[str], seconds: float) -> int | None:
             process.kill()
             process.wait()
         return None
+
+
+def _heeds_ctrl_c() -> None:
+    """In the piece's process: a shell's background jobs are born deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _said(code: int | None) -> str:
