@@ -1,7 +1,6 @@
 """Measures a session: every method answers every turn, arms interleaved, one record a turn."""
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from methods.core.errors import UserError
 from methods.core.target import ContextOverflow, Target
 from specbench import prompts, records, rundir
 from specbench.manifest import RunManifest
-from specbench.memory import PeakMemory
+from specbench.memory import PeakMemory, unhindered
 from specbench.progress import RunProgress
 from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
@@ -117,18 +116,13 @@ def measure(session: Session, done: Iterable[Record], write: Callable[[Record], 
     """One record for each unit not in ``done``, by arms that are warm."""
     settings = session.manifest.settings
     measurer = _Measurer(session, done)
-    # A full collection over what torch and transformers import takes 0.16 s and would be charged to whichever arm it hits.
-    gc.collect()
-    gc.freeze()
-    try:
+    with unhindered():
         for unit in units(session.suite.questions, settings.methods, settings.repeats):
             if unit.key not in measurer.known:
                 record = measurer.attempt(unit, settings.max_new_tokens)
                 write(record)
                 measurer.known[unit.key] = record
                 progress.add(record)
-    finally:
-        gc.unfreeze()
 
 
 class _Measurer:

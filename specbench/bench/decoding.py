@@ -1,9 +1,7 @@
 """The decode loop beside transformers' ``generate``, and the static back end beside both: same model and prompts."""
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from methods.core.decode import decode, warm
 from specbench import prompts
 from specbench.bench.finding import Finding
 from specbench.bench.setup import EAGER, LOOKUP, LOOKUP_NGRAM, LOOKUP_TOKENS, STATIC
+from specbench.memory import unhindered
 from specbench.runner import Session
 
 PAIRS = 32
@@ -128,14 +127,3 @@ def _timed(arm: Continuation, prompt: list[int], expected: list[int]) -> float:
     seconds = time.perf_counter() - start
     assert tokens == expected, "tokens changed from one call to the next"
     return seconds
-
-
-@contextmanager
-def unhindered() -> Iterator[None]:
-    """Without full collections over everything imported, which would be charged to whichever arm they hit."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

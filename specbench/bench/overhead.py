@@ -13,10 +13,10 @@ from methods.core.acceptance import Sampling
 from methods.core.backend import BACKENDS, backend
 from methods.core.decode import StepTrace, warm
 from methods.core.target import Target
-from specbench.bench.decoding import unhindered
 from specbench.bench.ratios import TREES, VerifyRatio
 from specbench.bench.rounds import RoundTime, Subject
 from specbench.bench.shapes import SUBJECTS, random_arm, random_model
+from specbench.memory import unhindered
 from specbench.profiling.run import traced
 from specbench.profiling.split import Split
 from specbench.roofline import measure

@@ -21,13 +21,12 @@ from methods.core.target import MAX_NODES, Target
 from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
-from specbench.memory import PeakMemory
+from specbench.memory import PeakMemory, make_room
 from specbench.records import BASELINE
 from specbench.roofline import NODES, PAST, measure
 from specbench.roofline.cost import Cost, target_cost
 from specbench.roofline.count import draft_cost
 from specbench.roofline.result import Drafted, Roofline, Verified
-from specbench.roofline.room import make_room
 from specbench.session import DEFAULT_BACKEND
 from specbench.targets import Loaded
 

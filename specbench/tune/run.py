@@ -19,7 +19,7 @@ from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import prompts, targets
 from specbench.environment import environment, git_state
-from specbench.roofline.room import make_room
+from specbench.memory import make_room
 from specbench.session import Options as RunOptions
 from specbench.suites import Suite
 from specbench.targets import Loaded
