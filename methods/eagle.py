@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
@@ -57,6 +57,8 @@ class Architecture:
 
 
 class Module(nn.Module):
+    reads = ()
+
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
@@ -89,13 +91,15 @@ class Module(nn.Module):
 
 
 class Eagle:
+    reads = ()
+
     def __init__(self, module: Module, policy: TreePolicy, target: Target):
         self.policy, self.lm_head = policy, target.lm_head
         self.stream = FeatureStream(module.layer, target)
         self.sizes = (policy.size,)
         self._draft = target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.stream.begin(prompt, scores.features_ND)
         self.unread = first, scores.features_ND[-1:]
 

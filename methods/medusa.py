@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.policies import TreePolicy, best_static_tree, check_tree
@@ -49,6 +49,8 @@ class Head(nn.Module):
 
 
 class Module(nn.Module):
+    reads = ()
+
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
@@ -75,12 +77,14 @@ class Module(nn.Module):
 
 
 class Medusa:
+    reads = ()
+
     def __init__(self, module: Module, policy: TreePolicy, target: Target):
         self.heads, self.policy = module.heads, policy
         self.sizes = (policy.size,)
         self._draft = target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.last = first, scores.features_ND[-1:]
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:

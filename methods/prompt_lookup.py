@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.policies import check_tree
@@ -29,11 +29,13 @@ class PromptLookup:
     A lookup costs the same however long the text is.
     """
 
+    reads = ()
+
     def __init__(self, config: Config, device: torch.device):
         self.config, self._device = config, device
         self.sizes = (1, 1 + config.nodes)
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.indexed = 0
         self.first_end: dict[tuple[int, ...], int] = {}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream
@@ -87,6 +87,8 @@ class LightHead(nn.Module):
 class Module(nn.Module):
     """Level 1 is the prefix layer's (or, without one, a light head's) guess; level i the (i-1)th head's."""
 
+    reads = ()
+
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
@@ -147,6 +149,8 @@ class Module(nn.Module):
 
 
 class S4C:
+    reads = ()
+
     def __init__(self, module: Module, config: Config, target: Target):
         self.module, self.embed, self.lm_head = module, target.embed, target.lm_head
         own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
@@ -157,7 +161,7 @@ class S4C:
         self.recycled = SuccessorTable(target.config.vocab_size, target.device) if config.recycle == "on" else None
         self._draft, self._grow_on = target.backend.piece(self._continue), target.backend.piece(self._grow)
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.unread = first, scores.features_ND[-1:]
         if self.stream and self.rereads:
             self.seen = [scores.features_ND]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.target import Scores, Target
 from methods.core.tree import DraftTree, shape_of
@@ -17,11 +17,12 @@ class Config:
 
 class Vanilla:
     sizes = (1,)
+    reads = ()
 
     def __init__(self, device: torch.device):
         self._device = device
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.next = first.emitted_P
 
     def draft(self, tokens: list[int]) -> DraftTree:

@@ -27,7 +27,7 @@ from specbench.train.cli import card, held_out, train
 from specbench.tune.cli import tune
 
 if TYPE_CHECKING:
-    from specbench.session import Options
+    from specbench.options import Options
 
 DEFAULT_METHODS = ["vanilla", "medusa", "eagle2", "s4c"]
 RESULTS = Path("results")
@@ -79,7 +79,7 @@ def run(
 
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
     """
-    from specbench.session import Options
+    from specbench.options import Options
     from specbench.tune.config import Config
 
     options = Options(
@@ -114,7 +114,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `sp
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
     """
     from specbench.manifest import RunManifest
-    from specbench.session import Options
+    from specbench.options import Options
 
     _measure(Options.of(RunManifest.read(run_dir)), run_dir)
 

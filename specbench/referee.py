@@ -6,9 +6,10 @@ from pathlib import Path
 from methods.core.errors import UserError
 from specbench import suites
 from specbench.manifest import RunManifest
+from specbench.options import Options
 from specbench.records import BASELINE
 from specbench.runner import Session
-from specbench.session import Options, prepare
+from specbench.session import prepare
 
 REFEREE = "fp32"
 

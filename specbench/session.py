@@ -1,10 +1,9 @@
 """From what the user asked for to a session ready to measure: names resolved, everything loaded, everything checked."""
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import prompts, suites, targets
 from specbench.environment import environment, git_state
-from specbench.imports.run import IMPORTED
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
+from specbench.options import Options
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
@@ -28,60 +27,6 @@ from specbench.tune.config import Config
 
 # An answer may take more tokens when read back as text than when it was written: broken UTF-8 becomes a three-byte sign.
 REREAD = 3
-
-
-@dataclass(frozen=True)
-class Options:
-    """A run as asked for; None stands for a default that depends on the device or on the other options."""
-
-    methods: Sequence[str]
-    target: str | None = None
-    suite: str | None = None
-    suite_file: Path | None = None
-    hf_columns: Mapping[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    categories: Sequence[str] = ()
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    attention: str = "sdpa"
-    backend: str | None = None
-    repeats: int = 1
-    turns: str = "own"
-    overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
-    drafter_files: Mapping[str, Path] = field(default_factory=dict)
-    aa: str | None = None  # the arm that runs twice
-    config: Config | None = None  # options that were tuned; ``overrides`` go before them
-
-    def __post_init__(self) -> None:
-        least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
-        for name, (value, bound) in least.items():
-            if not bound <= value < math.inf:
-                raise UserError(f"--{name} is {value}; it must be at least {bound}")
-        if self.turns not in ("own", "shared"):
-            raise unknown("value of --turns", self.turns, ("own", "shared"))
-
-    @classmethod
-    def of(cls, manifest: RunManifest) -> "Options":
-        """The options that make this run again. Raises UserError for imported answers, which no run made."""
-        if manifest.target.get("label") == IMPORTED:
-            raise UserError(f"{manifest.name} was imported, not measured here: it cannot be resumed, only reported")
-        settings = asdict(manifest.settings)
-        del settings["suite_sha256"]
-        arms = settings.pop("methods")
-        twins = [name for name in arms if name.endswith(AGAIN)]
-        return cls(
-            **settings,
-            methods=[name for name in arms if name not in twins],
-            aa=twins[0].removesuffix(AGAIN) if twins else None,
-            suite_file=Path(manifest.suite_file) if manifest.suite_file else None,
-            hf_columns=manifest.hf_columns,
-            overrides=manifest.overrides,
-            drafter_files={kind: Path(file) for kind, file in manifest.drafter_files.items()},
-            config=Config(**manifest.config) if manifest.config else None,
-        )
 
 
 def prepare(options: Options) -> Session:

@@ -131,10 +131,12 @@ class Oracle:
     ``rights`` are the numbers of right tokens, round after round.
     """
 
+    reads = ()
+
     def __init__(self, text, rights):
         self.text, self.rights, self.rounds = text, rights, 0
 
-    def begin(self, prompt, first, scores):
+    def begin(self, prompt, first, scores, sampling):
         self.rounds = 0
 
     def observe(self, tree, accepted, scores):
@@ -158,12 +160,14 @@ class Beside:
     ``look`` is shown the text and the tree each of them drafts, round after round.
     """
 
+    reads = ()
+
     def __init__(self, oracle, drafters, look):
         self.oracle, self.drafters, self.look = oracle, drafters, look
 
-    def begin(self, prompt, first, scores):
+    def begin(self, prompt, first, scores, sampling):
         for drafter in (self.oracle, *self.drafters):
-            drafter.begin(prompt, first, scores)
+            drafter.begin(prompt, first, scores, sampling)
 
     def observe(self, tree, accepted, scores):
         for drafter in self.drafters:
@@ -214,5 +218,5 @@ def begun(drafter, target, text):
     """The drafter on a prompt that ``text`` continues by one token."""
     prompt = text[:-1]
     scores = target.prefill(prompt)
-    drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores)
+    drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores, Sampling(1))
     return drafter

@@ -18,8 +18,9 @@ from specbench.bench.decoding import Case, Comparison, decoding_findings, genera
 from specbench.bench.finding import Finding, table
 from specbench.bench.harness import Stopwatch, harness_finding
 from specbench.bench.setup import ARMS, EAGER, LOOKUP, LOOKUP_TOKENS, STATIC
+from specbench.options import Options
 from specbench.records import Record
-from specbench.session import Options, prepare
+from specbench.session import prepare
 from specbench.tables import NONE
 
 torch.set_num_threads(1)

@@ -36,12 +36,12 @@ class CountingTarget:
     def __init__(self, clock, context=500):
         self.clock, self.context, self.calls = clock, context, []
 
-    def prefill(self, prompt):
+    def prefill(self, prompt, reads):
         self.clock.now += PREFILL_S
         self.calls.append("prefill")
         return self.scores(prompt[-1:])
 
-    def score(self, tree, past):
+    def score(self, tree, past, reads):
         self.clock.now += SCORE_S
         self.calls.append(("score", past))
         return self.scores(tree.tokens_N.tolist())
@@ -59,10 +59,12 @@ class CountingTarget:
 class Scripted:
     """Drafts chains of ``length`` of which the first ``right`` are right, as (right, length) of each round says."""
 
+    reads = ()
+
     def __init__(self, clock, script):
         self.clock, self.script, self.seen = clock, list(script), []
 
-    def begin(self, prompt, first, scores):
+    def begin(self, prompt, first, scores, sampling):
         self.clock.now += BEGIN_S
         self.seen.append(("begin", tuple(prompt), first.read().tokens))
 

@@ -19,8 +19,9 @@ from specbench import agree_cli, divergence, records, referee, runner, targets
 from specbench.agree_cli import agree
 from specbench.divergence import ArmAgreement, Divergence, Explained, explain, magnitude
 from specbench.manifest import RunManifest
+from specbench.options import Options
 from specbench.runner import Arm
-from specbench.session import Options, prepare
+from specbench.session import prepare
 from specbench.suites import spec_bench
 from specbench.targets.shapes import Shape
 
@@ -33,8 +34,9 @@ class Junk:
     """A drafter whose guesses the target never makes its own, so that every step has a wrong token to accept."""
 
     sizes = (2,)
+    reads = ()
 
-    def begin(self, prompt, first, scores):
+    def begin(self, prompt, first, scores, sampling):
         pass
 
     def observe(self, tree, accepted, scores):

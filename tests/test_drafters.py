@@ -92,7 +92,7 @@ def watch(stream, read):
 
 def looked_up(text, nodes=4, max_ngram=3):
     drafter = PromptLookup(Config(nodes, max_ngram), CPU)
-    drafter.begin(text[:-1], None, None)
+    drafter.begin(text[:-1], None, None, None)
     tree = drafter.draft(text)
     assert tree.size in drafter.sizes
     return told(tree)[0][1:]

@@ -9,12 +9,13 @@ from tiny_target import write_suite, write_target
 
 from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
+from specbench.options import Options
 from specbench.profiling import trace
 from specbench.profiling.cli import profile
 from specbench.profiling.labels import LabelledDrafter, labelled
 from specbench.profiling.run import _answer
 from specbench.profiling.split import split
-from specbench.session import Options, prepare
+from specbench.session import prepare
 
 torch.set_num_threads(1)
 

@@ -18,9 +18,10 @@ from tiny_target import write_suite, write_target
 from methods.core.errors import UserError
 from specbench import records, rundir
 from specbench.manifest import RunManifest
+from specbench.options import Options
 from specbench.records import Record
 from specbench.runner import run
-from specbench.session import Options, prepare
+from specbench.session import prepare
 
 torch.set_num_threads(1)
 KILLS = 10
@@ -33,7 +34,8 @@ from pathlib import Path
 from rich.console import Console
 from specbench import runner, targets
 from specbench.manifest import RunManifest
-from specbench.session import Options, prepare
+from specbench.options import Options
+from specbench.session import prepare
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

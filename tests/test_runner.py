@@ -19,10 +19,11 @@ from methods.vanilla import Vanilla
 from specbench import progress, prompts, records
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory
+from specbench.options import Options
 from specbench.progress import RunProgress
 from specbench.records import Record, Steps
 from specbench.runner import Arm, Session, Unit, run, turn_seed, units
-from specbench.session import Options, prepare
+from specbench.session import prepare
 from specbench.suites import Question
 
 TURNS = sum(len(turns) for _, _, turns in QUESTIONS)
@@ -66,8 +67,8 @@ class Failing(Vanilla):
         super().__init__(torch.device("cpu"))
         self.prompt_sha256, self.error, self.begun = prompt_sha256, error, []
 
-    def begin(self, prompt, first, scores):
-        super().begin(prompt, first, scores)
+    def begin(self, prompt, first, scores, sampling):
+        super().begin(prompt, first, scores, sampling)
         self.begun.append(prompts.ids_sha256(prompt))
 
     def draft(self, tokens) -> DraftTree:

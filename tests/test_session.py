@@ -10,8 +10,9 @@ from methods.core.backend import DEFAULT_BACKEND
 from methods.core.errors import UserError
 from specbench import session
 from specbench.manifest import RunManifest
+from specbench.options import Options
 from specbench.runner import run
-from specbench.session import Options, prepare, resolve
+from specbench.session import prepare, resolve
 from specbench.tune.config import Config
 
 TUNED = {"eagle2": {"nodes": 9, "depth": 3}, "pld": {"nodes": 4}}

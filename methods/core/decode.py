@@ -21,8 +21,16 @@ class Drafter(Protocol):
         """Of the trees it can draft, root and padding included."""
         ...
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
-        """A new conversation; ``scores`` are those of the prompt's prefill, ``first`` the token that came of them."""
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The target's layers whose input it wants in ``Scores.deep_ND``; most want none."""
+        ...
+
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
+        """A new conversation; ``scores`` are those of the prompt's prefill, ``first`` the token that came of them.
+
+        ``sampling`` says how the target will choose: a drafter whose guesses are random draws them from its seed.
+        """
         ...
 
     def draft(self, tokens: list[int]) -> DraftTree:
@@ -70,16 +78,16 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
     rng = torch.Generator(target.device).manual_seed(sampling.seed)
 
     clock.mark()
-    scores = target.prefill(prompt)
+    scores = target.prefill(prompt, drafter.reads)
     first = _judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV, sampling, rng)
-    drafter.begin(prompt, first, scores)
+    drafter.begin(prompt, first, scores, sampling)
     new = first.read().tokens
     tokens, counts = [*prompt, *new], []
     clock.mark()
     while not (stop := stop_reason(new, limit, sampling.stop_ids)):
         tree = drafter.draft(tokens)
         clock.mark()
-        scores = target.score(tree, len(tokens) - 1)
+        scores = target.score(tree, len(tokens) - 1, drafter.reads)
         accepted = _judged(accept, tree, scores.logits_NV, sampling, rng)
         clock.mark()
         target.commit(accepted)
@@ -99,23 +107,23 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
 def warm(target: Target, drafter: Drafter, accept: AcceptanceRule, sampling: Sampling) -> None:
     """Compile or capture all that a turn can come to need: each size of tree, at every length of text."""
     rng = torch.Generator(target.device).manual_seed(0)
-    target.warm(drafter.sizes)
+    target.warm(drafter.sizes, drafter.reads)
     for length in target.lengths(MAX_NODES):
         prompt = [0] * length
-        scores = target.prefill(prompt)
+        scores = target.prefill(prompt, drafter.reads)
         first = _judged(match, DraftTree.chain(prompt[-1:], target.device), scores.logits_NV, sampling, rng)
-        drafter.begin(prompt, first, scores)
+        drafter.begin(prompt, first, scores, sampling)
         tokens = [*prompt, *first.read().tokens]
         for _ in range(2):  # the first round reads what the prompt left, all others what a round did
             tree = drafter.draft(tokens)
-            scores = target.score(tree, len(tokens) - 1)
+            scores = target.score(tree, len(tokens) - 1, drafter.reads)
             accepted = _judged(accept, tree, scores.logits_NV, sampling, rng)
             target.commit(accepted)
             drafter.observe(tree, accepted, scores)
             tokens += accepted.read().tokens
     for size in drafter.sizes[1:]:
         tree = DraftTree.chain([0] * size, target.device)  # a drafter of several sizes drafts chains
-        _judged(accept, tree, target.score(tree, 0).logits_NV, sampling, rng)
+        _judged(accept, tree, target.score(tree, 0, drafter.reads).logits_NV, sampling, rng)
 
 
 def _judged(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor, sampling: Sampling, rng: torch.Generator) -> Accepted:

@@ -81,7 +81,7 @@ class FeatureStream:
     def reread(self, tokens: list[int], features_TD: Tensor) -> Tensor:
         """The estimated feature at the last token, 1D, from a text of T + 1 tokens read from its beginning."""
         following_T = torch.tensor(tokens[1:], device=features_TD.device)
-        return self.stack.read(self.layer.fold(self.embed(following_T), features_TD))[-1:]
+        return self.stack.read(self.layer.fold(self.embed(following_T), features_TD)).out_ND[-1:]
 
     def span(self, tokens: list[int]) -> int:
         """How much of the cache to look at while a tree is drafted after ``tokens``."""
@@ -107,4 +107,4 @@ class FeatureStream:
         They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
         """
         mask = self.cache.mask(committed, sees_NM, span)
-        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask)
+        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask).out_ND

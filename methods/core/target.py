@@ -27,11 +27,12 @@ class Scores(NamedTuple):
     """What one target forward says of its N input tokens.
 
     ``features_ND`` is the last hidden state after the final norm, for every input token; ``logits_NV`` the next-token
-    logits, of the last input token alone after a prefill.
+    logits, of the last input token alone after a prefill; ``deep_ND`` what entered the layers asked for, side by side.
     """
 
     logits_NV: Tensor
     features_ND: Tensor
+    deep_ND: Tensor | None = None
 
 
 class Target:
@@ -53,40 +54,41 @@ class Target:
         self.caches = [self.cache]  # and those of drafters that read along
         self._forward = backend.piece(self._score)
 
-    def prefill(self, prompt: list[int]) -> Scores:
-        features_ND = self.stack.read(self.embed(torch.tensor(prompt, device=self.device)))
-        return Scores(self.lm_head(features_ND[-1:]), features_ND)
+    def prefill(self, prompt: list[int], reads: tuple[int, ...] = ()) -> Scores:
+        features_ND, deep_ND = self.stack.read(self.embed(torch.tensor(prompt, device=self.device)), reads)
+        return Scores(self.lm_head(features_ND[-1:]), features_ND, deep_ND)
 
-    def score(self, tree: DraftTree, past: int) -> Scores:
+    def score(self, tree: DraftTree, past: int, reads: tuple[int, ...] = ()) -> Scores:
         """One forward pass over all nodes; position = committed tokens + depth, attention = committed tokens + ancestors.
 
         ``past`` is how many tokens are committed, as far as the host knows: it says how much of the cache to look at.
+        ``reads`` are the layers whose input comes back in ``deep_ND``.
         """
         wide = padded(tree, self.backend.tree_size(tree.size))
-        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self.cache.span(past + wide.size))
-        return Scores(scores.logits_NV[: tree.size], scores.features_ND[: tree.size])
+        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self.cache.span(past + wide.size), reads)
+        return Scores(*(rows if rows is None else rows[: tree.size] for rows in scores))
 
     def commit(self, accepted: Accepted) -> None:
         """Of the tree scored last, keep the nodes of the accepted path and drop the rest."""
         self.cache.commit(accepted.path_P, accepted.length)
 
     @torch.inference_mode()
-    def warm(self, sizes: Iterable[int]) -> None:
+    def warm(self, sizes: Iterable[int], reads: tuple[int, ...] = ()) -> None:
         """Compile or capture what scoring trees of these sizes takes, at every length of text."""
         self.cache.truncate(0)
         for size in sorted({self.backend.tree_size(size) for size in sizes}):
             for past in self.lengths(size):
-                self.score(DraftTree.chain([0] * size, self.device), past)
+                self.score(DraftTree.chain([0] * size, self.device), past, reads)
 
     def lengths(self, rows: int) -> list[int]:
         """Of a text, in tokens: the shortest for each span of the cache that is looked at when ``rows`` more are written."""
         return list({self.cache.span(past + rows): past for past in reversed(range(1, self.context))}.values())
 
-    def _score(self, tokens_N: Tensor, depths_N: Tensor, sees_NN: Tensor, span: int) -> Scores:
+    def _score(self, tokens_N: Tensor, depths_N: Tensor, sees_NN: Tensor, span: int, reads: tuple[int, ...]) -> Scores:
         start = self.cache.length
         mask = self.cache.mask(start, sees_NN, span)
-        features_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + depths_N, start, mask)
-        return Scores(self.lm_head(features_ND), features_ND)
+        features_ND, deep_ND = self.stack.extend(self.embed(tokens_N.clamp(min=0)), start + depths_N, start, mask, reads)
+        return Scores(self.lm_head(features_ND), features_ND, deep_ND)
 
 
 def refuse(config: PreTrainedConfig) -> None:

@@ -18,6 +18,8 @@ MAX_DEPTH = 6  # levels a drafter may be asked for: a position needs that many t
 class Batch:
     """``features_BTD[b, t]`` is the target's after reading ``tokens_BT[b, t]``; it predicts token t + 1.
 
+    ``deep_BTD`` is what entered the layers a module ``reads``, side by side.
+
     ``answer_BT`` is true at tokens of the assistant, the ones a drafter will have to guess. Positions are flat indices
     into B x T.
     """
@@ -27,6 +29,7 @@ class Batch:
     answer_BT: Tensor
     embed: nn.Module
     lm_head: nn.Module
+    deep_BTD: Tensor | None = None
 
     def positions(self, at_most: int) -> Tensor:
         """Positions t whose token t + 2, the first a drafter guesses there, is the assistant's; drawn at random."""
@@ -66,6 +69,8 @@ class Level(NamedTuple):
 
 class TrainedDrafter(Protocol):
     """What the shared trainer asks of a drafter's module, beside being an nn.Module."""
+
+    reads: tuple[int, ...]  # the target's layers whose input it learns from, in ``Batch.deep_BTD``; most read none
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
         """Set the weights training begins with, given the target's head and the weight D of its final norm."""

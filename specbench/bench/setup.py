@@ -1,8 +1,9 @@
 """What the benchmark runs on: a few questions of the mini suite, vanilla on both back ends and prompt lookup, no trained drafter."""
 
+from specbench.options import Options
 from specbench.records import BASELINE
 from specbench.runner import Session
-from specbench.session import Options, prepare
+from specbench.session import prepare
 
 MAX_NEW_TOKENS = 64
 QUESTIONS = 2  # a category

@@ -10,7 +10,8 @@ from methods import registry
 from specbench import agree_cli, runner, targets
 from specbench.divergence import ArmAgreement, explain
 from specbench.gpu.work import Work
-from specbench.session import Options, prepare
+from specbench.options import Options
+from specbench.session import prepare
 
 STRICT = "fp32"
 QUESTIONS = 1  # a category of the mini suite

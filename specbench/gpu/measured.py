@@ -12,9 +12,10 @@ from rich.console import Console
 from specbench import records, runner
 from specbench.gpu.plan import LADDER, Plan, paces, plan
 from specbench.gpu.work import Work
+from specbench.options import Options
 from specbench.records import AGAIN, EAGER_BASELINE
 from specbench.runner import Session
-from specbench.session import Options, prepare
+from specbench.session import prepare
 from specbench.train.files import whole
 from specbench.tune.config import Config
 

@@ -26,10 +26,11 @@ def profile(
     Exit codes: 0 profiled, 2 misuse.
     """
     from specbench.cli import DEFAULT_METHODS, RESULTS
+    from specbench.options import Options
     from specbench.profiling import report
     from specbench.profiling.run import run
     from specbench.rundir import check_writable
-    from specbench.session import Options, prepare
+    from specbench.session import prepare
 
     console = Console()
     check_writable(out or RESULTS)

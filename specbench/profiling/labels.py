@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch.profiler import record_function
 
-from methods.core.acceptance import Accepted
+from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.target import Scores, Target
 from methods.core.tree import DraftTree
@@ -29,12 +29,12 @@ class LabelledTarget:
     def context(self) -> int:
         return self._inner.context
 
-    def prefill(self, prompt: list[int]) -> Scores:
-        return self._inner.prefill(prompt)
+    def prefill(self, prompt: list[int], reads: tuple[int, ...]) -> Scores:
+        return self._inner.prefill(prompt, reads)
 
-    def score(self, tree: DraftTree, past: int) -> Scores:
+    def score(self, tree: DraftTree, past: int, reads: tuple[int, ...]) -> Scores:
         with record_function(SCORE):
-            return self._inner.score(tree, past)
+            return self._inner.score(tree, past, reads)
 
     def commit(self, accepted: Accepted) -> None:
         with record_function(COMMIT):
@@ -49,8 +49,12 @@ class LabelledDrafter:
     def sizes(self) -> Sequence[int]:
         return self._inner.sizes
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
-        self._inner.begin(prompt, first, scores)
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self._inner.reads
+
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
+        self._inner.begin(prompt, first, scores, sampling)
 
     def draft(self, tokens: list[int]) -> DraftTree:
         with record_function(DRAFT):

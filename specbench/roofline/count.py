@@ -36,13 +36,13 @@ class _Counted:
     """A drafter whose calls of linear layers are counted, round by round; what ``begin`` does belongs to no round."""
 
     def __init__(self, drafter: Drafter, dtype_bytes: int):
-        self._drafter, self._dtype_bytes, self.sizes = drafter, dtype_bytes, drafter.sizes
+        self._drafter, self._dtype_bytes, self.sizes, self.reads = drafter, dtype_bytes, drafter.sizes, drafter.reads
         self._seen = self._query = 0
         self._names: dict[nn.Module, str] = {}
         self.rounds: list[Cost] = []
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
-        self._drafter.begin(prompt, first, scores)
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
+        self._drafter.begin(prompt, first, scores, sampling)
 
     def draft(self, tokens: list[int]) -> DraftTree:
         self.rounds.append(NOTHING)

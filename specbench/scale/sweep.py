@@ -18,12 +18,13 @@ from specbench import memory, runner, suites, targets
 from specbench.manifest import FILE as MANIFEST
 from specbench.manifest import RunManifest
 from specbench.memory import make_room
+from specbench.options import Options
 from specbench.roofline.cost import Cost, Device
 from specbench.roofline.count import NEW_TOKENS, draft_cost
 from specbench.roofline.measure import device_numbers
 from specbench.roofline.run import text
 from specbench.scale import sizes
-from specbench.session import DEFAULT_BACKEND, Options, prepare, resolve
+from specbench.session import DEFAULT_BACKEND, prepare, resolve
 from specbench.targets.shapes import SHAPES
 from specbench.train.files import whole
 

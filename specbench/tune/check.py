@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from specbench import metrics, runner
+from specbench.options import Options
 from specbench.progress import RunProgress
 from specbench.records import Record
-from specbench.session import Options, prepare
+from specbench.session import prepare
 from specbench.suites import Suite
 from specbench.tune import prompts
 from specbench.tune.guess import Setting

@@ -86,15 +86,16 @@ class Recorder:
     """A drafter that drafts nothing, so that every token of the answer begins a round, and notes each watched drafter's guess there."""
 
     sizes = (1,)
+    reads = ()
 
     def __init__(self, watched: Mapping[str, Watch], target: Target):
         self._watched, self._plain = watched, Vanilla(target.device)
         self.guesses: dict[str, list[Guess]] = {}
 
-    def begin(self, prompt: list[int], first: Accepted, scores: Scores) -> None:
+    def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         self.guesses = {name: [] for name in self._watched}
         for drafter in self._drafters():
-            drafter.begin(prompt, first, scores)
+            drafter.begin(prompt, first, scores, sampling)
 
     def draft(self, tokens: list[int]) -> DraftTree:
         for name, watch in self._watched.items():

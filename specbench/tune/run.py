@@ -20,7 +20,7 @@ from methods.registry import Resolved
 from specbench import prompts, targets
 from specbench.environment import environment, git_state
 from specbench.memory import make_room
-from specbench.session import Options as RunOptions
+from specbench.options import Options as RunOptions
 from specbench.suites import Suite
 from specbench.targets import Loaded
 from specbench.tune import check, cost, settings
