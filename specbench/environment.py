@@ -25,7 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
+        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
     }
 
 
@@ -34,13 +34,13 @@ def git_state() -> dict[str, Any]:
     package = Path(__file__).parent
     in_package = ("git", "-C", str(package))
     # An environment inside a checkout is a folder of that checkout too, but none of its tracked files.
-    if not _output(*in_package, "ls-files", "__init__.py"):
+    if not output_of(*in_package, "ls-files", "__init__.py"):
         return {}
-    dirty = _output(*in_package, "status", "--porcelain", "--untracked-files=no")
-    return {"sha": _output(*in_package, "rev-parse", "HEAD"), "dirty": bool(dirty)}
+    dirty = output_of(*in_package, "status", "--porcelain", "--untracked-files=no")
+    return {"sha": output_of(*in_package, "rev-parse", "HEAD"), "dirty": bool(dirty)}
 
 
-def _output(*command: str) -> str:
+def output_of(*command: str) -> str:
     """What a program prints; "" when it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

@@ -109,7 +109,7 @@ def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
         colour, _, hatch = look.style(method)
         places = np.arange(len(own)) + (i - (len(methods) - 1) / 2) * width
         axes.bar(places, own["speedup"], width, color=colour, hatch=hatch, edgecolor="white", lw=0.5, label=look.methods[method])
-        axes.errorbar(places, own["speedup"], yerr=_reach(own, "speedup"), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+        axes.errorbar(places, own["speedup"], yerr=reach_of(own, "speedup"), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
     axes.set_xticks(range(len(look.categories)), list(look.categories.values()))
     axes.axvline(len(look.categories) - 1.5, color="#BBBBBB", lw=0.8, ls=":")
     axes.set_ylabel("speedup (vanilla = 1)")
@@ -118,7 +118,7 @@ def _speedup(rows: pd.DataFrame, look: Look) -> Figure:
     return figure
 
 
-def _reach(rows: pd.DataFrame, name: str) -> np.ndarray:
+def reach_of(rows: pd.DataFrame, name: str) -> np.ndarray:
     """Error-bar lengths below and above; with few questions the interval can miss the estimate, hence the clip."""
     value = rows[name].to_numpy()
     return np.maximum([value - rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy() - value], 0)
@@ -147,7 +147,7 @@ def _round_cost(rows: pd.DataFrame, look: Look) -> Figure:
         own = rows[rows["method"] == method]
         one, parts = own[own["category"] == OVERALL], own[own["category"] != OVERALL]
         axes.plot(parts["mat"], parts["speedup_decode"], marker, color=colour, ms=5, alpha=0.45, mec="none", zorder=2)
-        up, across = _reach(one, "speedup_decode"), _reach(one, "mat")
+        up, across = reach_of(one, "speedup_decode"), reach_of(one, "mat")
         axes.errorbar(one["mat"], one["speedup_decode"], up, across, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, zorder=3)
         axes.plot(one["mat"], one["speedup_decode"], marker, color=colour, ms=9, mec="white", mew=0.8, label=look.methods[method], zorder=4)
     axes.set(xlim=(0.9, right), ylim=(bottom, top), xlabel="MAT, tokens per round", ylabel="decode speedup (vanilla = 1)")

@@ -85,11 +85,11 @@ def test_the_clocks_are_the_drivers(monkeypatch):
         asked.append(command)
         return "NVIDIA H100, 1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 120.1 W, 700.00 W, 35, 81559 MiB\nNVIDIA H100, 345 MHz"
 
-    monkeypatch.setattr(pieces, "_output", driver)
+    monkeypatch.setattr(pieces, "output_of", driver)
     assert pieces.clocks()["clocks.max.mem"] == "2619 MHz"
     assert pieces.clocks()["memory.total"] == "81559 MiB"
     assert asked[0][0] == "nvidia-smi"
-    monkeypatch.setattr(pieces, "_output", lambda *command: "")
+    monkeypatch.setattr(pieces, "output_of", lambda *command: "")
     assert pieces.clocks() == {}
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from methods import registry
 from methods.core.errors import UserError
 from specbench import records, suites
-from specbench.environment import _output, environment, git_state
+from specbench.environment import environment, git_state, output_of
 from specbench.gpu.correctness import correctness
 from specbench.gpu.measured import METHODS, measured, run_dir, tuned
 from specbench.gpu.work import Work
@@ -70,7 +70,7 @@ def _suite() -> tuple[str, str]:
 
 def clocks() -> dict[str, str]:
     """The GPU's clocks, power and heat as its driver reads them now; {} where it does not."""
-    names, values = CLOCKS.split(","), _output("nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader").split("\n")[0]
+    names, values = CLOCKS.split(","), output_of("nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader").split("\n")[0]
     return dict(zip(names, map(str.strip, values.split(",")), strict=True)) if values else {}
 
 

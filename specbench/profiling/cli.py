@@ -53,5 +53,5 @@ def profile(
     report.write(found, session.manifest, folder)
     note = session.manifest.target["note"]
     console.print(report.conditions(session.manifest), *filter(None, [note]), sep="\n", markup=False)
-    console.print(report.split_table(found).rich())
+    console.print(report.split_table(found).telling("Launch gaps").telling("Waits").rich())
     console.print(f"profile: {folder / 'profile.md'}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from specbench.figures import RC, STYLES, _reach, save
+from specbench.figures import RC, STYLES, reach_of, save
 
 PANELS = {
     "round_cost": "Round cost R, vanilla steps",
@@ -47,7 +47,7 @@ def _curve(axes: Axes, own: pd.DataFrame, name: str, colour: str, marker: str) -
     own = own.sort_values("parameters")
     axes.plot(own["parameters"], own[f"{name}_limit"], color=colour, lw=1.4)
     measured = own[own[name].notna()]
-    reach = _reach(measured, name)
+    reach = reach_of(measured, name)
     axes.errorbar(measured["parameters"], measured[name], reach, fmt=marker, color=colour, ms=7, mec="white", elinewidth=1.2, capsize=2)
 
 
