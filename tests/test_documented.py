@@ -23,14 +23,15 @@ COMMANDS = {
     "baseline set": "--out",
     "import": "--format --baseline --tokenizer --name --out",
     "roofline": "--target --method --past --nodes --dtype --device --backend --out",
-    "tune": "--method --target --suite-file --corpus --prompts --max-new-tokens --dtype --device --backend --out",
+    "tune": "--method --target --suite-file --data --prompts --max-new-tokens --dtype --device --backend --out",
     "profile": "--method --target --suite --suite-file --max-new-tokens --dtype --device --backend --out",
     "scale": "--method --target --suite --limit --max-new-tokens --dtype --device --backend --out",
     "methods": "",
     "targets": "",
-    "train": "--corpus --target --preset --out --set --tokens --lr --device --work",
-    "card": "--corpus",
-    "held-out": "--corpus --out",
+    "train": "--data --target --preset --out --set --tokens --lr --schedule --seq --rows --accumulate --regenerate --max-new-tokens "
+    "--temperature --cache-features --device --work --log-dir --estimate",
+    "card": "--data",
+    "held-out": "--data --out",
 }
 CODES = {
     "agree": [0, 1, 2],

@@ -43,7 +43,7 @@ class Options:
     device: str | None = None
     backend: str | None = None
     suite_file: Path | None = None
-    corpus: Path | None = None
+    data: str | None = None
     prompts: int = 20
     max_new_tokens: int = 64
 
@@ -82,7 +82,7 @@ def run(options: Options, console: Console) -> Tuning:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
     chosen = backend(options.backend or DEFAULT_BACKEND, torch.device(device))
-    suite = tuning_prompts.load(options.suite_file, options.corpus, options.prompts, console)
+    suite = tuning_prompts.load(options.suite_file, options.data, options.prompts, console)
     name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     with targets.within_memory(name, dtype, device):
         choices, facts, note = _chosen(options, suite, name, dtype, device, chosen, console)
