@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_models import RANK_ACCURACY, plant, trained
 from tiny_target import write_suite, write_target
@@ -17,6 +18,7 @@ from methods.registry import METHODS, resolve
 from specbench import targets
 from specbench.cli import main
 from specbench.train import card, drafter
+from specbench.train.recipe import Job, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +168,8 @@ def test_a_target_larger_than_the_memory_is_refused(folder, monkeypatch, error):
 
 def train(folder, tmp_path, kind="s4c", target=None, **options):
     (tmp_path / "corpus.jsonl").write_text("")
-    drafter.train(
-        kind,
-        target or str(folder),
-        tmp_path / "corpus.jsonl",
-        tmp_path / "out.safetensors",
-        options=options,
-        tokens=4096,
-        lr=1e-3,
-        device="cpu",
-        work=tmp_path,
-        console=None,
-    )
+    job = Job(kind, target or str(folder), tmp_path / "corpus.jsonl", tmp_path / "out.safetensors", tmp_path, options, Recipe(seq=64))
+    drafter.train(job, Console(quiet=True))
 
 
 def test_what_cannot_be_trained_is_refused(folder, tmp_path):
@@ -185,7 +177,7 @@ def test_what_cannot_be_trained_is_refused(folder, tmp_path):
         train(folder, tmp_path, "s4")
     with pytest.raises(UserError, match="tiny-7b is a cost-matched target"):
         train(folder, tmp_path, target="tiny-7b")
-    with pytest.raises(UserError, match=r"lacks <\|bos\|>"):
+    with pytest.raises(UserError, match=r"corpus\.jsonl has no held-out prompts"):
         train(folder, tmp_path)
     with pytest.raises(UserError, match="s4c's depth is 'deep'; it must be a whole number"):
         train(folder, tmp_path, depth="deep")

@@ -1,6 +1,7 @@
 """A chat record as a target reads it: in the target's own format, with the places of the assistant's answers."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ class ChatFormat:
         """True from the first token that reaches into an answer to the first that ends one; the last of a text may have no end."""
         answer_T = np.zeros(len(tokens_T), bool)
         firsts = [int((ends_T <= start).sum()) for start in answers]
-        for first, bound in zip(firsts, [*firsts[1:], len(tokens_T)], strict=True):
+        for first, bound in pairwise([*firsts, len(tokens_T)]):
             stops = np.flatnonzero(np.isin(tokens_T[first:bound], list(self.stops)))
             if len(stops):
                 answer_T[first : first + stops[0] + 1] = True
