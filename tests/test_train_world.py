@@ -127,7 +127,8 @@ def test_two_processes_go_on_with_what_one_began(place, alone, monkeypatch):
 def test_accelerate_launch_trains_what_one_process_does(place, alone):
     pytest.importorskip("accelerate")
     mine = job(place, "medusa", "launched")
-    arguments = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launcher = {"--num_processes": 2, "--num_machines": 1, "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": 0}
+    arguments = ["--multi_gpu", *(str(word) for pair in launcher.items() for word in pair)]
     command = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "specbench", "train", "medusa"]
     command += ["--target", mine.target, "--data", str(mine.source), "--out", str(mine.out), "--work", str(mine.work)]
     command += ["--tokens", "1536", "--lr", "0.01", "--seq", "64", "--regenerate", "40", "--max-new-tokens", "24"]

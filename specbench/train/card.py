@@ -90,10 +90,7 @@ def write(folder: Path, source: corpus.Source, console: Console) -> None:
     held = texts.of_corpus(source, chat, held_out=True)
     loss, bits = held_out(loaded, Windows(held, WINDOW))
     console.print("generating on held-out prompts")
-    asked = generate.prompts(chat, source, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
-    batches = (asked[start : start + generate.BATCH] for start in range(0, len(asked), generate.BATCH))
-    answers = [answer for batch in batches for answer in generate.answers(loaded.model, chat, batch, ANSWER_TOKENS)]
-    repetitive = float(np.mean([repetition(answer) > REPETITIVE for answer in answers]))
+    answers = _answers(loaded, chat, source)
     card = TEMPLATE.format(
         parameters=loaded.parameters,
         layers=config.num_hidden_layers,
@@ -105,7 +102,7 @@ def write(folder: Path, source: corpus.Source, console: Console) -> None:
         loss=loss,
         bits=bits,
         held_out_tokens=len(held.tokens_T),
-        repetitive=repetitive,
+        repetitive=float(np.mean([repetition(answer) > REPETITIVE for answer in answers])),
         answers=len(answers),
         new_tokens=ANSWER_TOKENS,
         tokens=trained["steps"] * trained["batch_tokens"],
@@ -144,6 +141,12 @@ def _text(loaded: targets.Loaded, ids: list[int]) -> str:
     text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+def _answers(loaded: targets.Loaded, chat: ChatFormat, source: corpus.Source) -> list[list[int]]:
+    """Greedy ones to held-out prompts, as many of each category."""
+    asked = generate.prompts(chat, source, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
+    return [answer for batch in generate.batches(asked) for answer in generate.answers(loaded.model, chat, batch, ANSWER_TOKENS)]
 
 
 def _samples(loaded: targets.Loaded, chat: ChatFormat) -> list[str]:

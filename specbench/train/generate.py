@@ -35,10 +35,10 @@ def write(
     they do not depend on who writes them.
     """
     files.folder(folder)
-    batches = _batches(asked)
-    for number in range(world.rank, len(batches), world.size):
+    parts = batches(asked)
+    for number in range(world.rank, len(parts), world.size):
         if not (path := _kept(folder, number)).is_file():
-            found = answers(model, chat, batches[number], max_new, temperature=temperature, seed=number)
+            found = answers(model, chat, parts[number], max_new, temperature=temperature, seed=number)
             with files.whole(path) as partial:
                 partial.write_text(json.dumps(found), encoding="ascii")
         console.print(f"{folder.name}: answered {min(len(asked), (number + 1) * BATCH):,} of {len(asked):,} prompts")
@@ -47,12 +47,12 @@ def write(
 
 def collect(chat: ChatFormat, asked: list[Tokens], folder: Path) -> Tokens:
     """The prompts and what ``write`` left of answers to them, as one text."""
-    written = (json.loads(_kept(folder, number).read_text(encoding="ascii")) for number in range(len(_batches(asked))))
+    written = (json.loads(_kept(folder, number).read_text(encoding="ascii")) for number in range(len(batches(asked))))
     answered = zip(asked, itertools.chain.from_iterable(written), strict=True)
     return texts.packed([chat.answered(prompt, answer) for prompt, answer in answered])
 
 
-def _batches(asked: list[Tokens]) -> list[list[Tokens]]:
+def batches(asked: list[Tokens]) -> list[list[Tokens]]:
     return [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
 
 

@@ -40,7 +40,7 @@ def read(job: Job, loaded: Loaded, folder: Path, world: World, console: Console)
     chat = ChatFormat(loaded.tokenizer, prompts.stop_ids(model, loaded.tokenizer))
     room = min(MAX_PROMPT, model.config.max_position_embeddings - recipe.max_new_tokens)
     how = {"max_new": recipe.max_new_tokens, "temperature": recipe.temperature}
-    written = folder / f"written-{identity({'regenerate': recipe.regenerate, **how})}"
+    written = _written(folder, recipe)
 
     def own(name: str, count: int) -> Tokens:
         asked: list[Tokens] = []
@@ -55,6 +55,12 @@ def read(job: Job, loaded: Loaded, folder: Path, world: World, console: Console)
     of_corpus = partial(texts.of_corpus, job.source, chat, held_out=False, console=console)
     found["corpus"] = world.in_turn(lambda: texts.kept(folder, "corpus", of_corpus, console))
     return {name: Windows(text, recipe.seq) for name, text in found.items()}
+
+
+def _written(folder: Path, recipe: Recipe) -> Path:
+    """Where the target's own text is kept, and what depends on it."""
+    how = {"regenerate": recipe.regenerate, "max_new": recipe.max_new_tokens, "temperature": recipe.temperature}
+    return folder / f"written-{identity(how)}"
 
 
 def answer_counts(windows: Mapping[str, Windows], vocab: int) -> Tensor:
@@ -88,17 +94,11 @@ def phases(
             console.print(f"{name}: {len(windows[name].text.tokens_T):,} tokens, read {tokens / len(windows[name]) / recipe.seq:.2f} times")
     if not job.cache_features:
         return [Phase(windows[name], partial(_computed, model, windows[name], reads), count) for name, count in steps.items() if count]
-    caches = {
-        name: features.Cache(
-            folder / f"features-{name}-{identity({'seq': recipe.seq, 'reads': reads})}",
-            windows[name],
-            count * recipe.parts(world.size) * recipe.rows,
-            model.config,
-            reads,
-        )
-        for name, count in steps.items()
-        if count
-    }
+    caches = {}
+    for name, count in steps.items():
+        if count:
+            path = _written(folder, recipe) / f"features-{name}-{identity({'seq': recipe.seq, 'reads': reads})}"
+            caches[name] = features.Cache(path, windows[name], count * recipe.parts(world.size) * recipe.rows, model.config, reads)
     world.in_turn(lambda: features.reserve(list(caches.values()), console))
     for cache in caches.values():
         cache.fill(model, recipe.rows, world, console)

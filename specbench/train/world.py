@@ -34,9 +34,12 @@ class World:
 
     def in_turn(self, make: Callable[[], T]) -> T:
         """The leader's first, then everyone else's: what it leaves on the disk they share, the others find."""
-        made = make() if self.leads else None
+        if not self.leads:
+            self.wait()
+            return make()
+        made = make()
         self.wait()
-        return made if made is not None else make()
+        return made
 
     def agree(self, look: Callable[[], T]) -> T:
         """What every process sees alike: nobody changes anything while all look."""
