@@ -20,6 +20,7 @@ from specbench import prompts, records, rundir
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory, unhindered
 from specbench.progress import RunProgress
+from specbench.prompts import Chat
 from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
 from specbench.units import Unit, turn_seed, units
@@ -43,12 +44,16 @@ class Session:
     """All a measurement needs, loaded and checked; ``manifest`` describes it."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
     stop_ids: frozenset[int]
     arms: tuple[Arm, ...]
     suite: Suite
     warmup: tuple[Question, ...]
     manifest: RunManifest
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
 
     @property
     def target(self) -> Target:
@@ -143,7 +148,7 @@ class _Measurer:
             if earlier.status != "ok":
                 whose = "" if source == unit.method else f" of {source}"
                 return replace(facts, error=f"turn {earlier.turn + 1}{whose} failed")
-        prompt = prompts.encode(self._session.tokenizer, unit.question.turns[: unit.turn + 1], [r.output_text for r in before])
+        prompt = self._session.chat.encode(unit.question.turns[: unit.turn + 1], [r.output_text for r in before])
         facts = replace(facts, prompt_sha256=prompts.ids_sha256(prompt), prompt_tokens=len(prompt))
         seed = turn_seed(self._settings.seed, unit)
         sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, seed)

@@ -50,12 +50,12 @@ def remember(stack):
 
     def answered(vectors_ND, positions_N, places_N, mask, layers):
         rows = slice(int(places_N[0]), int(places_N[0]) + len(vectors_ND))
-        asked = (stack.cache.buffer[..., : rows.start, :], vectors_ND, positions_N, mask)
+        asked = (stack.cache.buffers[0][..., : rows.start, :], vectors_ND, positions_N, mask)
         key = tuple(each.numpy().tobytes() if isinstance(each, torch.Tensor) else each for each in asked)
         if key not in known:
             out_ND = compute(vectors_ND, positions_N, places_N, mask, layers)
-            known[key] = out_ND, stack.cache.buffer[..., rows, :].clone()
-        out_ND, stack.cache.buffer[..., rows, :] = known[key]
+            known[key] = out_ND, stack.cache.buffers[0][..., rows, :].clone()
+        out_ND, stack.cache.buffers[0][..., rows, :] = known[key]
         return out_ND
 
     stack._run = answered

@@ -51,6 +51,7 @@ class Target:
         self.embed, self.lm_head = ready.get_input_embeddings(), ready.get_output_embeddings()
         self.stack = Stack(ready.base_model, self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
         self.cache = self.stack.cache
+        assert backend is EAGER or len(self.cache.buffers) == 1, "only the eager back end runs a target on several devices"
         self.caches = [self.cache]  # and those of drafters that read along
         self._forward = backend.piece(self._score)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from methods.core import weights
 from methods.core.errors import UserError
-from specbench import prompts, suites, targets
+from specbench import suites, targets
 from specbench.agreement import repetition
 from specbench.train import corpus, files, generate
 from specbench.train.target import FACTS
@@ -148,7 +148,7 @@ def _samples(loaded: targets.Loaded) -> list[str]:
     found = []
     for category in suites.TITLES:
         question = suites.load("mini", limit=1, categories=[category]).questions[0]
-        prompt = prompts.encode(loaded.tokenizer, question.turns[:1], [])
+        prompt = loaded.chat.encode(question.turns[:1], [])
         [answer_ids] = generate.answers(loaded.model, [prompt], SAMPLE_TOKENS, Console(quiet=True))
         answer = " ".join(_text(loaded, answer_ids).split())
         found.append(f"**{suites.TITLES[category]}**: {' '.join(question.turns[0].split())[:160]}\n\n> {answer}")
