@@ -32,9 +32,14 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError("it holds neither model.safetensors nor pytorch_model.bin, whole or in shards")
     if found.suffix != ".json":
         return [found]
-    shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{found.name} is no index of shards") from None
+    if not shards:
+        raise ValueError(f"{found.name} lists no shards")
     for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
+        if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
             raise ValueError(f"{found.name} lists {shard!r}, which is not there")
     return [folder / shard for shard in shards]
 
