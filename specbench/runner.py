@@ -104,7 +104,7 @@ def warm_up(session: Session, console: Console) -> dict[str, float]:
 
     An arm that fails at it is told of, and fails again turn by turn, so that the others are measured.
     """
-    memory, start = PeakMemory(session.target.device), time.perf_counter()
+    memory, start = PeakMemory(*session.target.devices), time.perf_counter()
     memory.reset()
     measurer = _Measurer(session, [])
     for arm in session.arms:
@@ -137,7 +137,7 @@ class _Measurer:
         self.known = {record.key: record for record in done}
         self._session, self._settings = session, session.manifest.settings
         self._arms = {arm.name: arm for arm in session.arms}
-        self._memory = PeakMemory(session.target.device)
+        self._memory = PeakMemory(*session.target.devices)
 
     def attempt(self, unit: Unit, max_new_tokens: int) -> Record:
         """The unit's record; what goes wrong with this turn alone is its error, so that the run goes on."""

@@ -162,6 +162,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             "note": loaded.note,
             "parameters": loaded.parameters,
             "weights_sha256": loaded.weights_sha256,
+            "layers": loaded.layers,
         },
         categories=dict(Counter(question.category for question in suite.questions)),
         units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,

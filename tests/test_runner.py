@@ -254,7 +254,14 @@ def test_the_manifest_says_what_ran(options, tmp_path):
     assert facts["prepared"][0]["seconds"] > 0
     assert facts["prepared"][0]["peak_bytes"] > 10_000_000
     assert Options.of(RunManifest.read(tmp_path)) == dataclasses.replace(
-        options, methods=["vanilla", "pld"], suite="file", overrides=["nodes=3"], categories=["numbers"], limit=1, backend="eager"
+        options,
+        methods=["vanilla", "pld"],
+        suite="file",
+        overrides=["nodes=3"],
+        categories=["numbers"],
+        limit=1,
+        backend="eager",
+        template="chat",
     )
 
 

@@ -55,6 +55,11 @@ class Target:
         self.caches = [self.cache]  # and those of drafters that read along
         self._forward = backend.piece(self._score)
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """Its own first, then those that only layers are on."""
+        return list(dict.fromkeys([self.device, *(buffer.device for buffer in self.cache.buffers)]))
+
     def prefill(self, prompt: list[int], reads: tuple[int, ...] = ()) -> Scores:
         features_ND, deep_ND = self.stack.read(self.embed(torch.tensor(prompt, device=self.device)), reads)
         return Scores(self.lm_head(features_ND[-1:]), features_ND, deep_ND)

@@ -5,6 +5,7 @@ A target folder is a transformers checkpoint with its tokenizer and, beside them
 
 import importlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,11 @@ class Loaded:
             f"{self.name} is cost-matched: the small shipped target computed in the shape of {SHAPES[self.name].like}. Its wall-clock "
             "and round costs are real for that shape on this device; its acceptance is the small model's, not a real model's of that size."
         )
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """How many decoder layers are on each device."""
+        return dict(Counter(str(next(layer.parameters()).device) for layer in self.model.base_model.layers))
 
     @cached_property
     def parameters(self) -> int:
