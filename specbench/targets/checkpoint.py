@@ -83,14 +83,16 @@ def tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:
 def model(folder: Path, dtype: torch.dtype, attention: str, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
     """The folder's model, every tensor from ``weight_files``, on the CPU or where ``device_map`` has its modules.
 
-    Raises ValueError where the weights are not the config's. Pickles are read as tensors alone: one that would run code is an error.
+    Raises UserError as ``config`` does, ValueError where the weights are not the config's. Pickles are read as tensors alone: one that
+    would run code is an error.
     """
-    safetensors = weight_files(folder)[0].suffix == ".safetensors"
+    own, safetensors = config(folder, attention), weight_files(folder)[0].suffix == ".safetensors"
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of misfits is many lines; ours is one
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=own,
             dtype=dtype,
             attn_implementation=attention,
             device_map=device_map,
@@ -114,7 +116,7 @@ def model(folder: Path, dtype: torch.dtype, attention: str, device_map: Mapping[
 
 
 @contextmanager
-def readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path, what: str = "target") -> Iterator[None]:
     """Turns whatever reading a broken checkpoint raises into a UserError of one line; running out of memory is not that."""
     try:
         yield
@@ -122,7 +124,7 @@ def readable(folder: Path) -> Iterator[None]:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"target folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
+        raise UserError(f"{what} folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
 
 
 def out_of_memory(error: Exception) -> bool:
