@@ -53,12 +53,12 @@ def sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def config(folder: Path, attention: str) -> PreTrainedConfig:
-    """Raises UserError for a model that cannot be a target."""
+def config(folder: Path, attention: str, what: str = "target") -> PreTrainedConfig:
+    """Raises UserError for a model that our cache cannot serve."""
     found = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
     if getattr(found, "transformers_weights", None):
         raise ValueError("its config names a weight file of its own, transformers_weights; leave that out")
-    refuse(found)
+    refuse(found, what)
     return found
 
 
@@ -80,13 +80,12 @@ def tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:
     return found
 
 
-def model(folder: Path, dtype: torch.dtype, attention: str, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
-    """The folder's model, every tensor from ``weight_files``, on the CPU or where ``device_map`` has its modules.
+def model(folder: Path, own: PreTrainedConfig, dtype: torch.dtype, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
+    """The model of a folder and its config, every tensor from ``weight_files``, on the CPU or where ``device_map`` has its modules.
 
-    Raises UserError as ``config`` does, ValueError where the weights are not the config's. Pickles are read as tensors alone: one that
-    would run code is an error.
+    Raises ValueError where the weights are not the config's. Pickles are read as tensors alone: one that would run code is an error.
     """
-    own, safetensors = config(folder, attention), weight_files(folder)[0].suffix == ".safetensors"
+    safetensors = weight_files(folder)[0].suffix == ".safetensors"
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of misfits is many lines; ours is one
     try:
@@ -94,7 +93,6 @@ def model(folder: Path, dtype: torch.dtype, attention: str, device_map: Mapping[
             folder,
             config=own,
             dtype=dtype,
-            attn_implementation=attention,
             device_map=device_map,
             local_files_only=True,
             trust_remote_code=False,
