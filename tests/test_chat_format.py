@@ -9,6 +9,7 @@ from chat_records import TEMPLATES, tokenizer_of, write_corpus
 from rich.console import Console
 
 from methods.core.errors import UserError
+from specbench.prompts import Chat
 from specbench.suites import hub
 from specbench.train import corpus, texts
 from specbench.train.chat import ChatFormat
@@ -29,7 +30,7 @@ ANSWERS = {
 
 def format_of(name):
     tokenizer = tokenizer_of(name, [m["content"] for m in MESSAGES] * 9 + ["USER ASSISTANT"] * 9)
-    return tokenizer, ChatFormat(tokenizer, frozenset({tokenizer.eos_token_id}))
+    return tokenizer, ChatFormat(Chat(tokenizer), frozenset({tokenizer.eos_token_id}))
 
 
 def runs(tokenizer, tokens):
@@ -59,6 +60,25 @@ def test_a_prompt_ends_where_the_answer_starts_and_counts_the_earlier_one(name):
     assert answered.answer_T[-4:].tolist() == [False, True, True, True]
 
 
+BEFORE = "A chat between a curious user and an artificial intelligence assistant. "
+BEFORE += "The assistant gives helpful, detailed, and polite answers to the user's questions."
+
+
+def test_the_built_in_vicuna_template_is_trained_on_as_it_is_run():
+    tokenizer, _ = format_of("vicuna")
+    chat = Chat(tokenizer, "vicuna_v1.1")
+    transcriber = ChatFormat(chat, frozenset({tokenizer.eos_token_id}))
+    [tokens] = transcriber.encode([transcriber.render(MESSAGES, prompt=False)])
+    told = f"{BEFORE} USER: {MESSAGES[0]['content']} ASSISTANT: {MESSAGES[1]['content']}</s>"
+    assert tokenizer.decode(tokens.tokens_T.tolist()) == f"{told}USER: {MESSAGES[2]['content']} ASSISTANT: {MESSAGES[3]['content']}</s>"
+    assert runs(tokenizer, tokens) == ANSWERS["vicuna"]
+    [asked] = transcriber.encode([transcriber.render(MESSAGES[:3], prompt=True)])
+    turns = [message["content"] for message in MESSAGES]
+    assert asked.tokens_T.tolist() == chat.encode([turns[0], turns[2]], [turns[1]])
+    [said] = transcriber.encode([ChatFormat(Chat(tokenizer, "vicuna_v1.1", "Be brief."), transcriber.stops).render(MESSAGES, prompt=False)])
+    assert tokenizer.decode(said.tokens_T.tolist()).startswith("Be brief. USER:")
+
+
 def test_a_token_that_straddles_the_beginning_is_the_answers():
     """A prompt that ends in ``ASSISTANT:`` is answered by a token that begins with the blank."""
     tokenizer, chat = format_of("vicuna")
@@ -80,15 +100,17 @@ def test_what_the_template_refuses_is_left_out_and_told(tmp_path):
 def test_nothing_that_ends_an_answer_or_tells_places_is_refused():
     tokenizer, _ = format_of("chatml")
     with pytest.raises(UserError, match="nothing ends an answer of this target"):
-        ChatFormat(tokenizer, frozenset())
+        ChatFormat(Chat(tokenizer), frozenset())
+    slow = Chat(tokenizer)
+    object.__setattr__(slow, "tokenizer", object())
     with pytest.raises(UserError, match="tokenizer, object, tells no places of characters"):
-        ChatFormat(object(), frozenset({1}))
+        ChatFormat(slow, frozenset({1}))
 
 
 def test_a_large_vocabulary_is_kept_whole(monkeypatch):
     tokenizer, _ = format_of("chatml")
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: 2**16 + 1)
-    chat = ChatFormat(tokenizer, frozenset({tokenizer.eos_token_id}))
+    chat = ChatFormat(Chat(tokenizer), frozenset({tokenizer.eos_token_id}))
     asked, *_ = chat.encode([chat.render(MESSAGES, prompt=False)])
     assert chat.answered(asked, [2**16]).tokens_T[-1] == 2**16
     assert texts.packed([asked, asked]).tokens_T.dtype == np.uint32

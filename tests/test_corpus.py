@@ -11,6 +11,7 @@ from small_models import SHAPE, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
+from specbench.prompts import Chat
 from specbench.train import corpus, generate, texts, tokenizer
 from specbench.train.chat import ChatFormat
 from specbench.train.texts import Windows
@@ -103,7 +104,7 @@ def test_content_that_is_no_text_is_named(content, corpus_file):
 
 def shipped_format(corpus_file):
     tok = tokenizer.train(corpus_file, 300)
-    return tok, ChatFormat(tok, frozenset({tok.eos_token_id}))
+    return tok, ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
 
 
 def test_a_corpus_with_too_little_in_it_is_refused(corpus_file, monkeypatch):

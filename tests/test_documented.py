@@ -13,8 +13,9 @@ from specbench.gate.rules import EXIT_CODES as GATE
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
-    "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
-    "--attention --backend --repeats --turns --set --config --drafter --aa --out",
+    "run": "--method --target --revision --template --system-prompt --thinking --suite --suite-file --hf-column --limit --categories "
+    "--max-new-tokens --temperature --seed --dtype --device --device-map --attention "
+    "--backend --repeats --turns --set --config --drafter --aa --out",
     "resume": "",
     "report": "--out --show-prompts",
     "agree": "--json",
@@ -28,8 +29,8 @@ COMMANDS = {
     "scale": "--method --target --suite --limit --max-new-tokens --dtype --device --backend --out",
     "methods": "",
     "targets": "",
-    "train": "--data --target --preset --out --set --tokens --lr --schedule --seq --rows --accumulate --regenerate --max-new-tokens "
-    "--temperature --cache-features --device --work --log-dir --estimate",
+    "train": "--data --target --revision --template --system-prompt --thinking --device-map --preset --out --set --tokens --lr --schedule "
+    "--seq --rows --accumulate --regenerate --max-new-tokens --temperature --cache-features --device --work --log-dir --estimate",
     "card": "--data",
     "held-out": "--data --out",
 }

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
 from methods.core.training import MAX_DEPTH
+from specbench.prompts import Chat
 from specbench.train import generate, texts, tokenizer
 from specbench.train.chat import ChatFormat
 from specbench.train.features import Features
@@ -35,7 +36,7 @@ def material(tmp_path_factory):
     ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
     model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, **ids, "vocab_size": len(tok)})), seed=0).double()
     model.lm_head.weight[tok.eos_token_id] *= 4
-    chat = ChatFormat(tok, frozenset({tok.eos_token_id}))
+    chat = ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
     asked = generate.prompts(chat, source, held_out=False, per_category=8, max_prompt=60)
     generate.write(model, chat, asked, max_new=12, temperature=0.0, folder=folder / "own", world=ALONE, console=Console(quiet=True))
     found = {"corpus": texts.of_corpus(source, chat, held_out=False), "own": generate.collect(chat, asked, folder / "own")}

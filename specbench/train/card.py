@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from methods.core import weights
 from methods.core.errors import UserError
-from specbench import prompts, suites, targets
+from specbench import suites, targets
 from specbench.agreement import repetition
 from specbench.train import corpus, files, generate, texts
 from specbench.train.chat import ChatFormat
@@ -77,7 +77,7 @@ def write(folder: Path, source: corpus.Source, console: Console) -> None:
     if not (folder / FACTS).is_file():
         raise UserError(f"{folder} holds no {FACTS}: a card is written for a target trained by specbench train target; pass its folder")
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
-    config, tokenizer = loaded.model.config, loaded.tokenizer
+    config = loaded.model.config
     trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     counts, categories = _licences(source)
     corpus_sha256 = corpus.sha256(source)
@@ -86,7 +86,7 @@ def write(folder: Path, source: corpus.Source, console: Console) -> None:
         raise UserError(f"{folder} was trained on another corpus (sha256 {recorded[:12]}, {source} is {corpus_sha256[:12]}); pass that one")
     drafters = _drafter_rows(folder, loaded.weights_sha256)
     console.print("measuring held-out loss")
-    chat = ChatFormat(tokenizer, prompts.stop_ids(loaded.model, tokenizer))
+    chat = ChatFormat(loaded.chat, loaded.stop_ids)
     held = texts.of_corpus(source, chat, held_out=True)
     loss, bits = held_out(loaded, Windows(held, WINDOW))
     console.print("generating on held-out prompts")

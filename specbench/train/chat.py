@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from methods.core.errors import UserError
+from specbench.prompts import Chat
 from specbench.train.corpus import Message
 
 
@@ -25,9 +25,10 @@ class Tokens(NamedTuple):
 
 
 class ChatFormat:
-    """Conversations through a tokenizer's chat template. ``stops`` are the ids that end an answer. Raises UserError without one."""
+    """Conversations as a target is talked to. ``stops`` are the ids that end an answer. Raises UserError without one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]):
+    def __init__(self, chat: Chat, stops: frozenset[int]):
+        tokenizer = chat.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UserError(
@@ -36,7 +37,7 @@ class ChatFormat:
         if not stops:
             raise UserError("nothing ends an answer of this target: neither its tokenizer nor its generation config names an end token")
         self.stops = stops
-        self._tokenizer, self._backend = tokenizer, backend
+        self._chat, self._backend = chat, backend
         self._dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
 
     def render(self, messages: Sequence[Message], *, prompt: bool) -> Rendered | None:
@@ -46,14 +47,14 @@ class ChatFormat:
         has no such place, and does not count as one.
         """
         try:
-            text = self._text(messages, prompt)
-            asked = [self._text(messages[:i], True) for i, message in enumerate(messages) if message["role"] == "assistant"]
+            text = self._chat.text(messages, prompt=prompt)
+            asked = [self._chat.text(messages[:i], prompt=True) for i, message in enumerate(messages) if message["role"] == "assistant"]
         except TemplateError:
             return None
         return Rendered(text, tuple(len(each) for each in asked if text.startswith(each)))
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        encodings = self._backend.encode_batch([each.text for each in rendered], add_special_tokens=False)
+        encodings = self._backend.encode_batch([each.text for each in rendered], add_special_tokens=self._chat.adds_special)
         found = []
         for each, encoding in zip(rendered, encodings, strict=True):
             tokens_T = np.array(encoding.ids, self._dtype)
@@ -77,7 +78,3 @@ class ChatFormat:
             elif bound == len(tokens_T):
                 answer_T[first:] = True
         return answer_T
-
-    def _text(self, messages: Sequence[Message], prompt: bool) -> str:
-        text: Any = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-        return str(text)

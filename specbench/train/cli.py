@@ -21,7 +21,14 @@ def train(
     what: Annotated[str, typer.Argument(metavar="KIND", help="target, or the drafter's weights to train, as in --drafter KIND=FILE.")],
     data: Data,
     target: Annotated[
-        str | None, typer.Option(help="The frozen target a drafter is trained on: a name or a folder.", show_default=TARGET)
+        str | None, typer.Option(help="The frozen target a drafter is trained on: a name, a folder or a hub id.", show_default=TARGET)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; default: its main branch.")] = None,
+    template: Annotated[str | None, typer.Option(help="The target's prompt template: chat or vicuna_v1.1; default: its family's.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="In place of the template's own.")] = None,
+    thinking: Annotated[str | None, typer.Option(metavar="on|off", help="For templates that know both; default: the template's.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(metavar="auto|FILE", help="Spread a target over several GPUs, as in specbench run; one process.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Shape of a target trained here: micro (2 CPU cores) or tiny (a GPU).", show_default=PRESET)
@@ -57,6 +64,13 @@ def train(
     Under accelerate launch or torchrun, several processes train one drafter together.
     """
     console = Console()
+    loading = {
+        "revision": revision,
+        "template": template,
+        "system_prompt": system_prompt,
+        "thinking": thinking,
+        "device_map": device_map,
+    }
     settings = {
         "tokens": tokens,
         "lr": lr,
@@ -69,8 +83,9 @@ def train(
         "temperature": temperature,
     }
     if what == "target":
-        alien = {"--target": target, "--set": option, **{f"--{name.replace('_', '-')}": value for name, value in settings.items()}}
-        _refuse(what, alien | {"--work": work, "--log-dir": log_dir, "--cache-features": cache_features, "--estimate": estimate})
+        given = {**loading, **settings, "work": work, "log_dir": log_dir, "cache_features": cache_features, "estimate": estimate}
+        alien = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+        _refuse(what, {"--target": target, "--set": option, **alien})
         _train_target(preset or PRESET, data, out or TRAINING / "target", device, console)
         return
     _refuse(what, {"--preset": preset})
@@ -90,6 +105,7 @@ def train(
         device=device,
         cache_features=cache_features,
         log_dir=log_dir,
+        **loading,
     )
     if estimate:
         estimated(job, console)

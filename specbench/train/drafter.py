@@ -17,7 +17,8 @@ from methods.core import weights
 from methods.core.errors import UserError, unknown
 from methods.core.training import Batch
 from methods.registry import METHODS, parse_option
-from specbench import prompts, targets
+from specbench import targets
+from specbench.targets import placement
 from specbench.targets.shapes import SHAPES
 from specbench.train import corpus, files, loop, material
 from specbench.train.acceptance import line, rank_accuracy
@@ -28,7 +29,7 @@ from specbench.train.world import World, joined
 
 EVALUATIONS = 12
 
-KINDS = sorted({row.weights for row in METHODS.values() if row.weights})
+KINDS = sorted({row.weights for row in METHODS.values() if row.weights and not row.model})
 
 
 def train(job: Job, console: Console) -> None:
@@ -41,7 +42,7 @@ def train(job: Job, console: Console) -> None:
     with joined(job.device) as (world, device):
         console = console if world.leads else Console(quiet=True)
         board = Board(job.log_dir if world.leads else None)
-        loaded = targets.load(job.target, device=device, dtype=target_dtype(device), attention="sdpa")
+        loaded = _target(job, device, world)
         material.check_context(job.recipe, loaded.model.config.max_position_embeddings)
         files.writable(job.out)
         _train(job, code, architecture, loaded, world, board, console)
@@ -65,10 +66,29 @@ def target_dtype(device: str) -> str:
     return "fp32" if device == "cpu" else targets.default_dtype(device)
 
 
+def _target(job: Job, device: str, world: World) -> targets.Loaded:
+    if job.device_map and world.size > 1:
+        raise UserError("--device-map spreads the target over the GPUs of one process; start one, or leave --device-map out")
+    loaded = targets.load(
+        job.target,
+        device=device,
+        dtype=target_dtype(device),
+        attention="sdpa",
+        revision=job.revision,
+        template=job.template,
+        system_prompt=job.system_prompt,
+        thinking=job.thinking,
+        device_map=job.device_map,
+    )
+    if job.device_map:
+        placement.hook(loaded.model)
+    return loaded
+
+
 def _train(job: Job, code: ModuleType, architecture: Any, loaded: targets.Loaded, world: World, board: Board, console: Console) -> None:
     recipe, model = job.recipe, loaded.model
     data = {"target": loaded.weights_sha256, "corpus": corpus.sha256(job.source)}
-    folder = job.work / f"texts-{loop.identity({**data, 'template': prompts.template_sha256(loaded.tokenizer)})}"
+    folder = job.work / f"texts-{loop.identity({**data, 'template': loaded.chat.sha256})}"
     windows = material.read(job, loaded, folder, world, console)
     torch.manual_seed(0)
     module = code.Module(model.config, architecture).to(model.device)
@@ -101,7 +121,7 @@ def _train(job: Job, code: ModuleType, architecture: Any, loaded: targets.Loaded
     )
     if world.leads:
         facts = {"target_sha256": data["target"], "tokens": recipe.tokens, "lr": recipe.lr, "options": asdict(architecture)}
-        facts |= {"corpus_sha256": data["corpus"], "recipe": recipe.facts(world.size)}
+        facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": recipe.facts(world.size)}
         weights.save(job.out, job.kind, module, architecture, rank_accuracy(module, held_out, recipe.positions), facts)
         console.print(f"wrote {job.out}", soft_wrap=True)
 

@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
+from methods.core.target import refuse
 from specbench import targets
+from specbench.targets import checkpoint
 from specbench.train import generate
 from specbench.train.counting import WEIGHT, Drafter, Rates, count, measure
 from specbench.train.drafter import drafter_of, target_dtype
@@ -106,7 +108,7 @@ def estimate(job: Job, console: Console) -> Estimate:
     """Print what a job will take of each process; loads nothing. Raises UserError for what could not be trained."""
     code, architecture = drafter_of(job)
     targets.check_device(job.device)
-    config = _config(job.target)
+    config = _config(job.target, job.revision)
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     drafter = count(code.Module, architecture, config, job.recipe)
     found = Estimate(config, drafter, job.recipe, processes, targets.DTYPES[target_dtype(job.device)])
@@ -120,13 +122,15 @@ def estimate(job: Job, console: Console) -> Estimate:
     return found
 
 
-def _config(name: str) -> PreTrainedConfig:
+def _config(name: str, revision: str | None) -> PreTrainedConfig:
+    """Of a folder or, alone of all files, from the hub."""
     where = targets.shipped_folder() if name == targets.SHIPPED else name
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(where)
-    except (OSError, ValueError) as error:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(where, revision=revision, attn_implementation="sdpa", trust_remote_code=False)
+    except checkpoint.BROKEN as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the config.json of target {name} cannot be read ({reason}); pass a folder or an id that has one") from None
+        raise UserError(f"the config.json of target {name} cannot be read ({reason}); pass a folder or a hub id that has one") from None
+    refuse(config)
     return config
 
 

@@ -32,7 +32,7 @@ def compute(model: PreTrainedModel, reads: tuple[int, ...], tokens_BT: Tensor) -
     entered: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[[nn.Module, Any], None]:
-        return lambda _, inputs: entered.__setitem__(layer, inputs[0].float())
+        return lambda _, inputs: entered.__setitem__(layer, inputs[0].to(tokens_BT.device).float())
 
     layers: Any = model.base_model.get_submodule("layers")
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16), ExitStack() as hooks:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from methods.core.errors import UserError
 from methods.core.training import Batch
-from specbench import prompts
 from specbench.targets import Loaded
 from specbench.train import features, generate, texts
 from specbench.train.chat import ChatFormat, Tokens
@@ -37,7 +36,7 @@ def check_context(recipe: Recipe, context: int) -> None:
 def read(job: Job, loaded: Loaded, folder: Path, world: World, console: Console) -> dict[str, Windows]:
     """``held_out`` and ``own``, the target's answers to held-out and to training prompts, and ``corpus``; kept in ``folder``."""
     recipe, model = job.recipe, loaded.model
-    chat = ChatFormat(loaded.tokenizer, prompts.stop_ids(model, loaded.tokenizer))
+    chat = ChatFormat(loaded.chat, loaded.stop_ids)
     room = min(MAX_PROMPT, model.config.max_position_embeddings - recipe.max_new_tokens)
     how = {"max_new": recipe.max_new_tokens, "temperature": recipe.temperature}
     written = _written(folder, recipe)

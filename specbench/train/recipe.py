@@ -77,5 +77,10 @@ class Job:
     options: dict[str, str] = field(default_factory=dict)  # of the drafter's architecture, as typed
     recipe: Recipe = Recipe()
     device: str = "cpu"
+    device_map: str | None = None  # this and the next four as in targets.load
+    revision: str | None = None
+    template: str | None = None
+    system_prompt: str | None = None
+    thinking: str | None = None
     cache_features: bool = False
     log_dir: Path | None = None

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import unknown
 from specbench.environment import environment
+from specbench.prompts import Chat
 from specbench.train import corpus, files, loop, texts, tokenizer
 from specbench.train.chat import ChatFormat, Tokens
 from specbench.train.texts import Windows
@@ -142,7 +143,7 @@ def _data(preset: Preset, source: corpus.Source, work: Path, console: Console) -
         console.print("training the tokenizer")
         tok = tokenizer.train(source, preset.vocab)
         tok.save_pretrained(work)
-    chat = ChatFormat(tok, frozenset({tok.eos_token_id}))
+    chat = ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
     streams = []
     for name, held_out in (("train", False), ("held_out", True)):
         streams.append(texts.kept(work, name, partial(texts.of_corpus, source, chat, held_out=held_out), console))
