@@ -182,6 +182,26 @@ def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file,
     assert written == [3]
 
 
+def test_prompts_too_many_for_the_memory_are_answered_half_by_half(corpus_file, monkeypatch):
+    tok, chat = shipped_format(corpus_file)
+    model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0).double()
+    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    whole, together, sizes = generate.answers(model, chat, asked, 8), model.generate, []
+
+    def small(ids, **options):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return together(ids, **options)
+
+    monkeypatch.setattr(model, "generate", small)
+    assert generate.answers(model, chat, asked, 8) == whole
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    monkeypatch.setattr(model, "generate", lambda ids, **options: small(ids.expand(3, -1)))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate.answers(model, chat, asked[:1], 8)
+
+
 def test_answers_at_a_temperature_are_drawn_and_seeded(corpus_file, monkeypatch):
     tok, chat = shipped_format(corpus_file)
     model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0)

@@ -109,6 +109,16 @@ def test_a_corpus_alone_will_do_and_options_are_told(place, tmp_path, capsys):
     assert "own:" not in capsys.readouterr().out
 
 
+def test_a_target_spread_by_a_map_trains_the_same_drafter(place, tmp_path, capsys):
+    """On one kind of device here: what moves tensors between GPUs is in place, and changes nothing."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "map.json").write_text('{"0": "cpu", "1": "cpu"}')
+    for name, more in (("whole", []), ("spread", ["--device-map", tmp_path / "map.json"])):
+        work = ["--work", tmp_path / name, "--out", tmp_path / f"{name}.safetensors"]
+        assert train(place, "eagle", *more, *work, steps=3) == 0
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "spread.safetensors").read_bytes()
+
+
 def test_numbers_go_to_tensorboard(place, tmp_path, capsys):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -45,7 +45,13 @@ def train(job: Job, console: Console) -> None:
         loaded = _target(job, device, world)
         material.check_context(job.recipe, loaded.model.config.max_position_embeddings)
         files.writable(job.out)
-        _train(job, code, architecture, loaded, world, board, console)
+        try:
+            _train(job, code, architecture, loaded, world, board, console)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"training {job.kind} on {job.target} does not fit the memory of {device}; lower --rows or --seq, or keep the target's "
+                "features on disk, --cache-features (--estimate tells what takes how much)"
+            ) from None
         board.close()
 
 

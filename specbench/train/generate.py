@@ -81,7 +81,20 @@ def _encoded(chat: ChatFormat, conversations: Iterable[list[corpus.Message]]) ->
 
 
 def answers(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, *, temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
-    """The target's answers, greedy or drawn at a temperature from its whole distribution; the end token included where it came."""
+    """The target's answers, greedy or drawn at a temperature from its whole distribution; the end token included where it came.
+
+    Prompts too many for the device's memory are answered half by half.
+    """
+    try:
+        return _together(model, chat, asked, max_new, temperature, seed)
+    except torch.OutOfMemoryError:
+        if len(asked) == 1:
+            raise
+    halves = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    return [answer for half in halves for answer in answers(model, chat, half, max_new, temperature=temperature, seed=seed)]
+
+
+def _together(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, temperature: float, seed: int) -> list[list[int]]:
     longest = max(len(prompt.tokens_T) for prompt in asked)
     filler = min(chat.stops)  # never read: it is masked before a prompt, and cut off after an answer
     ids = torch.full((len(asked), longest), filler)
