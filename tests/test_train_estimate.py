@@ -46,7 +46,7 @@ def test_what_is_counted_is_what_training_holds(kind, tmp_path):
 
 def test_the_figures_are_their_formulas(tmp_path):
     write_target(tmp_path)
-    config = estimate._config(str(tmp_path))
+    config = estimate._config(str(tmp_path), None)
     a_drafter = counting.Drafter(parameters=1000, reads=3, optimizer=6000, step_flops=10**6, kept=5000, flops=10**7)
     found = estimate.Estimate(config, a_drafter, RECIPE, processes=2, dtype=torch.bfloat16)
     vocab, layer = config.vocab_size, 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32

@@ -106,6 +106,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(kind, architecture,
     batch, undisturbed, interrupted = text_batch(), fresh_module(kind, architecture), fresh_module(kind, architecture)
     fit(undisturbed, batch, 12, tmp_path / "one.pt")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
 
     def cut(step):
         if step == 7:

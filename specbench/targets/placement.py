@@ -47,7 +47,9 @@ def hook(model: PreTrainedModel) -> None:
     """What ``unhook`` took away, back: training calls the model's own forward pass, which needs it."""
     from accelerate import dispatch_model
 
-    places: Any = model.hf_device_map
+    layers: Any = model.base_model.get_submodule("layers")
+    places: Any = dict.fromkeys(AT_HOME, model.device)
+    places |= {f"model.layers.{i}": next(layer.parameters()).device for i, layer in enumerate(layers)}
     dispatch_model(model, places, force_hooks=True)
 
 
