@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -86,14 +87,14 @@ class Chat:
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
         return self.text(messages, prompt=True)
 
-    def text(self, messages: Sequence[Mapping[str, str]], *, prompt: bool) -> str:
+    def text(self, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
         """Any conversation as text, or with ``prompt`` one that ends where the next answer starts. ``system`` replaces its system turn.
 
         Raises jinja2's TemplateError for turns that the template does not take.
         """
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *(each for each in messages if each["role"] != "system")]
-        mode = {THINKING: self.thinking == "on"} if self.thinking else {}
+        mode: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
         text = self.tokenizer.apply_chat_template(
             list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **mode
         )

@@ -18,7 +18,7 @@ from specbench.train.chat import ChatFormat
 from specbench.train.drafter import KINDS
 from specbench.train.texts import Windows
 
-STEPS, BETTER, TAUGHT = 60, 0.1, 150
+STEPS, BETTER, TAUGHT = 30, 0.4, 100
 RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "--max-new-tokens", "40"]
 
 
@@ -113,7 +113,7 @@ def test_cached_features_train_as_computed_ones_do(place, tmp_path, capsys):
     found = []
     for name, more in (("computed", []), ("cached", ["--cache-features"])):
         assert (
-            train(place, "eagle", *more, "--accumulate", 2, "--out", tmp_path / f"{name}.safetensors", "--work", tmp_path / name, steps=20)
+            train(place, "eagle", *more, "--accumulate", 2, "--out", tmp_path / f"{name}.safetensors", "--work", tmp_path / name, steps=8)
             == 0
         )
         [state] = (tmp_path / name).glob("*.pt")

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +34,11 @@ def place(tmp_path_factory):
 
 
 def job(place, kind, name, accumulate=1):
+    """Its text is what the first job wrote: who makes it is tried there alone."""
     recipe = Recipe(tokens=STEPS * 2 * 2 * 64, lr=1e-2, seq=64, accumulate=accumulate, regenerate=40, max_new_tokens=24)
+    made = next(place.glob("alone-*/texts-*"), None)
+    if made and not (place / name).exists():
+        shutil.copytree(made, place / name / made.name)
     return Job(kind, str(place / "target"), place / "c.jsonl", place / name / "out.safetensors", place / name, recipe=recipe)
 
 
@@ -77,19 +83,34 @@ def alone(place):
     """Each kind as one process trains it, two parts a step."""
     found = {}
     for kind in KINDS:
-        drafter.train(job(place, kind, f"alone-{kind}", accumulate=2), QUIET)
-        found[kind] = job(place, kind, f"alone-{kind}")
+        found[kind] = job(place, kind, f"alone-{kind}", accumulate=2)
+        drafter.train(found[kind], QUIET)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(place, alone):
+    """Each kind as two processes train it."""
+    found = {kind: job(place, kind, f"two-{kind}") for kind in KINDS}
+    assert all(trained(each, 2) == [0, 0] for each in found.values())
     return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_what_one_does(kind, place, alone):
-    mine = job(place, kind, f"two-{kind}")
-    assert trained(mine, 2) == [0, 0]
-    assert apart(state(mine), state(alone[kind])) < CLOSE
-    one, two = weights.about(mine.out), weights.about(alone[kind].out)
+def test_two_processes_train_what_one_does(kind, alone, together):
+    assert apart(state(together[kind]), state(alone[kind])) < CLOSE
+    one, two = weights.about(together[kind].out), weights.about(alone[kind].out)
     assert one["rank_accuracy"] == two["rank_accuracy"]
     assert one["recipe"] == two["recipe"]
+
+
+def test_two_processes_write_the_text_that_one_does(place, alone):
+    mine = replace(job(place, KINDS[0], "wrote"), recipe=replace(alone[KINDS[0]].recipe, tokens=256, accumulate=1))
+    shutil.rmtree(mine.work)
+    assert trained(mine, 2) == [0, 0]
+    texts = [{path.relative_to(each.work): path.read_bytes() for path in each.work.rglob("*.npy")} for each in (mine, alone[KINDS[0]])]
+    assert len(texts[0]) == 6
+    assert texts[0] == texts[1]
 
 
 def test_parts_that_differ_make_another_training(place, alone):
@@ -99,25 +120,29 @@ def test_parts_that_differ_make_another_training(place, alone):
     assert apart(state(mine), state(alone[KINDS[0]])) > 100 * CLOSE
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_training_killed_at_a_step_comes_out_the_same(size, place, alone, monkeypatch):
+@pytest.fixture
+def saving(monkeypatch):
+    """After every step."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
     monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("saving")
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_training_killed_at_a_step_comes_out_the_same(size, place, alone, together):
     mine = job(place, "medusa", f"killed-{size}", accumulate=2 // size)
     assert trained(mine, size, KILLED) == [-signal.SIGKILL] * size
     assert state(mine)["step"] == KILLED
     assert not mine.out.exists()
     assert trained(mine, size) == [0] * size
-    undisturbed = job(place, "medusa", f"undisturbed-{size}", accumulate=2 // size)
-    assert trained(undisturbed, size) == [0] * size
+    undisturbed = (alone if size == 1 else together)["medusa"]
     assert apart(state(mine), state(undisturbed)) == 0.0
     assert weights.about(mine.out) == weights.about(undisturbed.out)
 
 
-def test_two_processes_go_on_with_what_one_began(place, alone, monkeypatch):
+@pytest.mark.usefixtures("saving")
+def test_two_processes_go_on_with_what_one_began(place, alone):
     """The weights depend on the parts of a step, not on who computes which."""
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
-    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
     assert trained(job(place, "medusa", "handed", accumulate=2), 1, KILLED) == [-signal.SIGKILL]
     mine = job(place, "medusa", "handed")
     assert trained(mine, 2) == [0, 0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,14 +64,14 @@ def train(
     Under accelerate launch or torchrun, several processes train one drafter together.
     """
     console = Console()
-    loading = {
+    loading: dict[str, str | None] = {
         "revision": revision,
         "template": template,
         "system_prompt": system_prompt,
         "thinking": thinking,
         "device_map": device_map,
     }
-    settings = {
+    settings: dict[str, Any] = {
         "tokens": tokens,
         "lr": lr,
         "schedule": schedule,

@@ -66,6 +66,6 @@ def batch(
 ) -> Batch:
     """All of it on the target's device."""
     last_BTD, deep_BTD = features
-    given = (each if each is None else each.to(model.device) for each in (tokens_BT, last_BTD, answer_BT, deep_BTD, chosen_P, totals_K))
-    tokens_BT, last_BTD, answer_BT, *rest = given
+    tokens_BT, last_BTD, answer_BT = (each.to(model.device) for each in (tokens_BT, last_BTD, answer_BT))
+    rest = (None if each is None else each.to(model.device) for each in (deep_BTD, chosen_P, totals_K))
     return Batch(tokens_BT, last_BTD, answer_BT, model.get_input_embeddings(), model.get_output_embeddings(), *rest)

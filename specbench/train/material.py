@@ -38,14 +38,14 @@ def read(job: Job, loaded: Loaded, folder: Path, world: World, console: Console)
     recipe, model = job.recipe, loaded.model
     chat = ChatFormat(loaded.chat, loaded.stop_ids)
     room = min(MAX_PROMPT, model.config.max_position_embeddings - recipe.max_new_tokens)
-    how = {"max_new": recipe.max_new_tokens, "temperature": recipe.temperature}
     written = _written(folder, recipe)
+    answers = partial(generate.write, model, chat, max_new=recipe.max_new_tokens, temperature=recipe.temperature)
 
     def own(name: str, count: int) -> Tokens:
         asked: list[Tokens] = []
         if not world.agree(partial(texts.complete, written, name)):
             asked = generate.prompts(chat, job.source, held_out=name == "held_out", per_category=count, max_prompt=room)
-            generate.write(model, chat, asked, **how, folder=written / name, world=world, console=console)
+            answers(asked, folder=written / name, world=world, console=console)
         return world.in_turn(lambda: texts.kept(written, name, partial(generate.collect, chat, asked, written / name), console))
 
     found = {"held_out": own("held_out", HELD_OUT_PER_CATEGORY)}
