@@ -18,7 +18,7 @@ from specbench.train.chat import ChatFormat
 from specbench.train.drafter import KINDS
 from specbench.train.texts import Windows
 
-STEPS, BETTER, TAUGHT = 30, 0.4, 100
+STEPS, BETTER, TAUGHT = 40, 0.4, 150
 RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "--max-new-tokens", "40"]
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_loaded(place, tmp_path, 
         return " ".join(capsys.readouterr().err.split())
 
     assert "--seq takes 1024 tokens, more than the target's context of 512" in refused("medusa", "--seq", "1024")
-    assert "--tokens is 15,360, less than a step's 25,600" in refused("medusa", "--accumulate", "100")
+    assert "--tokens is 10,240, less than a step's 25,600" in refused("medusa", "--accumulate", "100")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "--log-dir needs the package tensorboard" in refused("medusa", "--log-dir", str(tmp_path / "log"))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
