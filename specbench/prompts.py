@@ -4,11 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from methods.core.errors import UserError, unknown
+
+Message = dict[str, str]  # role and content
 
 CHAT = "chat"  # the template that comes with the tokenizer
 # FastChat's vicuna_v1.1, which Spec-Bench uses whatever the target is. An empty answer leaves nothing behind its colon there.
@@ -21,10 +24,14 @@ VICUNA_V1_1 = (
     "{{ 'USER:' if message.role == 'user' else 'ASSISTANT:' }}"
     "{% if message.content %} {{ message.content }}{{ ' ' if message.role == 'user' else '</s>' }}{% endif %}"
     "{% endfor %}"
-    "ASSISTANT:"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without special tokens, which the tokenizer then adds: its BOS, where it has one
 THINKING = "enable_thinking"  # what chat templates that know two modes call the switch
+DATE, DAY = (
+    "date_string",
+    "26 Jul 2024",
+)  # Llama 3.2's writes today's date, with which no prompt could be made again; its day without a clock
 
 
 @dataclass(frozen=True)
@@ -69,21 +76,26 @@ class Chat:
         text = json.dumps([self.source, self.system, self.thinking]) if changed else self.source
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer puts its BOS before the text: a chat template writes its own."""
+        return self.template != CHAT
+
     def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
         """Token ids of user turns and earlier answers, ending where the next answer starts; one turn more than answers."""
-        return list(self.tokenizer(self.render(turns, answers), add_special_tokens=self.template != CHAT).input_ids)
+        return list(self.tokenizer(self.text(conversation(turns, answers)), add_special_tokens=self.adds_special).input_ids)
 
-    def render(self, turns: Sequence[str], answers: Sequence[str]) -> str:
-        """What ``encode`` reads, as text."""
-        assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
-        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        messages += [{"role": "user", "content": turns[0]}]
-        for answer, turn in zip(answers, turns[1:], strict=True):
-            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-        mode = {THINKING: self.thinking == "on"} if self.thinking else {}
-        text = self.tokenizer.apply_chat_template(messages, chat_template=self.source, add_generation_prompt=True, tokenize=False, **mode)
-        assert isinstance(text, str), "one conversation renders to one text"
-        return text
+    def text(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
+        """A conversation as the target reads it; a ``prompt`` ends where the next answer starts."""
+        if self.system is not None:
+            messages = [{"role": "system", "content": self.system}, *(each for each in messages if each["role"] != "system")]
+        given: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
+        if DATE in self.source:
+            given |= {DATE: DAY}
+        text: Any = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **given
+        )
+        return str(text)
 
     @property
     def _where(self) -> str:
@@ -91,11 +103,20 @@ class Chat:
 
     def _tried(self) -> str:
         try:
-            return self.render(["A question?"], [])
+            return self.text(conversation(["A question?"], []))
         except (TemplateError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             cure = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
             raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {cure}") from None
+
+
+def conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
+    """User turns with the answers between them, the last one unanswered."""
+    assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+    return messages
 
 
 def ids_sha256(ids: Sequence[int]) -> str:
