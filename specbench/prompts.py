@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from methods.core.errors import UserError, unknown
 
+Message = dict[str, str]  # role and content
+
 CHAT = "chat"  # the template that comes with the tokenizer
 # FastChat's vicuna_v1.1, which Spec-Bench uses whatever the target is. An empty answer leaves nothing behind its colon there.
 VICUNA_V1_1 = (
@@ -26,6 +28,10 @@ VICUNA_V1_1 = (
 )
 TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without special tokens, which the tokenizer then adds: its BOS, where it has one
 THINKING = "enable_thinking"  # what chat templates that know two modes call the switch
+DATE, DAY = (
+    "date_string",
+    "26 Jul 2024",
+)  # Llama 3.2's writes today's date, with which no prompt could be made again; its day without a clock
 
 
 @dataclass(frozen=True)
@@ -72,34 +78,24 @@ class Chat:
 
     @property
     def adds_special(self) -> bool:
-        """Whether the tokenizer adds its own special tokens to the text, which a built-in template leaves out."""
+        """Whether the tokenizer puts its BOS before the text: a chat template writes its own."""
         return self.template != CHAT
 
     def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
         """Token ids of user turns and earlier answers, ending where the next answer starts; one turn more than answers."""
-        return list(self.tokenizer(self.render(turns, answers), add_special_tokens=self.adds_special).input_ids)
+        return list(self.tokenizer(self.text(conversation(turns, answers)), add_special_tokens=self.adds_special).input_ids)
 
-    def render(self, turns: Sequence[str], answers: Sequence[str]) -> str:
-        """What ``encode`` reads, as text."""
-        assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
-        messages = [{"role": "user", "content": turns[0]}]
-        for answer, turn in zip(answers, turns[1:], strict=True):
-            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-        return self.text(messages, prompt=True)
-
-    def text(self, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
-        """Any conversation as text, or with ``prompt`` one that ends where the next answer starts. ``system`` replaces its system turn.
-
-        Raises jinja2's TemplateError for turns that the template does not take.
-        """
+    def text(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
+        """A conversation as the target reads it; a ``prompt`` ends where the next answer starts."""
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *(each for each in messages if each["role"] != "system")]
-        mode: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
-        text = self.tokenizer.apply_chat_template(
-            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **mode
+        given: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
+        if DATE in self.source:
+            given |= {DATE: DAY}
+        text: Any = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **given
         )
-        assert isinstance(text, str), "one conversation renders to one text"
-        return text
+        return str(text)
 
     @property
     def _where(self) -> str:
@@ -107,11 +103,20 @@ class Chat:
 
     def _tried(self) -> str:
         try:
-            return self.render(["A question?"], [])
+            return self.text(conversation(["A question?"], []))
         except (TemplateError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             cure = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
             raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {cure}") from None
+
+
+def conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
+    """User turns with the answers between them, the last one unanswered."""
+    assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+    return messages
 
 
 def ids_sha256(ids: Sequence[int]) -> str:

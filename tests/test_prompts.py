@@ -8,7 +8,7 @@ from tiny_target import TEMPLATE, write_target
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from methods.core.errors import UserError
-from specbench.prompts import Chat
+from specbench.prompts import Chat, conversation
 from specbench.targets import checkpoint
 
 SYSTEM = (
@@ -49,7 +49,7 @@ def with_template(tokenizer, template, tmp_path):
 )
 def test_vicuna_is_fastchats_byte_for_byte(llama, turns, answers, text):
     chat = Chat(llama, "vicuna_v1.1")
-    assert chat.render(turns, answers).encode() == text.encode()
+    assert chat.text(conversation(turns, answers)).encode() == text.encode()
     ids = chat.encode(turns, answers)
     assert ids == llama(text).input_ids
     assert ids[0] == BOS
@@ -57,12 +57,19 @@ def test_vicuna_is_fastchats_byte_for_byte(llama, turns, answers, text):
     assert ids.count(EOS) == text.count("</s>")
 
 
+def test_a_whole_conversation_ends_with_its_last_answer(llama):
+    talk = [*conversation(["Hi there"], []), {"role": "assistant", "content": "Hello."}]
+    assert Chat(llama, "vicuna_v1.1").text(talk, prompt=False) == f"{SYSTEM} USER: Hi there ASSISTANT: Hello.</s>"
+    brief = Chat(llama, "vicuna_v1.1", system="Be brief.")
+    assert brief.text([{"role": "system", "content": "Be long."}, *talk], prompt=False) == "Be brief. USER: Hi there ASSISTANT: Hello.</s>"
+
+
 def test_another_system_prompt_takes_the_place_of_vicunas(llama):
-    assert Chat(llama, "vicuna_v1.1", system="Be brief.").render(["Hi"], []) == "Be brief. USER: Hi ASSISTANT:"
+    assert Chat(llama, "vicuna_v1.1", system="Be brief.").text(conversation(["Hi"], [])) == "Be brief. USER: Hi ASSISTANT:"
 
 
 def test_what_a_user_writes_is_text_and_no_template(llama):
-    assert "USER: {{ 1 + 1 }}{% x %} ASSISTANT:" in Chat(llama, "vicuna_v1.1").render(["{{ 1 + 1 }}{% x %}"], [])
+    assert "USER: {{ 1 + 1 }}{% x %} ASSISTANT:" in Chat(llama, "vicuna_v1.1").text(conversation(["{{ 1 + 1 }}{% x %}"], []))
 
 
 def test_a_tokenizer_of_vicunas_time_puts_a_space_behind_a_special_token(llama, tmp_path):
@@ -84,13 +91,18 @@ def test_the_tokenizers_own_template_is_its_apply_chat_template(own):
 
 
 def test_a_system_prompt_comes_first(own):
-    assert Chat(own, system="S").render(["a"], []) == "<|system|>S<|end|><|user|>a<|end|><|assistant|>"
+    assert Chat(own, system="S").text(conversation(["a"], [])) == "<|system|>S<|end|><|user|>a<|end|><|assistant|>"
 
 
 def test_thinking_is_asked_of_templates_that_know_it(own, tmp_path):
     thinks = with_template(own, THINKS, tmp_path)
-    assert Chat(thinks).render(["a"], []) == Chat(thinks, thinking="on").render(["a"], [])
-    assert Chat(thinks, thinking="off").render(["a"], []).endswith("<think></think>")
+    assert Chat(thinks).text(conversation(["a"], [])) == Chat(thinks, thinking="on").text(conversation(["a"], []))
+    assert Chat(thinks, thinking="off").text(conversation(["a"], [])).endswith("<think></think>")
+
+
+def test_a_prompt_is_the_same_on_every_day(own, tmp_path):
+    dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}: " + TEMPLATE
+    assert Chat(with_template(own, dated, tmp_path)).text(conversation(["a"], [])).startswith("26 Jul 2024: <|user|>a")
 
 
 def test_the_hash_is_of_all_but_the_conversation(own, tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ class Loaded:
     @property
     def layers(self) -> dict[str, int]:
         """How many decoder layers are on each device."""
-        return dict(Counter(str(next(layer.parameters()).device) for layer in self.model.base_model.layers))
+        layers: Any = self.model.base_model.layers
+        return dict(Counter(str(next(layer.parameters()).device) for layer in layers))
 
     @cached_property
     def parameters(self) -> int:

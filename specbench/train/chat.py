@@ -8,8 +8,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from methods.core.errors import UserError
-from specbench.prompts import Chat
-from specbench.train.corpus import Message
+from specbench.prompts import Chat, Message
 
 
 class Rendered(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.core.errors import UserError
+from specbench.prompts import Message
 from specbench.suites import hub
 
 HELD_OUT_SHARE = 0.005
@@ -23,7 +24,6 @@ CATEGORY = "chat"  # of records that name none
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
 
 Record = dict[str, Any]
-Message = dict[str, str]
 Source = Path | str  # a file, or hf:ID, hf:ID:CONFIG, hf:ID@SPLIT
 
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from specbench.prompts import Message
 from specbench.train import corpus, files, texts
 from specbench.train.chat import ChatFormat, Tokens
 from specbench.train.world import World
@@ -74,7 +75,7 @@ def prompts(chat: ChatFormat, source: corpus.Source, *, held_out: bool, per_cate
     return sorted(chosen, key=lambda tokens: len(tokens.tokens_T))
 
 
-def _encoded(chat: ChatFormat, conversations: Iterable[list[corpus.Message]]) -> Iterator[Tokens]:
+def _encoded(chat: ChatFormat, conversations: Iterable[list[Message]]) -> Iterator[Tokens]:
     rendered = (each for asked in conversations if (each := chat.render(asked, prompt=True)))
     while batch := list(itertools.islice(rendered, ENCODED_AT_ONCE)):
         yield from chat.encode(batch)
