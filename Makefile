@@ -50,9 +50,9 @@ wheel: install
 
 # The shipped target and its drafters, from the corpus up; resumes where it was interrupted.
 train: install
-	$(BIN)/specbench train target --preset micro --corpus $(CORPUS) --out training/target
-	for kind in medusa eagle s4c; do $(BIN)/specbench train $$kind --target training/target --corpus $(CORPUS) || exit 1; done
-	$(BIN)/specbench card training/target --corpus $(CORPUS)
+	$(BIN)/specbench train target --preset micro --data $(CORPUS) --out training/target
+	for kind in medusa eagle s4c; do $(BIN)/specbench train $$kind --target training/target --data $(CORPUS) || exit 1; done
+	$(BIN)/specbench card training/target --data $(CORPUS)
 	cp -r training/target/*.json training/target/*.jinja training/target/*.safetensors training/target/*.md training/target/drafters specbench/targets/tiny/
 
 # A GPU machine often has a torch of its own and no way to a registry: that one is used where it has all this project imports.
@@ -70,11 +70,11 @@ gpu: on-gpu
 # The larger preset and its drafters on CUDA, left where `train` leaves its own; resumes where it was interrupted.
 gpu-train: on-gpu
 	$(ON_GPU) -m specbench.gpu.ship fits tiny
-	$(ON_GPU) -m specbench train target --preset tiny --corpus $(CORPUS) --out $(TRAINED) --device cuda
+	$(ON_GPU) -m specbench train target --preset tiny --data $(CORPUS) --out $(TRAINED) --device cuda
 	$(ON_GPU) -m specbench.gpu.ship shard $(TRAINED)
-	for kind in medusa eagle s4c; do $(ON_GPU) -m specbench train $$kind --target $(TRAINED) --corpus $(CORPUS) \
+	for kind in medusa eagle s4c; do $(ON_GPU) -m specbench train $$kind --target $(TRAINED) --data $(CORPUS) \
 		--tokens $(GPU_DRAFTER_TOKENS) --work $(TRAINED)/work --device cuda || exit 1; done
-	$(ON_GPU) -m specbench card $(TRAINED) --corpus $(CORPUS)
+	$(ON_GPU) -m specbench card $(TRAINED) --data $(CORPUS)
 	$(ON_GPU) -m specbench.gpu.ship leave $(TRAINED)
 
 on-gpu:

@@ -122,7 +122,7 @@ class Module(nn.Module):
         return head(first_PD, [first_PD, *(embeddings_PD if self.architecture.heads == "hydra" else [])])
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
-        yield from self._levels(batch, batch.features_BTD, flat_P, count)
+        yield from self._levels(batch, batch.features_BTD, flat_P, min(count, len(self.heads) + 1))
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
         """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess, weighed as in EAGLE here."""

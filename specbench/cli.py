@@ -50,7 +50,15 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME[:KEY=VALUE,...]", help=f"Repeatable; default: {', '.join(DEFAULT_METHODS)}; vanilla always runs."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Target by name, folder or hub id (OWNER/NAME); default: tiny-160m on a CPU, tiny-7b on CUDA.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; default: its main branch.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="chat (the tokenizer's own) or vicuna_v1.1; default: what the target's family is talked to in.")
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="In place of the template's own.")] = None,
+    thinking: Annotated[str | None, typer.Option(metavar="on|off", help="For templates that know both; default: the template's.")] = None,
     suite: Annotated[str | None, typer.Option(help="mini (default), spec-bench or hf:ID.")] = None,
     suite_file: Annotated[Path | None, typer.Option(help="JSONL of Spec-Bench's schema.")] = None,
     hf_column: Annotated[list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="Column of a hub data set; repeatable.")] = None,
@@ -61,6 +69,9 @@ def run(
     seed: Annotated[int, typer.Option(help="Of sampling; each turn derives its own.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(metavar="auto|FILE", help="Spread the target's layers over GPUs: evenly, or as a JSON file says.")
+    ] = None,
     attention: Annotated[str, typer.Option(help="sdpa or eager.")] = "sdpa",
     backend: Annotated[str | None, typer.Option(help="static (default): compiled, on CUDA captured as graphs; or eager.")] = None,
     repeats: Annotated[int, typer.Option(help="Passes over the suite.")] = 1,
@@ -70,7 +81,7 @@ def run(
         Path | None, typer.Option(help="Tree sizes that `specbench tune` chose for this target and device; --set goes before them.")
     ] = None,
     drafter: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own, for a kind or for one arm; repeatable.")
+        list[str] | None, typer.Option(metavar="KIND=FILE|FOLDER|HUB_ID", help="Whose drafter, for a kind or for one arm; repeatable.")
     ] = None,
     aa: Annotated[str | None, typer.Option(metavar="METHOD", help="Run this method twice: what its two arms differ by is noise.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
@@ -85,6 +96,10 @@ def run(
     options = Options(
         methods=method or DEFAULT_METHODS,
         target=target,
+        revision=revision,
+        template=template,
+        system_prompt=system_prompt,
+        thinking=thinking,
         suite=suite,
         suite_file=suite_file,
         hf_columns=pairs("--hf-column", hf_column),
@@ -95,6 +110,7 @@ def run(
         seed=seed,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         attention=attention,
         backend=backend,
         repeats=repeats,
@@ -146,21 +162,30 @@ def methods() -> None:
 
     table = Table("method", "title", "drafter", "options (--set)")
     for name, row in METHODS.items():
-        drafter = f"trained: {row.weights}" if row.weights else "none to train"
+        drafter = f"{'a model' if row.model else 'trained'}: {row.weights}" if row.weights else "none to train"
         table.add_row(name, row.title, drafter, ", ".join(options(name)))
     console.print(table)
 
 
 @app.command()
 def targets() -> None:
-    """The targets that ship or can be built here; a folder of a checkpoint works too."""
+    """The targets that ship or can be built here, and those of the hub whose template and drafters are known.
+
+    A folder of a checkpoint works too, and any hub id of a supported model type.
+    """
     from specbench.targets import TARGETS
+    from specbench.targets.families import FAMILIES
     from specbench.targets.shapes import SHAPES
 
     table = Table("target", "what it is")
     for name in TARGETS:
         what = f"cost-matched: the shipped target in the shape of {SHAPES[name].like}" if name in SHAPES else "the shipped target"
         table.add_row(name, what)
+    console.print(table)
+    table = Table("hub id", "family", "template", "known drafters")
+    for family in FAMILIES:
+        for name, drafters in family.targets.items():
+            table.add_row(name, family.title, family.template, "\n".join(f"{kind}: {drafter}" for kind, drafter in drafters.items()))
     console.print(table)
 
 

@@ -208,7 +208,7 @@ def _judge(manifest: RunManifest, found: Found, partings: Sequence[_Parting], to
     for done, ((prompt_sha256, both_wrote), members) in enumerate(places.items(), start=1):
         theirs = members[0].theirs
         earlier = [found[BASELINE, theirs.question_id, turn, theirs.repeat].output_text for turn in range(theirs.turn)]
-        prompt = prompts.encode(session.tokenizer, questions[theirs.question_id].turns[: theirs.turn + 1], earlier)
+        prompt = session.chat.encode(questions[theirs.question_id].turns[: theirs.turn + 1], earlier)
         if prompts.ids_sha256(prompt) != prompt_sha256:
             raise UserError(f"the prompt of question {theirs.question_id} cannot be made again; use the tokenizer the run was made with")
         with torch.inference_mode():

@@ -33,6 +33,11 @@ class Settings:
     repeats: int
     turns: str  # whose first answer a second turn sees: "own" or "shared" (vanilla's)
     backend: str = "eager"  # of arms that name none; runs from before there was a choice do not say
+    revision: str | None = None  # the commit, of a target from the hub
+    template: str = "chat"
+    system_prompt: str | None = None
+    thinking: str | None = None
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class MethodFacts:
     acceptance: str
     weights_sha256: str | None
     backend: str = "eager"
+    drafter: str | None = None  # the file, folder or hub id its weights are from; runs from before they could be chosen do not say
 
 
 @dataclass(frozen=True)

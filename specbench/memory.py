@@ -12,23 +12,24 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class PeakMemory:
-    """Bytes at the highest point since ``reset``; 0 where the system cannot say."""
+    """Bytes at the highest point since ``reset``, each device's own added up; 0 where the system cannot say."""
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, *devices: torch.device):
+        self._gpus = [device for device in devices if device.type == "cuda"]
         self._can_reset = False
 
     def reset(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        if self._gpus:
             return
         with contextlib.suppress(OSError):  # not Linux, or a sandbox without write access to /proc: peak() then says 0
             _CLEAR_REFS.write_text("5")
             self._can_reset = True
 
     def peak(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._gpus:
+            return sum(map(torch.cuda.max_memory_allocated, self._gpus))
         if not self._can_reset:
             return 0
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,10 +1,11 @@
 """What is said of a run wherever it is shown: its target's label, its processor, and how it was made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
+from typing import Any
 
-from specbench.manifest import RunManifest
+from specbench.manifest import RunManifest, Settings
 
 COST_MATCHED = "cost-matched"
 UNKNOWN = "unknown"
@@ -40,12 +41,13 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
     temperature = UNKNOWN if isnan(asked.temperature) else f"{asked.temperature:g}"
     facts = {
         "Target": f"{target(manifest)}, {parameters} parameters",
-        "Weights": f"sha256 {made_for.get('weights_sha256')}",
+        "Weights": f"sha256 {made_for.get('weights_sha256')}{f', commit {asked.revision} of the hub' if asked.revision else ''}",
+        "Prompts": f"template {asked.template}, sha256 {manifest.template_sha256}{_changed(asked)}",
         "Suite": f"{asked.suite}{choice}, sha256 {asked.suite_sha256}; questions: "
         + ", ".join(f"{name} {count}" for name, count in manifest.categories.items()),
         "Sampling": f"temperature {temperature}, at most {limit} tokens a turn, seed {seed}, "
         f"{asked.repeats} repeat(s), second turns see {'vanilla' if asked.turns == 'shared' else 'the arm'}'s first answer",
-        "Arithmetic": f"{asked.dtype} on {processor(manifest)}, attention {asked.attention}, back end {asked.backend}, "
+        "Arithmetic": f"{asked.dtype} on {processor(manifest)}{_layers(made_for)}, attention {asked.attention}, back end {asked.backend}, "
         f"{place.get('threads')} threads",
         "Versions": ", ".join(f"{name} {place[name]}" for name in ("python", "torch", "transformers", "driver") if place.get(name)),
         "Code": f"{manifest.git.get('sha', 'no checkout')}{', with local changes' if manifest.git.get('dirty') else ''}",
@@ -57,3 +59,15 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
         for name, one in manifest.methods.items()
     }
     return [*facts.items(), *methods.items()]
+
+
+def _changed(asked: Settings) -> str:
+    """What was put in the place of a template's defaults."""
+    system = "" if asked.system_prompt is None else f", system prompt {json.dumps(asked.system_prompt)}"
+    return system + (f", thinking {asked.thinking}" if asked.thinking else "")
+
+
+def _layers(target: Mapping[str, Any]) -> str:
+    """Where the layers were, of a target on several devices."""
+    spread = target.get("layers", {})
+    return f", layers by device: {', '.join(f'{count} on {device}' for device, count in spread.items())}" if len(spread) > 1 else ""

@@ -18,6 +18,10 @@ class Options:
 
     methods: Sequence[str]
     target: str | None = None
+    revision: str | None = None  # of a hub id
+    template: str | None = None  # None: the target family's
+    system_prompt: str | None = None  # None: the template's own
+    thinking: str | None = None  # None: as the template has it
     suite: str | None = None
     suite_file: Path | None = None
     hf_columns: Mapping[str, str] = field(default_factory=dict)
@@ -28,6 +32,7 @@ class Options:
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
     attention: str = "sdpa"
     backend: str | None = None
     repeats: int = 1

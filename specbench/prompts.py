@@ -1,45 +1,124 @@
-"""From a conversation to the token ids a target reads, through the tokenizer's own chat template."""
+"""From a conversation to the token ids a target reads."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
-from methods.core.errors import UserError
+from methods.core.errors import UserError, unknown
+
+Message = dict[str, str]  # role and content
+
+CHAT = "chat"  # the template that comes with the tokenizer
+# FastChat's vicuna_v1.1, which Spec-Bench uses whatever the target is. An empty answer leaves nothing behind its colon there.
+VICUNA_V1_1 = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}"
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    "{% endif %} "
+    "{% for message in messages if message.role != 'system' %}"
+    "{{ 'USER:' if message.role == 'user' else 'ASSISTANT:' }}"
+    "{% if message.content %} {{ message.content }}{{ ' ' if message.role == 'user' else '</s>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without special tokens, which the tokenizer then adds: its BOS, where it has one
+THINKING = "enable_thinking"  # what chat templates that know two modes call the switch
+DATE, DAY = (
+    "date_string",
+    "26 Jul 2024",
+)  # Llama 3.2's writes today's date, with which no prompt could be made again; its day without a clock
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Token ids of user turns and earlier answers, ending where the next answer starts.
+@dataclass(frozen=True)
+class Chat:
+    """How a conversation is put to a target.
 
-    ``len(turns) == len(answers) + 1``. Raises UserError where the tokenizer has no chat template.
+    ``template`` is CHAT or a name in TEMPLATES; ``system`` replaces the template's own system prompt, ``thinking`` is "on" or "off".
+    None leaves either to the template. Raises UserError for what the template does not have or cannot render.
     """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str = CHAT
+    system: str | None = None
+    thinking: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.template not in (CHAT, *TEMPLATES):
+            raise unknown("template", self.template, (CHAT, *TEMPLATES))
+        if self.thinking not in (None, "on", "off"):
+            raise unknown("value of --thinking", str(self.thinking), ("on", "off"))
+        if self.thinking and THINKING not in self.source:
+            raise UserError(f"the template {self.template} of {self._where} knows no thinking mode; leave --thinking out")
+        tried = self._tried()
+        if self.system is not None and replace(self, system=None)._tried() == tried:
+            raise UserError(f"the template {self.template} of {self._where} has no place for a system prompt; leave --system-prompt out")
+
+    @property
+    def source(self) -> str:
+        """The Jinja template."""
+        source = TEMPLATES.get(self.template, self.tokenizer.chat_template)
+        if not isinstance(source, str):
+            raise UserError(
+                f"the tokenizer of {self._where} has no single chat template; use an instruction-tuned target whose tokenizer has one, "
+                f"or name a template: --template {' or '.join(TEMPLATES)}"
+            )
+        return source
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides the prompt but the conversation: the template, and what was put in the place of its defaults."""
+        changed = self.system is not None or self.thinking is not None
+        text = json.dumps([self.source, self.system, self.thinking]) if changed else self.source
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer puts its BOS before the text: a chat template writes its own."""
+        return self.template != CHAT
+
+    def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        """Token ids of user turns and earlier answers, ending where the next answer starts; one turn more than answers."""
+        return list(self.tokenizer(self.text(conversation(turns, answers)), add_special_tokens=self.adds_special).input_ids)
+
+    def text(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
+        """A conversation as the target reads it; a ``prompt`` ends where the next answer starts."""
+        if self.system is not None:
+            messages = [{"role": "system", "content": self.system}, *(each for each in messages if each["role"] != "system")]
+        given: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
+        if DATE in self.source:
+            given |= {DATE: DAY}
+        text: Any = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **given
+        )
+        return str(text)
+
+    @property
+    def _where(self) -> str:
+        return self.tokenizer.name_or_path
+
+    def _tried(self) -> str:
+        try:
+            return self.text(conversation(["A question?"], []))
+        except (TemplateError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            cure = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
+            raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {cure}") from None
+
+
+def conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
+    """User turns with the answers between them, the last one unanswered."""
     assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-    _template(tokenizer)
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return list(ids)
-
-
-def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(_template(tokenizer).encode()).hexdigest()
+    return messages
 
 
 def ids_sha256(ids: Sequence[int]) -> str:
     """Hash of token ids; equal prompts hash alike whatever text they came from."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's end-of-sequence token and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    template = tokenizer.chat_template
-    if not isinstance(template, str):
-        raise UserError("the target's tokenizer has no single chat template; use an instruction-tuned target whose tokenizer has one")
-    return template

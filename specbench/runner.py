@@ -20,6 +20,7 @@ from specbench import prompts, records, rundir
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory, unhindered
 from specbench.progress import RunProgress
+from specbench.prompts import Chat
 from specbench.records import BASELINE, Record, Steps
 from specbench.suites import Question, Suite
 from specbench.units import Unit, turn_seed, units
@@ -43,12 +44,16 @@ class Session:
     """All a measurement needs, loaded and checked; ``manifest`` describes it."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
     stop_ids: frozenset[int]
     arms: tuple[Arm, ...]
     suite: Suite
     warmup: tuple[Question, ...]
     manifest: RunManifest
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
 
     @property
     def target(self) -> Target:
@@ -99,7 +104,7 @@ def warm_up(session: Session, console: Console) -> dict[str, float]:
 
     An arm that fails at it is told of, and fails again turn by turn, so that the others are measured.
     """
-    memory, start = PeakMemory(session.target.device), time.perf_counter()
+    memory, start = PeakMemory(*session.target.devices), time.perf_counter()
     memory.reset()
     measurer = _Measurer(session, [])
     for arm in session.arms:
@@ -132,7 +137,7 @@ class _Measurer:
         self.known = {record.key: record for record in done}
         self._session, self._settings = session, session.manifest.settings
         self._arms = {arm.name: arm for arm in session.arms}
-        self._memory = PeakMemory(session.target.device)
+        self._memory = PeakMemory(*session.target.devices)
 
     def attempt(self, unit: Unit, max_new_tokens: int) -> Record:
         """The unit's record; what goes wrong with this turn alone is its error, so that the run goes on."""
@@ -143,7 +148,7 @@ class _Measurer:
             if earlier.status != "ok":
                 whose = "" if source == unit.method else f" of {source}"
                 return replace(facts, error=f"turn {earlier.turn + 1}{whose} failed")
-        prompt = prompts.encode(self._session.tokenizer, unit.question.turns[: unit.turn + 1], [r.output_text for r in before])
+        prompt = self._session.chat.encode(unit.question.turns[: unit.turn + 1], [r.output_text for r in before])
         facts = replace(facts, prompt_sha256=prompts.ids_sha256(prompt), prompt_tokens=len(prompt))
         seed = turn_seed(self._settings.seed, unit)
         sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, seed)

@@ -3,18 +3,18 @@
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from methods import registry
-from methods.core.backend import BACKENDS, DEFAULT_BACKEND, backend
+from methods.core.backend import BACKENDS, DEFAULT_BACKEND, EAGER, backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import prompts, suites, targets
+from specbench import suites, targets
 from specbench.environment import environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
@@ -33,13 +33,15 @@ def prepare(options: Options) -> Session:
     """Load and check everything a run needs. Raises UserError for whatever would only fail later."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
-    backend_name = options.backend or DEFAULT_BACKEND
+    backend_name = options.backend or (EAGER.name if options.device_map else DEFAULT_BACKEND)
     if backend_name not in BACKENDS:
         raise unknown("backend", backend_name, BACKENDS)
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     if options.config:
         options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
     arms = resolve(options.methods, options.overrides, device, backend_name, options.aa, options.config)
+    if options.device_map and any(each.backend != EAGER.name for each in arms.values()):
+        raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others make pieces ready for a single device")
     suite = suites.load(
         options.suite or ("file" if options.suite_file else "mini"),
         suite_file=options.suite_file,
@@ -63,14 +65,32 @@ def prepare(options: Options) -> Session:
         repeats=options.repeats,
         turns=options.turns,
         backend=backend_name,
+        system_prompt=options.system_prompt,
+        thinking=options.thinking,
+        device_map=options.device_map,
     )
     known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
     for key in options.drafter_files:
         if key not in known:
             raise unknown("kind or arm in --drafter", key, known)
     with targets.within_memory(target_name, dtype, device):
-        loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
-        return _assemble(options, settings, loaded, suite, arms)
+        loaded = _load(options, settings)
+        return _assemble(options, replace(settings, revision=loaded.revision, template=loaded.chat.template), loaded, suite, arms)
+
+
+def _load(options: Options, settings: Settings) -> Loaded:
+    return targets.load(
+        settings.target,
+        device=settings.device,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        drafter_files=options.drafter_files,
+        revision=options.revision,
+        template=options.template,
+        system_prompt=settings.system_prompt,
+        thinking=settings.thinking,
+        device_map=settings.device_map,
+    )
 
 
 def resolve(
@@ -110,7 +130,6 @@ def resolve(
 
 def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved]) -> Session:
     warmup = suites.warmup()
-    template = prompts.template_sha256(loaded.tokenizer)
     if options.config:
         options.config.check_weights(loaded.weights_sha256)
     _check_first_prompts(loaded, suite.questions)
@@ -130,6 +149,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             acceptance=each.acceptance,
             weights_sha256=trained.sha256 if trained else None,
             backend=each.backend,
+            drafter=trained.source if trained else None,
         )
     created = datetime.now(UTC)
     manifest = RunManifest(
@@ -143,11 +163,12 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             "note": loaded.note,
             "parameters": loaded.parameters,
             "weights_sha256": loaded.weights_sha256,
+            "layers": loaded.layers,
         },
         categories=dict(Counter(question.category for question in suite.questions)),
         units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
         suite_version=suite.version,
-        template_sha256=template,
+        template_sha256=loaded.chat.sha256,
         environment=environment(loaded.model.device),
         git=git_state(),
         argv=sys.argv[1:],
@@ -157,8 +178,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         drafter_files={kind: str(file) for kind, file in options.drafter_files.items()},
         config=asdict(options.config) if options.config else None,
     )
-    stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
-    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+    return Session(loaded.model, loaded.chat, loaded.stop_ids, tuple(arms), suite, warmup, manifest)
 
 
 def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:
@@ -179,7 +199,7 @@ def _longest_conversation(loaded: Loaded, questions: Sequence[Question], max_new
     longest = 0
     for question in questions:
         earlier = [""] * (len(question.turns) - 1)
-        texts = len(prompts.encode(loaded.tokenizer, question.turns, earlier))
+        texts = len(loaded.chat.encode(question.turns, earlier))
         longest = max(longest, texts + (REREAD * len(earlier) + 1) * max_new_tokens)
     return longest
 
@@ -188,7 +208,7 @@ def _check_first_prompts(loaded: Loaded, questions: Sequence[Question]) -> None:
     """Raise UserError naming a question whose first prompt the context cannot hold."""
     context = loaded.model.config.max_position_embeddings
     for question in questions:
-        tokens = len(prompts.encode(loaded.tokenizer, question.turns[:1], []))
+        tokens = len(loaded.chat.encode(question.turns[:1], []))
         if tokens >= context:
             raise UserError(
                 f"question {question.id}: its prompt of {tokens} tokens does not fit the context of {loaded.name}, {context} tokens; "

@@ -12,7 +12,6 @@ from tiny_target import QUESTIONS, write_suite, write_target
 from methods.core import backend
 from methods.core.acceptance import path_to
 from methods.core.errors import UserError
-from specbench import prompts
 from specbench.bench import decoding
 from specbench.bench.decoding import Case, Comparison, decoding_findings, generate, loop, speed_ratios
 from specbench.bench.finding import Finding, table
@@ -57,7 +56,7 @@ def quiet() -> Console:
 
 
 def first_prompt(session) -> list[int]:
-    return prompts.encode(session.tokenizer, session.suite.questions[0].turns[:1], [])
+    return session.chat.encode(session.suite.questions[0].turns[:1], [])
 
 
 def test_a_speed_has_to_reach_its_bound_and_a_share_to_stay_below():
@@ -114,7 +113,7 @@ def test_both_sides_run_past_the_end_of_sequence(session):
 def test_generate_drafts_only_where_it_is_told_to(session):
     widths = []
     session.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
-    prompt = prompts.encode(session.tokenizer, ["abcdefghijklmnop" * 3], [])
+    prompt = session.chat.encode(["abcdefghijklmnop" * 3], [])
     generate(session, lookup=None)(prompt)
     assert widths == [len(prompt)] + [1] * (TOKENS - 1)
     widths.clear()

@@ -1,4 +1,4 @@
-"""From chat records to token streams, and which of their tokens a drafter learns."""
+"""From chat records to packed text and its windows, and the target's own answers."""
 
 import json
 import lzma
@@ -11,22 +11,11 @@ from small_models import SHAPE, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
-from specbench.train import corpus, generate, tokenizer
-from specbench.train.drafter import answers
-
-
-def test_answers_are_the_assistants_tokens_with_their_end():
-    system, user, assistant, end = 3, 4, 5, 1
-    rows = [
-        [0, system, 9, end, user, 8, 8, end, assistant, 7, 7, end, user, 8, end],
-        [7, end, assistant, 7, end, 0, user, 8, end, assistant, 7, 7, 7, end, assistant],
-    ]
-    expected = [
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0],
-    ]
-    assert answers(torch.tensor(rows), [system, user, assistant]).int().tolist() == expected
-
+from specbench.prompts import Chat
+from specbench.train import corpus, generate, texts, tokenizer
+from specbench.train.chat import ChatFormat
+from specbench.train.texts import Windows
+from specbench.train.world import ALONE
 
 MESSAGES = [
     {"role": "system", "content": "  Be brief. "},
@@ -113,17 +102,22 @@ def test_content_that_is_no_text_is_named(content, corpus_file):
         list(corpus.read(corpus_file, held_out=False))
 
 
+def shipped_format(corpus_file):
+    tok = tokenizer.train(corpus_file, 300)
+    return tok, ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
+
+
 def test_a_corpus_with_too_little_in_it_is_refused(corpus_file, monkeypatch):
-    tok = tokenizer.train(corpus_file, 300).backend_tokenizer
+    _, chat = shipped_format(corpus_file)
     monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.0001)
     with pytest.raises(UserError, match="has no held-out records; one prompt in 10000 is held out"):
-        corpus.token_stream(corpus_file, tok, held_out=True)
+        texts.of_corpus(corpus_file, chat, held_out=True)
     with pytest.raises(UserError, match="has no held-out prompts of at most 60 tokens"):
-        generate.prompts(tok, corpus_file, held_out=True, per_category=4, max_prompt=60)
+        generate.prompts(chat, corpus_file, held_out=True, per_category=4, max_prompt=60)
     with pytest.raises(UserError, match="has no training prompts of at most 3 tokens"):
-        generate.prompts(tok, corpus_file, held_out=False, per_category=4, max_prompt=3)
+        generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=3)
     with pytest.raises(UserError, match="a text of 11 tokens, less than a window of 12"):
-        corpus.window_starts(11, 10)
+        Windows(texts.Tokens(np.zeros(11), np.zeros(11)), 10)
 
 
 def test_a_missing_corpus_is_named(tmp_path):
@@ -131,44 +125,91 @@ def test_a_missing_corpus_is_named(tmp_path):
         list(corpus.read(tmp_path / "none.jsonl", held_out=False))
 
 
-def test_the_token_stream_holds_every_record_as_often_as_it_weighs(corpus_file, monkeypatch):
-    tok = tokenizer.train(corpus_file, 300)
-    stream_T = corpus.token_stream(corpus_file, tok.backend_tokenizer, held_out=False)
-    texts = tok.decode(stream_T.tolist()).split("<|bos|>")[1:]
+def test_the_text_holds_every_record_as_often_as_it_weighs(corpus_file):
+    tok, chat = shipped_format(corpus_file)
+    told = tok.decode(texts.of_corpus(corpus_file, chat, held_out=False).tokens_T.tolist()).split("<|bos|>")[1:]
     expected = []
     for record in corpus.read(corpus_file, held_out=False):
         expected += [corpus.chat_text(record["messages"]).removeprefix("<|bos|>")] * (2 if record["category"] == "rag" else 1)
-    assert sorted(texts) == sorted(expected)
-    assert texts != expected  # shuffled
+    assert sorted(told) == sorted(expected)
+    assert told != expected  # shuffled
 
 
-def test_windows_cover_the_stream_without_overlap():
-    stream_T = np.arange(103, dtype=np.uint16)
-    starts = corpus.window_starts(len(stream_T), 10)
-    assert sorted(starts.tolist()) == list(range(0, 100, 10))[: len(starts)]
-    assert len(starts) == 10
-    rows = corpus.windows(stream_T, starts[:3], 10)
+def test_windows_cover_the_text_without_overlap():
+    text = texts.Tokens(np.arange(103, dtype=np.uint16), np.ones(103, bool))
+    windows = Windows(text, 10)
+    rows = windows.tokens(windows.numbers(0, 10), extra=1)
+    assert sorted(rows[:, 0].tolist()) == list(range(0, 100, 10))
     assert rows.dtype == torch.int64
-    assert all(row.tolist() == list(range(start, start + 11)) for row, start in zip(rows, starts.tolist(), strict=False))
+    assert all(row.tolist() == list(range(row[0], row[0] + 11)) for row in rows)
+    assert windows.numbers(8, 4).tolist() == [8, 9, 0, 1]
 
 
-def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file, monkeypatch):
-    """Prompts of many lengths share a batch, padded on the left: the padding must not be seen."""
-    monkeypatch.setattr(generate, "BATCH", 5)
-    tok = tokenizer.train(corpus_file, 300)
-    ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
+def test_an_answer_that_a_window_begins_in_does_not_count():
+    answer_T = np.array([0, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0], bool)
+    windows = Windows(texts.Tokens(np.arange(14, dtype=np.uint16), answer_T), 4)
+    by_start = {int(row[0]): i for i, row in enumerate(windows.tokens(windows.numbers(0, 3)))}
+    assert {start: windows.answers(np.array([i]))[0].int().tolist() for start, i in by_start.items()} == {
+        0: [0, 1, 1, 1],
+        4: [0, 0, 1, 1],
+        8: [0, 0, 1, 1],
+    }
+
+
+def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file, monkeypatch, tmp_path):
+    """Prompts of many lengths share a batch, padded on the left: the padding must not be seen. What is kept is not written again."""
+    monkeypatch.setattr(generate, "BATCH", 3)
+    tok, chat = shipped_format(corpus_file)
+    ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": None}
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **ids, "vocab_size": len(tok)}))
     model = spread(model, seed=0).double()
     model.lm_head.weight[tok.eos_token_id] *= 4  # some answers end by themselves
-    options = {"held_out": False, "per_category": 4, "max_prompt": 60, "max_new": 12, "console": Console(quiet=True)}
-    stream_T = generate.conversations(model, tok.backend_tokenizer, corpus_file, **options)
-    conversations = [[tok.bos_token_id, *part] for part in split_at(stream_T.tolist(), tok.bos_token_id)]
+    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    how = {"max_new": 12, "temperature": 0.0, "folder": tmp_path / "own", "world": ALONE, "console": Console(quiet=True)}
+    generate.write(model, chat, asked, **how)
+    told = generate.collect(chat, asked, tmp_path / "own").tokens_T.tolist()
+    conversations = [[tok.bos_token_id, *part] for part in split_at(told, tok.bos_token_id)]
     assert len(conversations) == 8
     assert len({text[-1] == tok.eos_token_id for text in conversations}) == 2
     for text in conversations:
         prompt = text[: text.index(tok.convert_tokens_to_ids("<|assistant|>")) + 1]
-        alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0].tolist()
+        alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=2)[0].tolist()
         assert text == alone
+    (tmp_path / "own" / "00001.json").unlink()
+    written = []
+    monkeypatch.setattr(model, "generate", lambda ids, **options: written.append(len(ids)) or torch.cat([ids, ids[:, -1:]], dim=1))
+    generate.write(model, chat, asked, **how)
+    assert written == [3]
+
+
+def test_prompts_too_many_for_the_memory_are_answered_half_by_half(corpus_file, monkeypatch):
+    tok, chat = shipped_format(corpus_file)
+    model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0).double()
+    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    whole, together, sizes = generate.answers(model, chat, asked, 8), model.generate, []
+
+    def small(ids, **options):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return together(ids, **options)
+
+    monkeypatch.setattr(model, "generate", small)
+    assert generate.answers(model, chat, asked, 8) == whole
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    monkeypatch.setattr(model, "generate", lambda ids, **options: small(ids.expand(3, -1)))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate.answers(model, chat, asked[:1], 8)
+
+
+def test_answers_at_a_temperature_are_drawn_and_seeded(corpus_file, monkeypatch):
+    tok, chat = shipped_format(corpus_file)
+    model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0)
+    model.generation_config.repetition_penalty, model.generation_config.top_k = 1.5, 1  # a checkpoint's own habits are not the target
+    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    drawn = [generate.answers(model, chat, asked, 12, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != generate.answers(model, chat, asked, 12)
 
 
 def split_at(tokens, marker):

@@ -108,7 +108,7 @@ def write_wrongly(run, question, position, token):
 
 
 def logits_after(session, theirs, position, question="Say 0 0 0."):
-    prompt = divergence.prompts.encode(session.tokenizer, [question], [])
+    prompt = session.chat.encode([question], [])
     with torch.inference_mode():
         return session.model(torch.tensor([prompt + theirs["output_ids"][:position]])).logits[0, -1]
 

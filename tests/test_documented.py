@@ -13,8 +13,9 @@ from specbench.gate.rules import EXIT_CODES as GATE
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
-    "run": "--method --target --suite --suite-file --hf-column --limit --categories --max-new-tokens --temperature --seed --dtype --device "
-    "--attention --backend --repeats --turns --set --config --drafter --aa --out",
+    "run": "--method --target --revision --template --system-prompt --thinking --suite --suite-file --hf-column --limit --categories "
+    "--max-new-tokens --temperature --seed --dtype --device --device-map --attention "
+    "--backend --repeats --turns --set --config --drafter --aa --out",
     "resume": "",
     "report": "--out --show-prompts",
     "agree": "--json",
@@ -23,14 +24,15 @@ COMMANDS = {
     "baseline set": "--out",
     "import": "--format --baseline --tokenizer --name --out",
     "roofline": "--target --method --past --nodes --dtype --device --backend --out",
-    "tune": "--method --target --suite-file --corpus --prompts --max-new-tokens --dtype --device --backend --out",
+    "tune": "--method --target --suite-file --data --prompts --max-new-tokens --dtype --device --backend --out",
     "profile": "--method --target --suite --suite-file --max-new-tokens --dtype --device --backend --out",
     "scale": "--method --target --suite --limit --max-new-tokens --dtype --device --backend --out",
     "methods": "",
     "targets": "",
-    "train": "--corpus --target --preset --out --set --tokens --lr --device --work",
-    "card": "--corpus",
-    "held-out": "--corpus --out",
+    "train": "--data --target --revision --template --system-prompt --thinking --device-map --preset --out --set --tokens --lr --schedule "
+    "--seq --rows --accumulate --regenerate --max-new-tokens --temperature --cache-features --device --work --log-dir --estimate",
+    "card": "--data",
+    "held-out": "--data --out",
 }
 CODES = {
     "agree": [0, 1, 2],

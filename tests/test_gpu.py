@@ -327,6 +327,7 @@ def test_large_weights_are_cut_into_files_that_hold_the_same(tmp_path, monkeypat
     import shutil
 
     from specbench import targets
+    from specbench.targets import checkpoint
 
     folder = tmp_path / "target"
     shutil.copytree(targets.shipped_folder(), folder)
@@ -344,7 +345,7 @@ def test_large_weights_are_cut_into_files_that_hold_the_same(tmp_path, monkeypat
         after = {name: tensor for path in parts for name, tensor in load_file(path).items()}
         assert after.keys() == before.keys()
         assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, before[name]) for name, tensor in after.items())
-        hashes.append(targets._sha256(folder))
+        hashes.append(checkpoint.sha256(folder))
         save_file(before, folder / "model.safetensors", metadata={"format": "pt"})  # as a resumed training saves it again
     assert hashes[0] == hashes[1], "or drafters would be of another target"
 

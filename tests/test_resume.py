@@ -126,6 +126,17 @@ def test_a_finished_run_is_left_as_it_is(options, undisturbed):
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
 
 
+def test_a_run_from_before_templates_were_a_choice_goes_on(options, undisturbed, tmp_path):
+    facts = json.loads((undisturbed / "manifest.json").read_text())
+    for name in ("revision", "template", "system_prompt", "thinking", "device_map"):
+        del facts["settings"][name]
+    del facts["target"]["layers"]
+    (tmp_path / "manifest.json").write_text(json.dumps(facts | {"status": "interrupted"}))
+    (tmp_path / records.FILE).write_bytes(b"".join((undisturbed / records.FILE).read_bytes().splitlines(keepends=True)[:5]))
+    run(prepare(Options.of(RunManifest.read(tmp_path))), tmp_path, quiet())
+    assert but_for_times(tmp_path) == but_for_times(undisturbed)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -135,6 +146,8 @@ def test_a_finished_run_is_left_as_it_is(options, undisturbed):
         ({"overrides": ["acceptance=typical"]}, ["pld.acceptance match -> typical"]),
         ({"methods": ["vanilla"]}, ['methods ["vanilla", "pld"] -> ["vanilla"]']),
         ({"limit": 1}, ["limit null -> 1"]),
+        ({"template": "vicuna_v1.1"}, ["template chat -> vicuna_v1.1", "template_sha256"]),
+        ({"system_prompt": "Be brief."}, ["system_prompt null -> Be brief.", "template_sha256"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -142,7 +155,9 @@ def test_other_settings_are_refused_naming_what_differs(options, undisturbed, ch
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir()}
     with pytest.raises(UserError) as refusal:
         run(prepare(dataclasses.replace(options, **change)), undisturbed, quiet())
-    assert f"other settings: {'; '.join(named)}; choose" in str(refusal.value)
+    told = str(refusal.value).partition("other settings: ")[2].partition("; choose")[0].split("; ")
+    assert len(told) == len(named)
+    assert all(each.startswith(name) for each, name in zip(told, named, strict=True)), told
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir()} == before
 
 

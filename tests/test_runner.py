@@ -79,7 +79,7 @@ class Failing(Vanilla):
 
 def first_prompt(session: Session, question_id: str) -> str:
     question = next(q for q in session.suite.questions if q.id == question_id)
-    return prompts.ids_sha256(prompts.encode(session.tokenizer, question.turns[:1], []))
+    return prompts.ids_sha256(session.chat.encode(question.turns[:1], []))
 
 
 def test_every_unit_comes_once_and_who_goes_first_rotates():
@@ -116,7 +116,7 @@ def test_output_and_prompts_are_those_of_the_targets_own_conversation(options, t
     question = next(q for q in session.suite.questions if q.id == "n1")
     answers: list[str] = []
     for turn in range(3):
-        prompt = prompts.encode(session.tokenizer, question.turns[: turn + 1], answers)
+        prompt = session.chat.encode(question.turns[: turn + 1], answers)
         record = found["pld", "n1", turn, 0]
         assert record.prompt_sha256 == prompts.ids_sha256(prompt)
         assert record.prompt_tokens == len(prompt)
@@ -194,7 +194,7 @@ def test_warm_up_runs_every_arm_and_leaves_no_record(options, tmp_path):
     session = prepare(options)
     session = with_arm(session, drafter := Failing("", RuntimeError()))
     found = measured(session, tmp_path)
-    warmed = [prompts.ids_sha256(prompts.encode(session.tokenizer, q.turns[:1], [])) for q in session.warmup]
+    warmed = [prompts.ids_sha256(session.chat.encode(q.turns[:1], [])) for q in session.warmup]
     assert drafter.begun[1 : 1 + len(warmed)] == warmed  # after a text that is made up
     assert len(drafter.begun) == 1 + len(warmed) + TURNS
     assert not {record.prompt_sha256 for record in found.values()} & set(warmed)
@@ -204,7 +204,7 @@ def test_warm_up_runs_every_arm_and_leaves_no_record(options, tmp_path):
 
 def test_an_arm_that_fails_at_warm_up_is_told_of_and_the_others_are_measured(options, tmp_path):
     session = prepare(options)
-    warmed = prompts.ids_sha256(prompts.encode(session.tokenizer, session.warmup[0].turns[:1], []))
+    warmed = prompts.ids_sha256(session.chat.encode(session.warmup[0].turns[:1], []))
     console = Console(file=io.StringIO(), width=200)
     run(with_arm(session, Failing(warmed, RuntimeError("no kernel"))), tmp_path, console)
     assert "pld failed while it was warmed up: RuntimeError: no kernel" in console.file.getvalue()
@@ -254,7 +254,14 @@ def test_the_manifest_says_what_ran(options, tmp_path):
     assert facts["prepared"][0]["seconds"] > 0
     assert facts["prepared"][0]["peak_bytes"] > 10_000_000
     assert Options.of(RunManifest.read(tmp_path)) == dataclasses.replace(
-        options, methods=["vanilla", "pld"], suite="file", overrides=["nodes=3"], categories=["numbers"], limit=1, backend="eager"
+        options,
+        methods=["vanilla", "pld"],
+        suite="file",
+        overrides=["nodes=3"],
+        categories=["numbers"],
+        limit=1,
+        backend="eager",
+        template="chat",
     )
 
 

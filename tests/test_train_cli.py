@@ -31,17 +31,17 @@ def refused(capsys, *arguments):
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_held_out_that_finds_nothing_is_refused(count, tmp_path, capsys):
-    text = refused(capsys, "held-out", "--corpus", write_corpus(tmp_path / "c.jsonl", count), "--out", tmp_path / "out.jsonl")
+    text = refused(capsys, "held-out", "--data", write_corpus(tmp_path / "c.jsonl", count), "--out", tmp_path / "out.jsonl")
     assert "has no held-out prompts of one user turn" in text
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_held_out_into_what_is_no_file_is_refused(tmp_path, capsys):
     records = write_corpus(tmp_path / "c.jsonl", 1000)
-    assert "is a directory; name a file" in refused(capsys, "held-out", "--corpus", records, "--out", tmp_path)
-    assert "cannot be made" in refused(capsys, "held-out", "--corpus", records, "--out", records / "below" / "out.jsonl")
+    assert "is a directory; name a file" in refused(capsys, "held-out", "--data", records, "--out", tmp_path)
+    assert "cannot be made" in refused(capsys, "held-out", "--data", records, "--out", records / "below" / "out.jsonl")
     with pytest.raises(SystemExit) as stop:
-        main(["held-out", "--corpus", str(records), "--out", str(tmp_path / "out.jsonl")])
+        main(["held-out", "--data", str(records), "--out", str(tmp_path / "out.jsonl")])
     assert not stop.value.code
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) > 1
 
@@ -49,17 +49,17 @@ def test_held_out_into_what_is_no_file_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("option", ["--target tiny", "--set heads=3", "--tokens 5000", "--lr 0.1", "--work w"])
 def test_train_target_refuses_what_is_a_drafters(option, tmp_path, capsys):
     records = write_corpus(tmp_path / "c.jsonl", 5)
-    text = refused(capsys, "train", "target", "--corpus", records, "--out", tmp_path / "out", *option.split())
+    text = refused(capsys, "train", "target", "--data", records, "--out", tmp_path / "out", *option.split())
     assert f"{option.split()[0]} is for training a drafter, not for specbench train target" in text
 
 
 def test_train_of_a_drafter_refuses_what_is_a_targets(tmp_path, capsys):
-    text = refused(capsys, "train", "s4c", "--corpus", write_corpus(tmp_path / "c.jsonl", 5), "--preset", "micro")
+    text = refused(capsys, "train", "s4c", "--data", write_corpus(tmp_path / "c.jsonl", 5), "--preset", "micro")
     assert "--preset is for training a target, not for specbench train s4c" in text
 
 
 def test_train_target_on_too_small_a_corpus_is_refused(tmp_path, capsys):
-    text = refused(capsys, "train", "target", "--corpus", write_corpus(tmp_path / "c.jsonl", 5), "--out", tmp_path / "out")
+    text = refused(capsys, "train", "target", "--data", write_corpus(tmp_path / "c.jsonl", 5), "--out", tmp_path / "out")
     assert "has no held-out records" in text
 
 

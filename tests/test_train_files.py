@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from specbench.train import files, loop
@@ -40,18 +39,16 @@ def test_a_training_moves_from_cuda_to_cpu_and_back(tmp_path):
 
 
 def test_a_kill_while_saving_leaves_nothing_a_rerun_trips_over(tmp_path, monkeypatch):
-    quiet = Console(quiet=True)
-
     def torn(file, array):
         file.write(b"\x93NUMPY")
         raise KeyboardInterrupt
 
-    def make():
-        return np.arange(5, dtype=np.uint16)
-
+    text = np.arange(5, dtype=np.uint16)
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", torn)
         with pytest.raises(KeyboardInterrupt):
-            files.kept(tmp_path / "work" / "own.npy", make, quiet)
-    assert files.kept(tmp_path / "work" / "own.npy", make, quiet).tolist() == [0, 1, 2, 3, 4]
+            files.save(tmp_path / "work" / "own.npy", text)
+    assert not (tmp_path / "work" / "own.npy").exists()
+    files.save(tmp_path / "work" / "own.npy", text)
+    assert np.load(tmp_path / "work" / "own.npy").tolist() == [0, 1, 2, 3, 4]
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["own.npy"]

@@ -11,7 +11,8 @@ from torch import nn
 
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
 from specbench.train import loop
-from specbench.train.drafter import KINDS, RANKS, rank_accuracy
+from specbench.train.acceptance import RANKS, rank_accuracy
+from specbench.train.drafter import KINDS
 
 QUIET = Console(quiet=True)
 ARCHITECTURES = [
@@ -51,11 +52,11 @@ def fit(module, batch, steps, state_file, loss_at=None):
     loop.fit(
         module,
         loop.optimizers(module, 1e-2),
-        loss_at or loss_of,
+        lambda step: [(loss_at or loss_of)(step)],
         steps=steps,
         tokens_per_step=24,
         state_file=state_file,
-        evaluate=lambda: losses.append(1) or "",
+        evaluate=lambda step: losses.append(step) or "",
         evaluate_every=5,
         console=QUIET,
     )
@@ -105,6 +106,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(kind, architecture,
     batch, undisturbed, interrupted = text_batch(), fresh_module(kind, architecture), fresh_module(kind, architecture)
     fit(undisturbed, batch, 12, tmp_path / "one.pt")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
 
     def cut(step):
         if step == 7:
@@ -150,6 +152,14 @@ def test_the_rate_warms_up_holds_and_decays():
     assert rates[80] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rates[60:] == sorted(rates[60:], reverse=True)
     assert 0.1 < rates[-1] < 0.13
+
+
+def test_a_cosine_falls_to_nothing():
+    rates = [loop.rate(step, 100, "cosine") for step in range(101)]
+    assert rates[0] == pytest.approx(0.5)
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[25] == pytest.approx(0.5 + 0.5 * 2**-0.5)
+    assert rates[100] == pytest.approx(0.0)
 
 
 def test_matrices_between_hidden_states_go_to_muon_and_the_rest_to_adamw():

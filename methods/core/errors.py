@@ -8,9 +8,9 @@ class UserError(Exception):
     """One line for the user: what, which value, what to do next. The CLI prints it and exits with 2."""
 
 
-def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:
-    """``unknown method 'medsua'; did you mean 'medusa'? choices: …``"""
+def unknown(what: str, value: str, choices: Iterable[str], others: Iterable[str] = ()) -> UserError:
+    """``unknown method 'medsua'; did you mean 'medusa'? choices: …``; ``others`` can be meant too and are too many to list."""
     names = sorted(choices)
-    near = difflib.get_close_matches(value, names, n=1)
+    near = difflib.get_close_matches(value, [*names, *others], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"unknown {what} {value!r}; {hint}choices: {', '.join(names)}")

@@ -1,6 +1,6 @@
 """What drafters learn from: the frozen target's features on a batch of text, and what each position should have guessed.
 
-Shape letters: B rows, T tokens of a row, D width, V vocabulary, P chosen positions, all levels guessed at once.
+Shape letters: B rows, T tokens of a row, D width, V vocabulary, P chosen positions, all levels guessed at once, K places on.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,10 @@ class Batch:
 
     ``answer_BT`` is true at tokens of the assistant, the ones a drafter will have to guess. Positions are flat indices
     into B x T.
+
+    Where a step's text is spread over several batches, ``chosen_P`` are the positions drawn in this one and ``totals_K[k]``
+    counts, over all of them, the chosen positions whose token k + 1 places on is the assistant's: a loss, asked at
+    ``chosen_P + k``, is then this batch's share of the mean over the step.
     """
 
     tokens_BT: Tensor
@@ -30,13 +34,11 @@ class Batch:
     embed: nn.Module
     lm_head: nn.Module
     deep_BTD: Tensor | None = None
+    chosen_P: Tensor | None = None
+    totals_K: Tensor | None = None
 
     def positions(self, at_most: int) -> Tensor:
-        """Positions t whose token t + 2, the first a drafter guesses there, is the assistant's; drawn at random."""
-        width = self.tokens_BT.shape[1]
-        rows, starts = self.answer_BT[:, 2 : width - MAX_DEPTH].nonzero(as_tuple=True)
-        flat = rows * width + starts
-        return flat[torch.randperm(len(flat), device=flat.device)[:at_most]]
+        return positions(self.answer_BT, at_most)
 
     def next_embeddings(self) -> Tensor:
         """BTD: of the token one place on; the last place repeats and is never asked."""
@@ -58,6 +60,26 @@ class Batch:
     def counts_at(self, flat_P: Tensor) -> Tensor:
         """Whether the token after each position is the assistant's, hence worth guessing."""
         return self.answer_BT.flatten()[flat_P + 1]
+
+    def total(self, flat_P: Tensor) -> Tensor:
+        """How many tokens after these positions are the assistant's, in the whole step."""
+        if self.chosen_P is None or self.totals_K is None:
+            return self.counts_at(flat_P).sum()
+        return self.totals_K[flat_P[:1] - self.chosen_P[:1]].sum()  # by tensors alone: the host is asked nothing
+
+
+def positions(answer_BT: Tensor, at_most: int) -> Tensor:
+    """Positions t whose token t + 2, the first a drafter guesses there, is the assistant's; drawn at random."""
+    width = answer_BT.shape[1]
+    rows, starts = answer_BT[:, 2 : width - MAX_DEPTH].nonzero(as_tuple=True)
+    flat = rows * width + starts
+    return flat[torch.randperm(len(flat), device=flat.device)[:at_most]]
+
+
+def totals(answer_BT: Tensor, chosen_P: Tensor) -> Tensor:
+    """``Batch.totals_K`` of one batch; those of a step's batches add up."""
+    places_K = torch.arange(1, MAX_DEPTH + 1, device=chosen_P.device)
+    return answer_BT.flatten()[chosen_P[:, None] + places_K].sum(dim=0)
 
 
 class Level(NamedTuple):
@@ -102,5 +124,4 @@ def feature_loss(state_PD: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
 
 
 def _mean(loss_P: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
-    counts_P = batch.counts_at(flat_P)
-    return (loss_P * counts_P).sum() / counts_P.sum().clamp(min=1)
+    return (loss_P * batch.counts_at(flat_P)).sum() / batch.total(flat_P).clamp(min=1)

@@ -10,7 +10,6 @@ from rich.console import Console
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
 from methods.core.decode import decode, warm
-from specbench import prompts
 from specbench.bench.finding import Finding
 from specbench.bench.setup import EAGER, LOOKUP, LOOKUP_NGRAM, LOOKUP_TOKENS, STATIC
 from specbench.memory import unhindered
@@ -53,7 +52,7 @@ def decoding_findings(session: Session, console: Console, pairs: int = PAIRS) ->
         Comparison("static vanilla / eager vanilla", static, eager, 1.3),
         Comparison("static vanilla / generate", static, plain, 1.3),
     )
-    asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
+    asked = [session.chat.encode(question.turns[:1], []) for question in session.suite.questions]
     console.print(f"measuring: what each loop answers to {len(asked)} prompts", markup=False)
     # Every prompt has a shape of its own, for which kernels are prepared once: these answers are warm-up and comparison in one.
     sides = dict.fromkeys(side for each in compared for side in (each.ours, each.theirs))

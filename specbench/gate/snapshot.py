@@ -17,7 +17,7 @@ from specbench.records import AGAIN, BASELINE, Record
 from specbench.turns import pair, turns_frame
 
 # Paths and names of what a hash identifies, and what may differ between the two sides.
-NOT_IDENTITY = ("methods", "target", "suite", "repeats")
+NOT_IDENTITY = ("methods", "target", "suite", "repeats", "revision", "template", "system_prompt", "thinking")  # hashes stand for some
 
 
 class Depth(NamedTuple):

@@ -87,7 +87,7 @@ def _asked(target: str | None, device: str, dtype: str | None, limit: int, tunin
 
     targets.check_device(device)
     if tuning is not None and not tuning.is_file():
-        raise UserError(f"tuning file {tuning} does not exist; make one with: specbench held-out --corpus FILE --out {tuning}")
+        raise UserError(f"tuning file {tuning} does not exist; make one with: specbench held-out --data FILE --out {tuning}")
     name = torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     chosen = Asked(

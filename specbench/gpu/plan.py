@@ -6,7 +6,6 @@ from typing import NamedTuple
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
 from methods.core.decode import decode
-from specbench import prompts
 from specbench.runner import WARMUP_TOKENS, Arm, Session
 
 LADDER = (16, 24, 32, 48, 64, 96, 128, 192)  # tokens a turn at the most
@@ -37,7 +36,7 @@ def paces(session: Session) -> dict[str, Pace]:
     """Of every arm of a warm session, on a few of the suite's questions."""
     questions = session.suite.questions
     places = [round((i + 0.5) * len(questions) / SAMPLE - 0.5) for i in range(SAMPLE)]
-    asked = [prompts.encode(session.tokenizer, questions[place].turns[:1], []) for place in places]
+    asked = [session.chat.encode(questions[place].turns[:1], []) for place in places]
     return {arm.name: _pace(arm, asked, session.stop_ids) for arm in session.arms}
 
 

@@ -113,6 +113,7 @@ def _manifest(sources: dict[str, AnswerFile], found: Sequence[Record], notices: 
             device=UNKNOWN,
             attention=UNKNOWN,
             backend=UNKNOWN,
+            template=UNKNOWN,
             repeats=1,
             turns="own",  # Spec-Bench has no other way
             **unknown,

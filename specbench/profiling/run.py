@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
 from methods.core.decode import StepTrace, decode
-from specbench import prompts, runner
+from specbench import runner
 from specbench.profiling import trace
 from specbench.profiling.labels import ANSWER, LabelledDrafter, labelled
 from specbench.profiling.split import Split, split
@@ -34,7 +34,7 @@ def run(session: Session, out: Path, console: Console) -> list[Profile]:
     folder(out)
     console.print(f"making {len(session.arms)} arms ready", markup=False)
     runner.warm_up(session, console)
-    asked = [prompts.encode(session.tokenizer, question.turns[:1], []) for question in session.suite.questions]
+    asked = [session.chat.encode(question.turns[:1], []) for question in session.suite.questions]
     return [_profile(session, arm, asked, out, console) for arm in session.arms]
 
 

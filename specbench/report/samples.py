@@ -104,17 +104,16 @@ def _answer(label: str, record: Record, vanilla: Record | None, decode: Decode |
 
 
 def _decoder(manifest: RunManifest) -> Decode | None:
-    """The target's tokenizer as the runner reads ids back; None for a target folder that is not on this machine."""
-    from transformers import AutoTokenizer  # with the targets it takes seconds to import: only when there is something to cut
+    """The target's tokenizer as the runner reads ids back; None for a target that is not on this machine."""
+    from specbench.targets import TARGETS, checkpoint, hub, shipped_folder  # seconds to import: only when there is something to cut
 
-    from specbench.targets import TARGETS, shipped_folder
-
-    folder = shipped_folder() if manifest.settings.target in TARGETS else Path(manifest.settings.target)
-    if not (folder / "tokenizer.json").is_file():
+    asked = manifest.settings
+    folder = shipped_folder() if asked.target in TARGETS else hub.cached(asked.target, asked.revision)
+    if folder is None:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError):
+        tokenizer = checkpoint.tokenizer(folder)
+    except (OSError, ValueError, UserError):
         return None
     size = len(tokenizer)
 

@@ -19,7 +19,7 @@ from methods.core.decode import StepTrace, warm
 from methods.core.errors import UserError
 from methods.core.target import MAX_NODES, Target
 from methods.registry import Resolved
-from specbench import prompts, suites, targets
+from specbench import suites, targets
 from specbench.environment import environment, git_state
 from specbench.memory import PeakMemory, make_room
 from specbench.records import BASELINE
@@ -127,7 +127,7 @@ def _measured(
 
 def text(loaded: Loaded, tokens: int) -> list[int]:
     """A prompt of that length for drafters that read: the warm-up questions, over and over."""
-    ids = [token for question in suites.warmup() for token in prompts.encode(loaded.tokenizer, question.turns[:1], [])]
+    ids = [token for question in suites.warmup() for token in loaded.chat.encode(question.turns[:1], [])]
     return list(itertools.islice(itertools.cycle(ids), tokens))
 
 

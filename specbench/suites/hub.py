@@ -21,11 +21,7 @@ def load(name: str, columns: Mapping[str, str]) -> Suite:
     its own name. Without such a column, ids are row numbers and the category is the data set's name; ``turns`` must
     be found, and a string there is one turn. ``sha256`` is of the questions, since the hub may store them in any format.
     """
-    identity, _, split = name.removeprefix(PREFIX).partition("@")
-    identity, _, config = identity.partition(":")
-    if not identity:
-        raise UserError(f"suite {name!r} names no data set; write hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME@SPLIT")
-    table = _split(_download(identity, config), split, name)
+    table, identity = _read(name, "suite")
     sources = _sources(columns, table.column_names, identity)
     fallback_category = identity.rpartition("/")[2]
     found = []
@@ -41,12 +37,26 @@ def load(name: str, columns: Mapping[str, str]) -> Suite:
     return Suite(name, sha256[:12], questions, sha256)
 
 
-def _download(identity: str, config: str) -> Any:
+def rows(name: str, what: str) -> Any:
+    """The rows of ``hf:ID``, ``hf:ID:CONFIG`` or either with ``@SPLIT``, each a dict; ``what`` they are for is named in errors."""
+    return _read(name, what)[0]
+
+
+def _read(name: str, what: str) -> tuple[Any, str]:
+    """A data set's rows and its name."""
+    identity, _, split = name.removeprefix(PREFIX).partition("@")
+    identity, _, config = identity.partition(":")
+    if not identity:
+        raise UserError(f"{what} {name!r} names no data set; write hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME@SPLIT")
+    return _split(_download(identity, config, what), split, name, what), identity
+
+
+def _download(identity: str, config: str, what: str) -> Any:
     """All splits of a data set, by name."""
     try:
         import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        raise UserError("suites from the hub need the package datasets; install it with: pip install datasets") from None
+        raise UserError(f"{what} from the hub needs the package datasets; install it with: pip install datasets") from None
     try:
         return datasets.load_dataset(identity, config or None)
     except (OSError, ValueError, RuntimeError) as error:
@@ -54,14 +64,14 @@ def _download(identity: str, config: str) -> Any:
         raise UserError(f"data set {identity!r} could not be loaded ({reason}); check its name, configuration and the network") from None
 
 
-def _split(splits: Any, wanted: str, suite: str) -> Any:
+def _split(splits: Any, wanted: str, name: str, what: str) -> Any:
     names = list(splits)
     if not wanted and len(names) == 1:
         return splits[names[0]]
     if not wanted:
-        raise UserError(f"suite {suite!r} has the splits {', '.join(names)}; choose one, as in {suite.rstrip('@')}@{names[0]}")
+        raise UserError(f"{what} {name!r} has the splits {', '.join(names)}; choose one, as in {name.rstrip('@')}@{names[0]}")
     if wanted not in names:
-        raise unknown(f"split of {suite.partition('@')[0]}", wanted, names)
+        raise unknown(f"split of {name.partition('@')[0]}", wanted, names)
     return splits[wanted]
 
 

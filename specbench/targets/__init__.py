@@ -1,35 +1,29 @@
-"""Targets by name: the shipped one, the shapes it can be embedded in, or a folder of the same layout.
+"""Targets by name: the shipped one, the shapes it can be embedded in, a hub id, or a folder of the same layout.
 
 A target folder is a transformers checkpoint with its tokenizer and, beside them, ``drafters/KIND.safetensors``.
 """
 
-import hashlib
-import importlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from methods.core import weights
 from methods.core.errors import UserError, unknown
-from methods.core.target import refuse
 from methods.core.weights import Trained
 from methods.registry import Resolved
-from specbench import prompts
+from specbench.prompts import Chat
+from specbench.targets import checkpoint, drafters, families, hub, placement
 from specbench.targets.shapes import SHAPES
-from specbench.targets.widen import fill, widened
+from specbench.targets.widen import widened
 
 SHIPPED = "tiny"
 TARGETS = (SHIPPED, *SHAPES)
@@ -42,12 +36,26 @@ class Loaded:
 
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
     folder: Path
     weights_sha256: str
+    revision: str | None = None  # the commit, of a hub id
     small: PreTrainedModel | None = None  # the model inside, of a cost-matched target
-    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own, by kind or by arm
-    _drafters: dict[Path, Trained] = field(default_factory=dict)  # methods that share weights share them in memory too
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own files, folders or hub ids, by kind or arm
+    _drafters: dict[str, Trained] = field(default_factory=dict)  # methods that share weights share them in memory too
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the tokenizer's end-of-sequence token, those of the generation config and the family's."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        listed = configured if isinstance(configured, list) else [configured]
+        vocabulary = self.tokenizer.get_vocab()
+        own = [vocabulary[token] for token in families.family_of(self.name).stops if token in vocabulary]
+        return frozenset(token for token in (*listed, *own, self.tokenizer.eos_token_id) if token is not None)
 
     @property
     def label(self) -> str:
@@ -62,38 +70,24 @@ class Loaded:
             "and round costs are real for that shape on this device; its acceptance is the small model's, not a real model's of that size."
         )
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """How many decoder layers are on each device."""
+        layers: Any = self.model.base_model.layers
+        return dict(Counter(str(next(layer.parameters()).device) for layer in layers))
+
     @cached_property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
     def drafter_for(self, resolved: Resolved) -> Trained | None:
-        """The trained drafter an arm needs, on the target's device, or None where it needs or has none."""
-        kind = resolved.method.weights
-        if kind is None:
+        """The drafter an arm needs, on the target's device, or None where it needs or has none."""
+        source = drafters.place(self, resolved)
+        if source is None:
             return None
-        shipped = self.folder / "drafters" / f"{kind}.safetensors"
-        path = self.drafter_files.get(resolved.arm) or self.drafter_files.get(kind, shipped)
-        if path == shipped and not path.is_file():
-            return None
-        if path not in self._drafters:
-            self._drafters[path] = self._load(kind, importlib.import_module(resolved.method.module), path)
-        return self._drafters[path]
-
-    def _load(self, kind: str, code: ModuleType, path: Path) -> Trained:
-        inner = self.model if self.small is None else self.small
-        trained = weights.load(path, kind, code.Module, code.Architecture, inner.config)
-        trained_for = weights.about(path).get("target_sha256")
-        if trained_for != self.weights_sha256:
-            raise UserError(
-                f"drafter weights {path} were trained for another target (sha256 {str(trained_for)[:12]}, this one is "
-                f"{self.weights_sha256[:12]}); train them with: specbench train {kind} --target {self.name}"
-            )
-        if self.small is None:
-            return replace(trained, module=trained.module.to(self.model.device, self.model.dtype))
-        with torch.device(self.model.device):
-            wide = code.Module(self.model.config, trained.module.architecture).to(self.model.dtype)
-        fill(wide, trained.module, self.model.config, inner.config, seed=1)
-        return replace(trained, module=wide.eval().requires_grad_(False))
+        if source not in self._drafters:
+            self._drafters[source] = drafters.load(self, resolved.method, source)
+        return self._drafters[source]
 
 
 def default_name(device: str) -> str:
@@ -109,21 +103,65 @@ def default_dtype(device: str) -> str:
     return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
 
 
-def load(name: str, *, device: str, dtype: str, attention: str, drafter_files: Mapping[str, Path] | None = None) -> Loaded:
-    """A target by name or folder. Raises UserError for what does not exist, does not fit, or cannot be a target."""
+def load(
+    name: str,
+    *,
+    device: str,
+    dtype: str,
+    attention: str,
+    drafter_files: Mapping[str, Path] | None = None,
+    revision: str | None = None,
+    template: str | None = None,
+    system_prompt: str | None = None,
+    thinking: str | None = None,
+    device_map: str | None = None,
+) -> Loaded:
+    """A target by name, folder or hub id. ``template`` None is the family's; see ``prompts.Chat`` and ``placement.device_map``.
+
+    Raises UserError, before any weights are read, for what does not exist, does not fit together, or cannot be a target.
+    """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     if attention not in ("sdpa", "eager"):
         raise unknown("attention", attention, ("sdpa", "eager"))
     check_device(device)
+    if name in TARGETS and (revision or device_map):
+        raise UserError(f"target {name} is built here; leave {'--revision' if revision else '--device-map'} out")
     logging.disable_progress_bar()
-    folder = shipped_folder() if name in TARGETS else Path(name)
+    folder = _folder(name, revision)
+    family = families.family_of(name)
+    with checkpoint.readable(folder):
+        config = checkpoint.config(folder, attention)
+        tokenizer = checkpoint.tokenizer(folder, legacy=family.legacy)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {config.vocab_size}: they are not a pair")
+    chat = Chat(tokenizer, template or family.template, system_prompt, thinking)
+    with within_memory(name, dtype, device):
+        places = placement.device_map(device_map, config, DTYPES[dtype], device) if device_map else None
+        with checkpoint.readable(folder):
+            model = checkpoint.model(folder, config, torch.float32 if name in SHAPES else DTYPES[dtype], places)
+            sha256 = checkpoint.sha256(folder)
+        loaded = Loaded(name, model, chat, folder, sha256, drafter_files=drafter_files or {})
+        if name in SHAPES:
+            return replace(loaded, model=widened(model, SHAPES[name], name, device=device, dtype=DTYPES[dtype]), small=model)
+        if places:
+            placement.unhook(model)
+        else:
+            model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
+        return replace(loaded, revision=folder.name if hub.is_id(name) else None)
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if name not in TARGETS and not hub.is_id(name) and not Path(name).is_dir():
+        raise unknown("target", name, (*TARGETS, "a folder", "a hub id"), families.ids())
+    folder = shipped_folder() if name in TARGETS else hub.folder(name, revision)
     if not (folder / "config.json").is_file():
         if name in TARGETS:
             raise UserError(f"the shipped target is missing from {folder}; reinstall specbench")
-        raise unknown("target", name, TARGETS)
-    with within_memory(name, dtype, device):
-        return _load(name, folder, device, DTYPES[dtype], attention, drafter_files or {})
+        raise UserError(
+            f"target folder {folder} holds no config.json; give a whole transformers checkpoint, a hub id or a target that ships"
+        )
+    return folder
 
 
 @contextmanager
@@ -132,69 +170,11 @@ def within_memory(name: str, dtype: str, device: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not checkpoint.out_of_memory(error):
             raise
         raise UserError(
             f"target {name} in {dtype} with its drafters does not fit the memory of {device}; choose a smaller --target or --dtype"
         ) from None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def _load(name: str, folder: Path, device: str, dtype: torch.dtype, attention: str, drafter_files: Mapping[str, Path]) -> Loaded:
-    wide = name in SHAPES
-    try:
-        model, tokenizer = _read(folder, torch.float32 if wide else dtype, attention)
-    except (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        if _out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"target folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
-    model.eval().requires_grad_(False)
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {model.config.vocab_size}: they are not a pair")
-    try:
-        prompts.encode(tokenizer, ["A question?"], [])
-    except (TemplateError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the chat template of {folder} cannot be rendered ({reason}); repair it there") from None
-    sha = _sha256(folder)
-    if not wide:
-        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
-        return Loaded(name, model, tokenizer, folder, sha, drafter_files=drafter_files)
-    large = widened(model, SHAPES[name], name, device=device, dtype=dtype)
-    return Loaded(name, large, tokenizer, folder, sha, small=model, drafter_files=drafter_files)
-
-
-def _read(folder: Path, dtype: torch.dtype, attention: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, every tensor from the folder's safetensors files: those are what its identity is a hash of."""
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError("it holds no *.safetensors; convert other weights with save_pretrained")
-    refuse(AutoConfig.from_pretrained(folder, attn_implementation=attention))
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of misfits is many lines; ours is one
-    try:
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    model, report = loading
-    misfits = [(name, "is missing") for name in report["missing_keys"]]
-    misfits += [(name, "is unexpected") for name in report["unexpected_keys"]]
-    misfits += [(name, f"is {tuple(has)}, the config needs {tuple(needs)}") for name, has, needs in report["mismatched_keys"]]
-    if misfits:
-        name, what = min(misfits)
-        raise ValueError(f"{name} {what}; {len(misfits)} of its tensors do not match config.json")
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def check_device(device: str) -> None:
@@ -213,10 +193,3 @@ def check_device(device: str) -> None:
 def shipped_folder() -> Path:
     with as_file(files("specbench.targets") / SHIPPED) as folder:
         return folder
-
-
-def _sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from methods.core import weights
 from methods.core.errors import UserError
-from specbench import prompts, suites, targets
+from specbench import suites, targets
 from specbench.agreement import repetition
-from specbench.train import corpus, files, generate
+from specbench.train import corpus, files, generate, texts
+from specbench.train.chat import ChatFormat
 from specbench.train.target import FACTS
+from specbench.train.texts import Windows
 
 WINDOW = 1024
 REPETITIVE = 0.5  # an output counts as fallen into repetition when more of its 4-grams than this occurred before
@@ -70,28 +72,25 @@ The corpus `{corpus}`, sha256 `{corpus_sha256}` ({recorded}): {records:,} chat r
 {core}"""
 
 
-def write(folder: Path, corpus_file: Path, console: Console) -> None:
+def write(folder: Path, source: corpus.Source, console: Console) -> None:
     """Measure a target trained here and write ``MODEL_CARD.md`` beside it. Raises UserError for any other folder."""
     if not (folder / FACTS).is_file():
         raise UserError(f"{folder} holds no {FACTS}: a card is written for a target trained by specbench train target; pass its folder")
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
-    config, tokenizer = loaded.model.config, loaded.tokenizer
+    config = loaded.model.config
     trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    counts, categories = _licences(corpus_file)
-    corpus_sha256 = corpus.sha256(corpus_file)
+    counts, categories = _licences(source)
+    corpus_sha256 = corpus.sha256(source)
     recorded = trained.pop("corpus_sha256", None)
     if recorded not in (None, corpus_sha256):
-        raise UserError(
-            f"{folder} was trained on another corpus (sha256 {recorded[:12]}, {corpus_file} is {corpus_sha256[:12]}); pass that one"
-        )
+        raise UserError(f"{folder} was trained on another corpus (sha256 {recorded[:12]}, {source} is {corpus_sha256[:12]}); pass that one")
     drafters = _drafter_rows(folder, loaded.weights_sha256)
     console.print("measuring held-out loss")
-    held_T = corpus.token_stream(corpus_file, tokenizer.backend_tokenizer, held_out=True)
-    loss, bits = held_out(loaded, held_T)
+    chat = ChatFormat(loaded.chat, loaded.stop_ids)
+    held = texts.of_corpus(source, chat, held_out=True)
+    loss, bits = held_out(loaded, Windows(held, WINDOW))
     console.print("generating on held-out prompts")
-    asked = generate.prompts(tokenizer.backend_tokenizer, corpus_file, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
-    answers = generate.answers(loaded.model, asked, ANSWER_TOKENS, console)
-    repetitive = float(np.mean([repetition(answer) > REPETITIVE for answer in answers]))
+    answers = _answers(loaded, chat, source)
     card = TEMPLATE.format(
         parameters=loaded.parameters,
         layers=config.num_hidden_layers,
@@ -102,8 +101,8 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
         context=config.max_position_embeddings,
         loss=loss,
         bits=bits,
-        held_out_tokens=len(held_T),
-        repetitive=repetitive,
+        held_out_tokens=len(held.tokens_T),
+        repetitive=float(np.mean([repetition(answer) > REPETITIVE for answer in answers])),
         answers=len(answers),
         new_tokens=ANSWER_TOKENS,
         tokens=trained["steps"] * trained["batch_tokens"],
@@ -111,11 +110,11 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
         sha256=loaded.weights_sha256,
         drafters="\n".join(drafters),
         sample_tokens=SAMPLE_TOKENS,
-        samples="\n\n".join(_samples(loaded)),
+        samples="\n\n".join(_samples(loaded, chat)),
         records=sum(count for _, count in counts.values()),
         categories=", ".join(categories),
         licences="\n".join(f"| {licence} | {', '.join(sorted(names))} | {count:,} |" for licence, (names, count) in sorted(counts.items())),
-        corpus=corpus_file.name,
+        corpus=Path(source).name,
         corpus_sha256=corpus_sha256,
         recorded="the one trained on" if recorded else "given for this card; training kept no record of its corpus",
         core=CORE if corpus_sha256 == CORE_SHA256 else "",
@@ -126,14 +125,14 @@ def write(folder: Path, corpus_file: Path, console: Console) -> None:
 
 
 @torch.no_grad()
-def held_out(loaded: targets.Loaded, stream_T: np.ndarray) -> tuple[float, float]:
-    """Mean cross-entropy in nats a token and in bits a byte, over whole windows of the stream."""
+def held_out(loaded: targets.Loaded, windows: Windows) -> tuple[float, float]:
+    """Mean cross-entropy in nats a token and in bits a byte, over all windows of a text."""
     nats, tokens, size = 0.0, 0, 0
-    for start in sorted(corpus.window_starts(len(stream_T), WINDOW)):
-        row_T = corpus.windows(stream_T, np.array([start]), WINDOW)[0]
+    for number in range(len(windows)):
+        row_T = windows.tokens(np.array([number]), extra=1)[0]
         logits_TV = loaded.model(row_T[None, :-1]).logits[0]
         nats += F.cross_entropy(logits_TV.float(), row_T[1:], reduction="sum").item()
-        tokens += WINDOW
+        tokens += windows.seq
         size += len(_text(loaded, row_T[1:].tolist()).encode())
     return nats / tokens, nats / math.log(2) / size
 
@@ -144,22 +143,29 @@ def _text(loaded: targets.Loaded, ids: list[int]) -> str:
     return text
 
 
-def _samples(loaded: targets.Loaded) -> list[str]:
+def _answers(loaded: targets.Loaded, chat: ChatFormat, source: corpus.Source) -> list[list[int]]:
+    """Greedy ones to held-out prompts, as many of each category."""
+    asked = generate.prompts(chat, source, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
+    return [answer for batch in generate.batches(asked) for answer in generate.answers(loaded.model, chat, batch, ANSWER_TOKENS)]
+
+
+def _samples(loaded: targets.Loaded, chat: ChatFormat) -> list[str]:
     found = []
     for category in suites.TITLES:
         question = suites.load("mini", limit=1, categories=[category]).questions[0]
-        prompt = prompts.encode(loaded.tokenizer, question.turns[:1], [])
-        [answer_ids] = generate.answers(loaded.model, [prompt], SAMPLE_TOKENS, Console(quiet=True))
+        rendered = chat.render([{"role": "user", "content": question.turns[0]}], prompt=True)
+        assert rendered is not None, "the template was tried when the target was loaded"
+        [answer_ids] = generate.answers(loaded.model, chat, chat.encode([rendered]), SAMPLE_TOKENS)
         answer = " ".join(_text(loaded, answer_ids).split())
         found.append(f"**{suites.TITLES[category]}**: {' '.join(question.turns[0].split())[:160]}\n\n> {answer}")
     return found
 
 
-def _licences(corpus_file: Path) -> tuple[dict[str, tuple[set[str], int]], list[str]]:
+def _licences(source: corpus.Source) -> tuple[dict[str, tuple[set[str], int]], list[str]]:
     """Licence -> sources and number of records, and the categories, of all records trained on."""
     found: dict[str, tuple[set[str], int]] = {}
     categories: Counter[str] = Counter()
-    for record in corpus.read(corpus_file, held_out=False, needs=("license", "source", "category")):
+    for record in corpus.read(source, held_out=False, needs=("license", "source", "category")):
         names, count = found.get(record["license"], (set(), 0))
         found[record["license"]] = (names | {record["source"]}, count + 1)
         categories[record["category"]] += 1

@@ -1,12 +1,11 @@
 """Files that are there whole or not at all: work that is killed leaves nothing a rerun would trip over."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from methods.core.errors import UserError
 
@@ -41,12 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
 
 
-def kept(path: Path, make: Callable[[], np.ndarray], console: Console) -> np.ndarray:
-    """The array in the .npy file ``path``, memory-mapped; made and saved first where there is none."""
-    if not path.is_file():
-        console.print(f"making the {path.stem} text")
-        array = make()
-        with whole(path) as partial, partial.open("wb") as file:
-            np.save(file, array)
-    found: np.ndarray = np.load(path, mmap_mode="r")
-    return found
+def save(path: Path, array: np.ndarray) -> None:
+    """The array as a .npy file."""
+    with whole(path) as partial, partial.open("wb") as file:
+        np.save(file, array)

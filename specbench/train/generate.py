@@ -1,65 +1,122 @@
 """Text the target itself writes: what drafters are trained on last, since it is what they will have to guess."""
 
 import itertools
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from specbench.train import corpus
+from specbench.prompts import Message
+from specbench.train import corpus, files, texts
+from specbench.train.chat import ChatFormat, Tokens
+from specbench.train.world import World
 
 BATCH = 64
+ENCODED_AT_ONCE = 256
 
 
-def conversations(
+def write(
     model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    corpus_file: Path,
+    chat: ChatFormat,
+    asked: list[Tokens],
     *,
-    held_out: bool,
-    per_category: int,
-    max_prompt: int,
     max_new: int,
+    temperature: float,
+    folder: Path,
+    world: World,
     console: Console,
-) -> np.ndarray:
-    """Greedy answers to ``per_category`` prompts of every corpus category, as one uint16 token stream.
+) -> None:
+    """The target's answers to prompts, batch by batch into files of ``folder``; returns when all are there.
 
-    Prompts longer than ``max_prompt`` tokens are passed over; categories count alike, as they do in the benchmark.
+    The processes share the batches out, and a rerun writes only those that are missing. Each has a seed of its own, so that
+    they do not depend on who writes them.
     """
-    asked = prompts(tokenizer, corpus_file, held_out=held_out, per_category=per_category, max_prompt=max_prompt)
-    answered = answers(model, asked, max_new, console)
-    texts = [np.array(prompt + answer, dtype=np.uint16) for prompt, answer in zip(asked, answered, strict=True)]
-    return np.concatenate([texts[i] for i in np.random.default_rng(0).permutation(len(texts))])
+    files.folder(folder)
+    parts = batches(asked)
+    for number in range(world.rank, len(parts), world.size):
+        if not (path := _kept(folder, number)).is_file():
+            found = answers(model, chat, parts[number], max_new, temperature=temperature, seed=number)
+            with files.whole(path) as partial:
+                partial.write_text(json.dumps(found), encoding="ascii")
+        console.print(f"{folder.name}: answered {min(len(asked), (number + 1) * BATCH):,} of {len(asked):,} prompts")
+    world.wait()
 
 
-def prompts(tokenizer: Tokenizer, corpus_file: Path, *, held_out: bool, per_category: int, max_prompt: int) -> list[list[int]]:
-    """Token ids of prompts up to the assistant's turn, shortest first (so that batches pad little)."""
-    chosen = []
-    for conversations in corpus.prompts(corpus_file, held_out=held_out).values():
-        encoded = (tokenizer.encode(corpus.chat_text(asked) + "<|assistant|>", add_special_tokens=False).ids for asked in conversations)
-        chosen += list(itertools.islice((ids for ids in encoded if len(ids) <= max_prompt), per_category))
+def collect(chat: ChatFormat, asked: list[Tokens], folder: Path) -> Tokens:
+    """The prompts and what ``write`` left of answers to them, as one text."""
+    written = (json.loads(_kept(folder, number).read_text(encoding="ascii")) for number in range(len(batches(asked))))
+    answered = zip(asked, itertools.chain.from_iterable(written), strict=True)
+    return texts.packed([chat.answered(prompt, answer) for prompt, answer in answered])
+
+
+def batches(asked: list[Tokens]) -> list[list[Tokens]]:
+    return [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
+
+
+def _kept(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.json"
+
+
+def prompts(chat: ChatFormat, source: corpus.Source, *, held_out: bool, per_category: int, max_prompt: int) -> list[Tokens]:
+    """Prompts up to the assistant's turn, shortest first (so that batches pad little); categories count alike.
+
+    Those longer than ``max_prompt`` tokens are passed over, as are those the chat template does not take.
+    """
+    chosen: list[Tokens] = []
+    for conversations in corpus.prompts(source, held_out=held_out).values():
+        fitting = (tokens for tokens in _encoded(chat, conversations) if len(tokens.tokens_T) <= max_prompt)
+        chosen += itertools.islice(fitting, per_category)
     if not chosen:
-        raise corpus.too_small(corpus_file, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
-    return sorted(chosen, key=len)
+        raise corpus.too_small(source, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
+    return sorted(chosen, key=lambda tokens: len(tokens.tokens_T))
 
 
-def answers(model: PreTrainedModel, asked: list[list[int]], max_new: int, console: Console) -> list[list[int]]:
-    """The target's greedy answers, end token included where it came."""
-    found: list[list[int]] = []
-    for start in range(0, len(asked), BATCH):
-        found += _batch(model, asked[start : start + BATCH], max_new)
-        console.print(f"generated {len(found)}/{len(asked)} answers, {sum(map(len, found)):,} tokens")
-    return found
+def _encoded(chat: ChatFormat, conversations: Iterable[list[Message]]) -> Iterator[Tokens]:
+    rendered = (each for asked in conversations if (each := chat.render(asked, prompt=True)))
+    while batch := list(itertools.islice(rendered, ENCODED_AT_ONCE)):
+        yield from chat.encode(batch)
 
 
-def _batch(model: Any, asked: list[list[int]], max_new: int) -> list[list[int]]:
-    pad, end = model.config.pad_token_id, model.config.eos_token_id
-    longest = max(map(len, asked))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in asked], device=model.device)
-    out = model.generate(ids, attention_mask=(ids != pad).long(), do_sample=False, max_new_tokens=max_new, pad_token_id=pad)
-    rows = out[:, longest:].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+def answers(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, *, temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
+    """The target's answers, greedy or drawn at a temperature from its whole distribution; the end token included where it came.
+
+    Prompts too many for the device's memory are answered half by half.
+    """
+    try:
+        return _together(model, chat, asked, max_new, temperature, seed)
+    except torch.OutOfMemoryError:
+        if len(asked) == 1:
+            raise
+    halves = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    return [answer for half in halves for answer in answers(model, chat, half, max_new, temperature=temperature, seed=seed)]
+
+
+def _together(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, temperature: float, seed: int) -> list[list[int]]:
+    longest = max(len(prompt.tokens_T) for prompt in asked)
+    filler = min(chat.stops)  # never read: it is masked before a prompt, and cut off after an answer
+    ids = torch.full((len(asked), longest), filler)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(asked):
+        ids[row, longest - len(prompt.tokens_T) :] = torch.from_numpy(prompt.tokens_T.astype("int64"))
+        mask[row, longest - len(prompt.tokens_T) :] = 1
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    torch.manual_seed(seed)
+    out = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new,
+        pad_token_id=filler,
+        eos_token_id=sorted(chat.stops),
+        repetition_penalty=1.0,
+        **how,
+    )
+    return [_through_stop(row, chat.stops) for row in out[:, longest:].tolist()]
+
+
+def _through_stop(answer: list[int], stops: frozenset[int]) -> list[int]:
+    end = next((i for i, token in enumerate(answer) if token in stops), len(answer))
+    return answer[: end + 1]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from specbench.train import files
+from specbench.train.world import ALONE, World
 
 CHECKPOINT_EVERY_S = 120.0
+SAVING_SHARE = 20.0  # a checkpoint may take a twentieth of the time
+SCHEDULES = ("wsd", "cosine")  # warm-up, stable, decay; or warm-up and a cosine
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "out.weight")
 
 
@@ -34,9 +37,11 @@ def identity(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def rate(step: int, steps: int, warmup: float = 0.02, decay: float = 0.4) -> float:
-    """Warm-up, plateau, linear decay to a tenth: the factor on every learning rate at a step."""
+def rate(step: int, steps: int, schedule: str = "wsd", warmup: float = 0.02, decay: float = 0.4) -> float:
+    """The factor on every learning rate at a step: after warm-up either a plateau and linear decay to a tenth, or a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
+    if schedule == "cosine":
+        return rise * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     fall = min(1.0, (steps - step) / max(1.0, decay * steps))
     return rise * (0.1 + 0.9 * fall)
 
@@ -44,47 +49,75 @@ def rate(step: int, steps: int, warmup: float = 0.02, decay: float = 0.4) -> flo
 def fit(
     module: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    loss_at: Callable[[int], Tensor],
+    losses_at: Callable[[int], Iterable[Tensor]],
     *,
     steps: int,
     tokens_per_step: int,
     state_file: Path,
-    evaluate: Callable[[], str],
+    evaluate: Callable[[int], str],
     evaluate_every: int,
+    schedule: str = "wsd",
     clip: float = 1.0,
     console: Console,
+    world: World = ALONE,
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> None:
-    """Minimise ``loss_at(step)`` for ``steps`` steps; resumes from ``state_file`` exactly.
+    """Minimise the sum of ``losses_at(step)`` for ``steps`` steps; resumes from ``state_file`` exactly.
 
-    ``loss_at`` must be a pure function of the step (data order included): that is what makes a resumed run equal an
-    undisturbed one. ``evaluate`` returns the line that is printed every ``evaluate_every`` steps and at the end.
+    Each loss is backpropagated before the next is asked for; in a world of several processes they are this one's, and their
+    gradients are summed by then (``World.parallel``). They must be a pure function of the step, data order included: that is
+    what makes a resumed run equal an undisturbed one. ``evaluate(step)`` returns the line that is printed every
+    ``evaluate_every`` steps and at the end; ``log`` is told each step's numbers. Both are the leader's alone.
     """
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     start = _restore(module, optimizers, state_file)
+    world.wait()  # the leader writes that file again
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("starting", total=steps, completed=start)
-        saved = began = time.monotonic()
+        pause, saved = CHECKPOINT_EVERY_S, time.monotonic()
+        began = saved
         for step in range(start, steps):
+            factor = rate(step, steps, schedule)
             for optimizer, rates in zip(optimizers, base, strict=True):
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = lr * rate(step, steps)
-            torch.manual_seed(step)  # whatever noise the loss draws belongs to the step, not to the process
-            loss = loss_at(step)
-            if not math.isfinite(value := loss.item()):
-                raise FloatingPointError(f"loss is {value} at step {step}")
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                    group["lr"] = lr * factor
+            value = _advance(module, optimizers, losses_at, step, clip, world)
             speed = (step + 1 - start) * tokens_per_step / (time.monotonic() - began)
             progress.update(bar, advance=1, description=f"loss {value:.3f}  {speed:,.0f} tokens/s")
+            if not world.leads:
+                continue
+            log(step + 1, {"loss": value, "rate": factor, "tokens per second": speed})
             if (step + 1) % evaluate_every == 0 or step + 1 == steps:
-                progress.console.print(f"step {step + 1}/{steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {evaluate()}")
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S or step + 1 == steps:
+                progress.console.print(f"step {step + 1}/{steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {evaluate(step + 1)}")
+            if (now := time.monotonic()) - saved > pause or step + 1 == steps:
                 save_state(module, optimizers, step + 1, state_file)
                 saved = time.monotonic()
+                pause = max(CHECKPOINT_EVERY_S, SAVING_SHARE * (saved - now))
+    world.wait()
+
+
+def _advance(
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    losses_at: Callable[[int], Iterable[Tensor]],
+    step: int,
+    clip: float,
+    world: World,
+) -> float:
+    """One step; its loss."""
+    torch.manual_seed(step)  # whatever noise the loss draws belongs to the step, not to the process
+    total = torch.zeros((), device=next(module.parameters()).device)
+    for loss in losses_at(step):
+        (loss * world.size).backward()  # what a parallel module exchanges is averaged
+        total += loss.detach()
+    if not math.isfinite(value := world.sum(total).item()):
+        raise FloatingPointError(f"loss is {value} at step {step}")
+    nn.utils.clip_grad_norm_(module.parameters(), clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return value
 
 
 def save_state(module: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:

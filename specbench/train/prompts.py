@@ -8,16 +8,16 @@ from rich.console import Console
 from specbench.train import corpus, files
 
 
-def write(corpus_file: Path, out: Path, per_category: int, console: Console) -> None:
+def write(source: corpus.Source, out: Path, per_category: int, console: Console) -> None:
     """Write ``per_category`` held-out prompts of one turn for each corpus category to ``out``, in Spec-Bench's schema."""
     files.writable(out)
     rows = []
-    for category, conversations in sorted(corpus.prompts(corpus_file, held_out=True).items()):
+    for category, conversations in sorted(corpus.prompts(source, held_out=True).items()):
         asked = [messages[0]["content"] for messages in conversations if [m["role"] for m in messages] == ["user"]]
         for number, text in enumerate(asked[:per_category]):
             rows.append({"question_id": f"{category}-{number}", "category": category, "turns": [text]})
     if not rows:
-        raise corpus.too_small(corpus_file, "held-out prompts of one user turn")
+        raise corpus.too_small(source, "held-out prompts of one user turn")
     with files.whole(out) as partial:
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     console.print(f"wrote {len(rows)} prompts to {out}")

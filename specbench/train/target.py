@@ -16,7 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import unknown
 from specbench.environment import environment
-from specbench.train import corpus, files, loop, tokenizer
+from specbench.prompts import Chat
+from specbench.train import corpus, files, loop, texts, tokenizer
+from specbench.train.chat import ChatFormat, Tokens
+from specbench.train.texts import Windows
 
 FACTS = "training.json"  # beside the weights: how they were trained
 
@@ -46,7 +49,7 @@ PRESETS = {
 }
 
 
-def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, console: Console) -> None:
+def train(preset_name: str, source: corpus.Source, out: Path, *, device: str, console: Console) -> None:
     """Train tokenizer and model of a preset and save both in ``out`` as a transformers checkpoint.
 
     Work in progress (tokenizer, token streams, optimiser state) is kept beneath ``out``: the same command resumes.
@@ -54,34 +57,32 @@ def train(preset_name: str, corpus_file: Path, out: Path, *, device: str, consol
     if preset_name not in PRESETS:
         raise unknown("target preset", preset_name, PRESETS)
     preset = PRESETS[preset_name]
-    corpus_sha256 = corpus.sha256(corpus_file)
+    corpus_sha256 = corpus.sha256(source)
     work = files.folder(out / f"work-{loop.identity({'corpus': corpus_sha256, **asdict(preset)})}")
-    tok, train_T, held_T = _data(preset, corpus_file, work, console)
+    tok, text, held = _data(preset, source, work, console)
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(config(preset, tok), attn_implementation="sdpa").to(device)
     steps = preset.tokens // preset.batch_tokens
-    starts = {seq: corpus.window_starts(len(train_T), seq) for seq in (preset.seq, preset.long_seq)}
-    corpus.window_starts(len(held_T), preset.seq)  # too little to evaluate on must not come out at the first evaluation
+    windows = {seq: Windows(text, seq) for seq in (preset.seq, preset.long_seq)}
+    held_out = Windows(held, preset.seq)
     long_from = int(steps * (1 - preset.long_share))
 
     def batch(step: int) -> Tensor:
         seq = preset.long_seq if step >= long_from else preset.seq
         rows = max(1, preset.batch_tokens // seq)
-        chosen = starts[seq].take(np.arange(step * rows, (step + 1) * rows), mode="wrap")
-        return corpus.windows(train_T, chosen, seq).to(device)
+        return windows[seq].tokens(windows[seq].numbers(step * rows, rows), extra=1).to(device)
 
     language_loss = _loss(model)
     compiler = device != "cpu" or shutil.which("c++")  # inductor needs one on a CPU
     fast_loss = torch.compile(language_loss, dynamic=False) if compiler else language_loss
 
-    def evaluate() -> str:
-        loss = held_out_loss(language_loss, held_T, preset.seq, device)
-        return f"held-out loss {loss:.4f}"
+    def evaluate(step: int) -> str:
+        return f"held-out loss {held_out_loss(language_loss, held_out, device):.4f}"
 
     loop.fit(
         model,
         loop.optimizers(model, preset.lr),
-        lambda step: fast_loss(batch(step)),
+        lambda step: [fast_loss(batch(step))],
         steps=steps,
         tokens_per_step=preset.batch_tokens,
         state_file=work / "state.pt",
@@ -116,12 +117,12 @@ def config(preset: Preset, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaConfi
     )
 
 
-def held_out_loss(language_loss: Callable[[Tensor], Tensor], held_T: np.ndarray, seq: int, device: str, rows: int = 64) -> float:
+def held_out_loss(language_loss: Callable[[Tensor], Tensor], held_out: Windows, device: str, rows: int = 64) -> float:
     """Mean cross-entropy a token over ``rows`` held-out windows."""
-    chosen = corpus.window_starts(len(held_T), seq)[:rows]
+    chosen = held_out.numbers(0, min(rows, len(held_out)))
     with torch.no_grad():
         losses = [
-            language_loss(corpus.windows(held_T, part, seq).to(device)).item() for part in np.array_split(chosen, max(1, len(chosen) // 8))
+            language_loss(held_out.tokens(part, extra=1).to(device)).item() for part in np.array_split(chosen, max(1, len(chosen) // 8))
         ]
     return float(np.mean(losses))
 
@@ -135,19 +136,17 @@ def _loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
     return language_loss
 
 
-def _data(
-    preset: Preset, corpus_file: Path, work: Path, console: Console
-) -> tuple[tokenizer.PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
+def _data(preset: Preset, source: corpus.Source, work: Path, console: Console) -> tuple[tokenizer.PreTrainedTokenizerFast, Tokens, Tokens]:
     if (work / "tokenizer.json").is_file():
         tok = tokenizer.PreTrainedTokenizerFast.from_pretrained(work)
     else:
         console.print("training the tokenizer")
-        tok = tokenizer.train(corpus_file, preset.vocab)
+        tok = tokenizer.train(source, preset.vocab)
         tok.save_pretrained(work)
+    chat = ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
     streams = []
     for name, held_out in (("train", False), ("held_out", True)):
-        make = partial(corpus.token_stream, corpus_file, tok.backend_tokenizer, held_out=held_out)
-        streams.append(files.kept(work / f"{name}.npy", make, console))
-        console.print(f"{name}: {len(streams[-1]):,} tokens")
-    train_T, held_T = streams
-    return tok, train_T, held_T
+        streams.append(texts.kept(work, name, partial(texts.of_corpus, source, chat, held_out=held_out), console))
+        console.print(f"{name}: {len(streams[-1].tokens_T):,} tokens")
+    text, held = streams
+    return tok, text, held

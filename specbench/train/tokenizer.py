@@ -1,7 +1,6 @@
 """The shipped target's tokenizer: byte-level BPE with one token a chat role."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +14,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(corpus_file: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+def train(source: corpus.Source, vocab_size: int) -> PreTrainedTokenizerFast:
     """Learn the pieces from the corpus' training half; digits stay single, as in Llama."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Split(Regex(r"\d"), "isolated")
@@ -23,7 +22,7 @@ def train(corpus_file: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(_texts(corpus_file), trainer)
+    bpe.train_from_iterator(_texts(source), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<|bos|>",
@@ -34,7 +33,7 @@ def train(corpus_file: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _texts(corpus_file: Path) -> Iterator[str]:
-    for record in corpus.read(corpus_file, held_out=False):
+def _texts(source: corpus.Source) -> Iterator[str]:
+    for record in corpus.read(source, held_out=False):
         for message in record["messages"]:
             yield message["content"]

@@ -15,7 +15,9 @@ def tune(
     suite_file: Annotated[
         Path | None, typer.Option(help="Tuning prompts, JSONL of Spec-Bench's schema; `specbench held-out` makes one.")
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(help="Or a training corpus, whose held-out prompts are taken.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE|hf:ID", help="Or chat records to train on, whose held-out prompts are taken.")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts at most, as many of each category.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer recorded, in tokens.")] = 64,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
@@ -34,7 +36,7 @@ def tune(
     from specbench.tune.run import Options, run
 
     console = Console()
-    options = Options(method or (), target, dtype, device, backend, suite_file, corpus, prompts, max_new_tokens)
+    options = Options(method or (), target, dtype, device, backend, suite_file, data, prompts, max_new_tokens)
     check_writable(out.parent if out else RESULTS)
     tuning = run(options, console)
     facts = tuning.facts

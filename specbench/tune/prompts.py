@@ -15,22 +15,23 @@ from specbench import suites
 from specbench.suites import Suite
 from specbench.suites.suite import select
 from specbench.train.cli import HELD_OUT_PROMPTS
+from specbench.train.corpus import Source
 
 
-def load(suite_file: Path | None, corpus: Path | None, count: int, console: Console) -> Suite:
+def load(suite_file: Path | None, data: Source | None, count: int, console: Console) -> Suite:
     """About ``count`` prompts of one turn, as many of each category, from a suite file or from a corpus' held-out records.
 
     Raises UserError for any question of ``mini`` or Spec-Bench: numbers on a test set that chose the options say nothing.
     """
-    if (suite_file is None) == (corpus is None):
+    if (suite_file is None) == (data is None):
         raise UserError(
             "tuning needs prompts that no result is reported on: pass either --suite-file FILE (`specbench held-out` makes one) "
-            "or --corpus FILE"
+            "or --data FILE"
         )
     if count < 1:
         raise UserError(f"--prompts is {count}; it must be at least 1")
-    whole = _whole(suite_file, corpus, console)
-    _refuse_test_sets(whole, str(suite_file or corpus))
+    whole = _whole(suite_file, data, console)
+    _refuse_test_sets(whole, str(suite_file or data))
     categories = Counter(question.category for question in whole.questions)
     chosen = select(whole, limit=max(1, count // len(categories)), categories=())
     return replace(chosen, questions=tuple(replace(question, turns=question.turns[:1]) for question in chosen.questions[:count]))
@@ -42,14 +43,14 @@ def write(suite: Suite, path: Path) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _whole(suite_file: Path | None, corpus: Path | None, console: Console) -> Suite:
-    if corpus is None:
+def _whole(suite_file: Path | None, data: Source | None, console: Console) -> Suite:
+    if data is None:
         return suites.load("file", suite_file=suite_file)
     from specbench.train import prompts
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "held_out.jsonl"
-        prompts.write(corpus, made, HELD_OUT_PROMPTS, console)
+        prompts.write(data, made, HELD_OUT_PROMPTS, console)
         return suites.load("file", suite_file=made)
 
 
@@ -70,5 +71,5 @@ def _refuse_test_sets(suite: Suite, source: str) -> None:
         if found in mini or found in spec_bench:
             raise UserError(
                 f"{source}, question {question.id}, is {'the suite mini' if found in mini else 'Spec-Bench'}'s, and tuning on the test set "
-                "makes its results worthless; use other prompts: specbench held-out --corpus FILE --out FILE"
+                "makes its results worthless; use other prompts: specbench held-out --data FILE --out FILE"
             )

@@ -17,7 +17,7 @@ from methods.core.backend import DEFAULT_BACKEND, EAGER, Backend, backend
 from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import prompts, targets
+from specbench import targets
 from specbench.environment import environment, git_state
 from specbench.memory import make_room
 from specbench.options import Options as RunOptions
@@ -43,7 +43,7 @@ class Options:
     device: str | None = None
     backend: str | None = None
     suite_file: Path | None = None
-    corpus: Path | None = None
+    data: str | None = None
     prompts: int = 20
     max_new_tokens: int = 64
 
@@ -82,7 +82,7 @@ def run(options: Options, console: Console) -> Tuning:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     targets.check_device(device)
     chosen = backend(options.backend or DEFAULT_BACKEND, torch.device(device))
-    suite = tuning_prompts.load(options.suite_file, options.corpus, options.prompts, console)
+    suite = tuning_prompts.load(options.suite_file, options.data, options.prompts, console)
     name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     with targets.within_memory(name, dtype, device):
         choices, facts, note = _chosen(options, suite, name, dtype, device, chosen, console)
@@ -98,7 +98,7 @@ def _chosen(
 ) -> tuple[list[Choice], dict[str, str | int], str]:
     """The choices, the config file's facts and the target's note; nothing that keeps the target in memory, which the check loads again."""
     loaded = targets.load(name, device=device, dtype=dtype, attention="sdpa")
-    asked = [prompts.encode(loaded.tokenizer, question.turns, []) for question in suite.questions]
+    asked = [loaded.chat.encode(question.turns, []) for question in suite.questions]
     spaces = _spaces(options.methods, loaded, device)
     room = max(options.max_new_tokens, cost.ROUND_TOKENS)
     if max(map(len, asked)) + room > loaded.model.config.max_position_embeddings:
@@ -121,7 +121,7 @@ def _spaces(names: Sequence[str], loaded: Loaded, device: str) -> dict[str, tupl
         if resolved.method.weights and trained is None and not names:
             continue
         if resolved.method.weights and trained is None:
-            raise UserError(f"{name} needs trained {resolved.method.weights} weights for {loaded.name}; leave it out or train them")
+            raise UserError(f"{name} {registry.lacking(resolved.method)}; or leave it out")
         found[name] = resolved, settings.space_of(resolved, trained)
     return found
 
@@ -137,7 +137,7 @@ def _answers(
     """The greedy answers with every method's guesses at its largest tree; the eager back end gives the same tokens and can be watched."""
     target = Target(loaded.model, capacity=capacity, backend=EAGER)
     watched = {name: _watch(target, loaded, resolved, space) for name, (resolved, space) in spaces.items()}
-    sampling = Sampling(options.max_new_tokens, stop_ids=prompts.stop_ids(loaded.model, loaded.tokenizer))
+    sampling = Sampling(options.max_new_tokens, stop_ids=loaded.stop_ids)
     title = f"recording what {', '.join(watched)} draft at every token"
     return [record(target, watched, prompt, sampling) for prompt in track(asked, title, console=console)]
 
@@ -147,7 +147,8 @@ def _watch(target: Target, loaded: Loaded, resolved: Resolved, space: Space) -> 
     drafter, _ = cost.built(target, resolved, trained, space.largest)
     if space.depths:
         return WatchedGrown(drafter, WIDTHS[-1])
-    return WatchedFixed(drafter, range(space.most + 1) if trained is None else static_order(trained.rank_accuracy, space.most))
+    choices = trained.choices(space.most) if trained else ()
+    return WatchedFixed(drafter, static_order(choices) if choices else range(space.most + 1))  # a chain is drafted from its beginning
 
 
 def _choices(

@@ -1,0 +1,175 @@
+"""The model families that people run Spec-Bench on: how each is talked to, where its answers stop, who drafts for it.
+
+A drafter is listed where its authors published it for that very target, or, under ``sps``, where a smaller model shares its tokenizer.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.prompts import CHAT
+
+
+@dataclass(frozen=True)
+class Family:
+    """``targets``: hub id -> kind of drafter -> the drafter's hub id. ``stops``: tokens that end an answer, whatever the config lists."""
+
+    title: str
+    targets: Mapping[str, Mapping[str, str]]
+    template: str = CHAT
+    stops: tuple[str, ...] = ()
+    legacy: bool = False  # a tokenizer from before transformers 4.31, which puts a space before text that follows a special token
+
+
+LLAMA_3_SMALL = {"sps": "meta-llama/Llama-3.2-1B-Instruct"}
+QWEN_2_SMALL = {"sps": "Qwen/Qwen2-0.5B-Instruct"}
+QWEN_2_5_SMALL = {"sps": "Qwen/Qwen2.5-0.5B-Instruct"}
+QWEN_3_SMALL = {"sps": "Qwen/Qwen3-0.6B"}
+
+FAMILIES = (
+    Family(
+        "Vicuna v1.3",
+        {
+            "lmsys/vicuna-7b-v1.3": {
+                "medusa": "FasterDecoding/medusa-vicuna-7b-v1.3",
+                "hydra": "ankner/hydra-vicuna-7b-v1.3",
+                "eagle": "yuhuili/EAGLE-Vicuna-7B-v1.3",
+                "sps": "double7/vicuna-68m",
+            },
+            "lmsys/vicuna-13b-v1.3": {
+                "medusa": "FasterDecoding/medusa-vicuna-13b-v1.3",
+                "hydra": "ankner/hydra-vicuna-13b-v1.3",
+                "eagle": "yuhuili/EAGLE-Vicuna-13B-v1.3",
+                "eagle3": "yuhuili/EAGLE3-Vicuna1.3-13B",
+                "sps": "double7/vicuna-68m",
+            },
+            "lmsys/vicuna-33b-v1.3": {
+                "medusa": "FasterDecoding/medusa-vicuna-33b-v1.3",
+                "hydra": "ankner/hydra-vicuna-33b-v1.3",
+                "eagle": "yuhuili/EAGLE-Vicuna-33B-v1.3",
+                "sps": "double7/vicuna-68m",
+            },
+        },
+        template="vicuna_v1.1",
+        stops=("</s>",),
+        legacy=True,
+    ),
+    Family(
+        "Llama 2 Chat",
+        {
+            "meta-llama/Llama-2-7b-chat-hf": {"eagle": "yuhuili/EAGLE-llama2-chat-7B", "sps": "JackFram/llama-68m"},
+            "meta-llama/Llama-2-13b-chat-hf": {"eagle": "yuhuili/EAGLE-llama2-chat-13B", "sps": "JackFram/llama-68m"},
+            "meta-llama/Llama-2-70b-chat-hf": {"eagle": "yuhuili/EAGLE-llama2-chat-70B", "sps": "JackFram/llama-68m"},
+        },
+        stops=("</s>",),
+    ),
+    Family(
+        "Llama 3 Instruct",
+        {
+            "meta-llama/Meta-Llama-3-8B-Instruct": {"eagle": "yuhuili/EAGLE-LLaMA3-Instruct-8B"},
+            "meta-llama/Meta-Llama-3-70B-Instruct": {
+                "eagle": "yuhuili/EAGLE-LLaMA3-Instruct-70B",
+                "sps": "meta-llama/Meta-Llama-3-8B-Instruct",
+            },
+        },
+        stops=("<|eot_id|>",),
+    ),
+    Family(
+        "Llama 3.1, 3.2 and 3.3 Instruct",
+        {
+            "meta-llama/Llama-3.1-8B-Instruct": {
+                "eagle": "yuhuili/EAGLE-LLaMA3.1-Instruct-8B",
+                "eagle3": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B",
+                **LLAMA_3_SMALL,
+            },
+            "meta-llama/Llama-3.1-70B-Instruct": LLAMA_3_SMALL,
+            "meta-llama/Llama-3.2-1B-Instruct": {},
+            "meta-llama/Llama-3.2-3B-Instruct": LLAMA_3_SMALL,
+            "meta-llama/Llama-3.3-70B-Instruct": {"eagle3": "yuhuili/EAGLE3-LLaMA3.3-Instruct-70B", **LLAMA_3_SMALL},
+        },
+        stops=("<|eot_id|>",),
+    ),
+    Family(
+        "Qwen2 Instruct",
+        {
+            "Qwen/Qwen2-0.5B-Instruct": {},
+            "Qwen/Qwen2-1.5B-Instruct": QWEN_2_SMALL,
+            "Qwen/Qwen2-7B-Instruct": {"eagle": "yuhuili/EAGLE-Qwen2-7B-Instruct", **QWEN_2_SMALL},
+            "Qwen/Qwen2-72B-Instruct": {"eagle": "yuhuili/EAGLE-Qwen2-72B-Instruct", **QWEN_2_SMALL},
+        },
+        stops=("<|im_end|>",),
+    ),
+    Family(
+        "Qwen2.5 Instruct",
+        {
+            "Qwen/Qwen2.5-0.5B-Instruct": {},
+            "Qwen/Qwen2.5-1.5B-Instruct": QWEN_2_5_SMALL,
+            "Qwen/Qwen2.5-3B-Instruct": QWEN_2_5_SMALL,
+            "Qwen/Qwen2.5-7B-Instruct": QWEN_2_5_SMALL,
+            "Qwen/Qwen2.5-14B-Instruct": {"eagle": "Zjcxy-SmartAI/Eagle-Qwen2.5-14B-Instruct", **QWEN_2_5_SMALL},
+            "Qwen/Qwen2.5-32B-Instruct": QWEN_2_5_SMALL,
+            "Qwen/Qwen2.5-72B-Instruct": QWEN_2_5_SMALL,
+        },
+        stops=("<|im_end|>",),
+    ),
+    Family(
+        "Qwen3",
+        {
+            "Qwen/Qwen3-0.6B": {},
+            "Qwen/Qwen3-1.7B": {"eagle3": "AngelSlim/Qwen3-1.7B_eagle3", **QWEN_3_SMALL},
+            "Qwen/Qwen3-4B": {"eagle3": "AngelSlim/Qwen3-4B_eagle3", **QWEN_3_SMALL},
+            "Qwen/Qwen3-8B": {"eagle3": "AngelSlim/Qwen3-8B_eagle3", **QWEN_3_SMALL},
+            "Qwen/Qwen3-14B": {"eagle3": "AngelSlim/Qwen3-14B_eagle3", **QWEN_3_SMALL},
+            "Qwen/Qwen3-32B": {"eagle3": "AngelSlim/Qwen3-32B_eagle3", **QWEN_3_SMALL},
+        },
+        stops=("<|im_end|>",),
+    ),
+    Family(
+        "Mistral 7B Instruct",  # v0.1 has sliding windows, whose cache cannot be rolled back
+        {"mistralai/Mistral-7B-Instruct-v0.2": {}, "mistralai/Mistral-7B-Instruct-v0.3": {}},
+        stops=("</s>",),
+    ),
+)
+OTHER = Family("", {})  # what holds of a target the table does not know
+
+
+def ids() -> list[str]:
+    """Every hub id of the table."""
+    return [identity for family in FAMILIES for identity in family.targets]
+
+
+def family_of(target: str) -> Family:
+    """A target's row, or ``OTHER``; ``target`` is a hub id or a folder."""
+    known = _known(target)
+    return next((family for family in FAMILIES if known in family.targets), OTHER)
+
+
+def drafter_of(target: str, kind: str) -> str | None:
+    """The hub id of the drafter of that kind known for a target, given by hub id or folder; None where none is."""
+    return family_of(target).targets.get(_known(target) or "", {}).get(kind)
+
+
+def _known(target: str) -> str | None:
+    """The table's hub id of a target. A folder is known by its name, by the hub's cache around it, or by what its config was saved as."""
+    if not Path(target).is_dir():
+        return {_key(identity): identity for identity in ids()}.get(_key(target))
+    names = {_key(identity).rpartition("/")[2]: identity for identity in ids()}
+    found = (names.get(_key(name).rpartition("/")[2]) for name in _names(Path(target)))
+    return next((identity for identity in found if identity), None)
+
+
+def _names(folder: Path) -> list[str]:
+    """What a folder may be called."""
+    cache = [part.rpartition("--")[2] for part in folder.absolute().parts if part.startswith("models--")]
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):  # a checkpoint without a config is refused elsewhere, in its own words
+        saved = None
+    return [folder.absolute().name, *cache, *([saved] if isinstance(saved, str) else [])]
+
+
+def _key(name: str) -> str:
+    """Case aside, and without the prefix that Meta's repositories lost when they were renamed."""
+    owner, slash, own = name.lower().rpartition("/")
+    return f"{owner}{slash}{own.removeprefix('meta-')}"
