@@ -46,6 +46,7 @@ class MethodFacts:
     acceptance: str
     weights_sha256: str | None
     backend: str = "eager"
+    state: str = ""  # what is kept from one turn to the next
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,10 @@ def trained(kind, model, **architecture):
 
 
 def build(name, target, **options):
-    """A method of the table with random weights; ``options`` are those of ``--set``."""
-    resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
-    architecture = {key: options[key] for key in ("heads", "prefix") if key in options}
+    """A method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
+    architecture = {key: options[key] for key in ("heads", "prefix", "layers") if key in options}
+    given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
+    resolved = registry.resolve(name, given, "cpu")
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
     return registry.build(resolved, target, weights)
 

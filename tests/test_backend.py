@@ -35,6 +35,8 @@ from methods.registry import METHODS
 
 SWITCHES = [
     *((name, {}) for name in METHODS),
+    ("hydra", {"prefix": "none"}),
+    ("recycling", {"scope": "session"}),
     *(("s4c", options) for options in ({"tree": "fresh"}, {"prefix": "none"}, {"recycle": "on", "nodes": 9})),
 ]
 

@@ -17,6 +17,7 @@ QUIET = Console(quiet=True)
 ARCHITECTURES = [
     ("medusa", {}),
     ("eagle", {}),
+    *(("hydra", {"layers": n, "prefix": p}) for n, p in ((4, "layer"), (1, "none"))),
     *(("s4c", {"heads": h, "prefix": p}) for h, p in (("recurrent", "layer"), ("hydra", "none"))),
 ]
 
@@ -80,11 +81,11 @@ def test_the_loss_goes_down(kind, architecture, tmp_path):
 def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
     """Recomputed position by position from what ``levels`` guesses; its noise off."""
     code, batch = importlib.import_module(f"methods.{kind}"), text_batch()
-    if kind != "medusa":
+    if hasattr(code, "FEATURE_NOISE"):
         monkeypatch.setattr(code, "FEATURE_NOISE", 0.0)
     module, width = fresh_module(kind, architecture), batch.tokens_BT.shape[1]
     places, tokens, features = [2, width + 7, 2 * width + 30], batch.tokens_BT.flatten(), batch.features_BTD.flatten(0, 1)
-    count = {"medusa": 4, "eagle": 1, "s4c": 5}[kind]
+    count = {"medusa": 4, "eagle": 1, "hydra": 4, "s4c": 5}[kind]
     expected = 0.0
     with torch.no_grad():
         for level, guess in enumerate(module.levels(batch, torch.tensor(places), count), start=1):
@@ -94,6 +95,9 @@ def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
                     expected += 0.8**level * -logq_V[tokens[t + level + 1]] / 3
                 else:
                     p_V = torch.softmax(batch.lm_head(features[t + level]), dim=-1)
+                    if kind == "hydra":
+                        expected -= (p_V * logq_V).sum() / 3
+                        continue
                     apart_D = (guess.state_PD[i] - features[t + level]).abs()
                     smooth_l1 = torch.where(apart_D < 1, 0.5 * apart_D**2, apart_D - 0.5).mean()
                     expected += 0.35 ** (level - 1) * (smooth_l1 - (p_V * logq_V).sum()) / 3

@@ -6,11 +6,11 @@ from safetensors.torch import save_file
 from small_models import RANK_ACCURACY, SHAPE, small_model, trained
 from transformers import LlamaConfig
 
-from methods import eagle, medusa, s4c
+from methods import eagle, hydra, medusa, s4c
 from methods.core import weights
 from methods.core.errors import UserError
 
-CODE = {"medusa": medusa, "eagle": eagle, "s4c": s4c}
+CODE = {"medusa": medusa, "eagle": eagle, "hydra": hydra, "s4c": s4c}
 
 
 def load(path, kind, config=None):
@@ -34,7 +34,8 @@ def refusal(path, kind, config=None):
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture"), [("medusa", {}), ("eagle", {}), ("s4c", {"heads": "hydra", "prefix": "none", "depth": 3})]
+    ("kind", "architecture"),
+    [("medusa", {}), ("eagle", {}), ("hydra", {"layers": 2}), ("s4c", {"heads": "hydra", "prefix": "none", "depth": 3})],
 )
 def test_what_is_saved_is_loaded(kind, architecture, tmp_path):
     path, module = saved(tmp_path, kind, **architecture)

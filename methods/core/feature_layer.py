@@ -4,6 +4,8 @@ Row i pairs the target's feature at token i with the embedding of token i + 1; i
 token i + 1, from which the target's own head guesses token i + 2.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedConfig
@@ -59,14 +61,23 @@ class FeatureLayer(nn.Module):
         return self.body(inputs_embeds=self.fold(embeddings_BTD, features_BTD), use_cache=False).last_hidden_state
 
 
+class ReadingLayer(Protocol):
+    """One decoder layer, the ``body``, and how what it reads of a token becomes its input."""
+
+    config: LlamaConfig
+    body: LlamaModel
+
+    def fold(self, embeddings_ND: Tensor, features_ND: Tensor) -> Tensor: ...
+
+
 class FeatureStream:
-    """A feature layer reading along while a text is decoded: true features of committed tokens, each read once.
+    """A layer reading along while a text is decoded: true features of committed tokens, each read once.
 
     ``layer`` was made ready by the target's back end. What ``read`` writes becomes live by ``settle``, so that drafting is a
     piece that may be run twice.
     """
 
-    def __init__(self, layer: FeatureLayer, target: Target):
+    def __init__(self, layer: ReadingLayer, target: Target):
         self.layer, self.embed = layer, target.embed
         self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache

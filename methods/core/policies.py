@@ -6,6 +6,7 @@ expanded and which are handed to the target. Both policies run on the device wit
 Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -121,14 +122,20 @@ class StaticTree:
         self._levels = {torch.device("cpu"): levels}
 
     def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
+        def ranked(tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+            return step(tokens_W, rows_W, level).topk(self.width).indices
+
+        return self.fill(root, logits_WV.topk(self.width).indices, ranked)
+
+    def fill(self, root: Tensor, guess_WK: Tensor, ranked: Callable[[Tensor, Tensor, int], Tensor]) -> DraftTree:
+        """The tree from guessed tokens by rank, K at least its width; ``ranked`` is a ``Step`` that gives such tokens, not logits."""
         tokens, parent_rows = [root[None]], 1
-        for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(logits_WV.device), start=1):
-            guess_WK = logits_WV.topk(self.width).indices.expand(parent_rows, -1)
-            tokens.append(guess_WK[rows, ranks])
+        for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(guess_WK.device), start=1):
+            tokens.append(guess_WK.expand(parent_rows, -1)[rows, ranks])
             parent_rows = len(expanded)
             if depth < self.depth:
-                logits_WV = step(tokens[-1][expanded], expanded_rows, depth)
-        return DraftTree(torch.cat(tokens), shape_of(self.parents, logits_WV.device))
+                guess_WK = ranked(tokens[-1][expanded], expanded_rows, depth)
+        return DraftTree(torch.cat(tokens), shape_of(self.parents, guess_WK.device))
 
     def _on(self, device: torch.device) -> list[_Level]:
         if device not in self._levels:

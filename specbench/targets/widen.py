@@ -34,9 +34,14 @@ AXES = {
     "mix.weight": ("stream", "stream"),  # S4C's heads
     "mix.bias": ("stream",),
     "project.weight": ("stream", "stream"),
-    "linear.weight": ("stream", "stream"),  # Medusa's heads
+    "linear.weight": ("stream", "stream"),  # Medusa's and Hydra's heads
     "linear.bias": ("stream",),
+    "residual.weight": ("stream", "stream"),  # Hydra's
+    "residual.bias": ("stream",),
+    "again.weight": ("stream", "stream"),
+    "again.bias": ("stream",),
     "out.weight": ("vocab", "stream"),
+    "out.bias": ("vocab",),
 }
 SPREAD = 0.02  # standard deviation of the filler weights
 NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
@@ -100,9 +105,9 @@ def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_con
     for name, parameter in large.named_parameters():
         axes = next((kinds for suffix, kinds in AXES.items() if name.endswith(suffix)), None)
         assert axes is not None, f"no axes known for {name}"
-        if name == "lm_head.bias":
+        if axes == ("vocab",):
             parameter.fill_(NEVER)
-            parameter[: small_config.vocab_size] = 0.0
+            parameter[: small_config.vocab_size] = source[name].to(parameter) if name in source else 0.0
         elif parameter.ndim == 1:
             _fill_vector(parameter, source.get(name), "norm" in name, config, small_config)
         else:
