@@ -8,26 +8,31 @@ by the target's own matrix, these go straight to the vocabulary through matrices
 Shape letters: P rows, D width, X = (i + 1) D what head i reads, V vocabulary.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaModel, PreTrainedConfig
+from transformers import LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureStream, layer_config
-from methods.core.policies import TreePolicy, best_static_tree, check_tree
+from methods.core.policies import TreePolicy, check_tree
+from methods.core.published import CONFIG, Checkpoint
 from methods.core.target import Scores, Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
+from methods.medusa import TEMPLATE  # which the published code drafts with, too
 
 MAX_LAYERS = 8
+UNREAD = ("prefix_embeding_layer.embed_tokens.weight", "rotary_emb.inv_freq")  # tensors of published weights
+EMBEDDING = "input_embed_fn.weight"  # the target's, as they have it
 
 
 @dataclass(frozen=True)
@@ -171,5 +176,59 @@ class Hydra:
         return self.heads[level](self.read_WX)
 
 
+def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
+    """Hydra's layout (``hydra_lm_head.pt``), plain or Hydra++'s; see ``Checkpoint``.
+
+    Of head H ``hydra_mlp.H.I.linear``, I counting its blocks, of the first one also ``res_connection``, and
+    ``hydra_lm_head.H``; of the prefix ``prefix_embeding_layer``, a model of one layer. In Hydra++'s a dropout stands before
+    every block and output matrix, and is counted. Raises UserError for heads of another kind.
+    """
+    config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | checkpoint.config
+    for key, served in (("hydra_head_arch", ("mlp", "prefix-mlp")), ("grounded_heads", (True,)), ("hidden_state_offset", (0,))):
+        if config[key] not in served:
+            choices = " or ".join(map(str, served))
+            raise UserError(f"{CONFIG} of drafter {checkpoint.source} has {key}={config[key]}; drafters with {choices} are supported")
+    heads, layers = checkpoint.number("hydra_num_heads", 4, MAX_DEPTH - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
+    plain = config["hydra_head_arch"] == "mlp"
+    with torch.device("meta"):
+        module = Module(target.config, Architecture(heads, layers, "none" if plain else "layer"))
+    if module.prefix:
+        module.prefix = PrefixLayer(target.config)  # its rotary frequencies are in no file
+    blocks = range(layers) if plain else range(1, 2 * layers, 2)
+
+    def named(own: str) -> str:
+        if own.startswith("prefix."):
+            return own.replace("prefix.body", "prefix_embeding_layer")
+        _, head, part, kind = own.split(".")
+        if part == "out":
+            return f"hydra_lm_head.{head}.{kind}" if plain else f"hydra_lm_head.{head}.1.{kind}"
+        if part == "again":
+            return f"hydra_mlp.{head}.{blocks[1]}.linear.{kind}"
+        return f"hydra_mlp.{head}.{blocks[0]}.{'res_connection' if part == 'residual' else part}.{kind}"
+
+    return _without_copies(checkpoint, target, heads, blocks[1:]).fitted(module, named, tuple(c for c in TEMPLATE if len(c) <= heads))
+
+
+def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int, blocks: Sequence[int]) -> Checkpoint:
+    """Without the target's embedding, what repeats the first of ``blocks`` in each head, and what the published code never reads.
+
+    Raises UserError for a copy that says something else than its original.
+    """
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(UNREAD)}
+    originals = {EMBEDDING: target.get_input_embeddings().weight}
+    for head, block, kind in product(range(heads), blocks[1:], ("weight", "bias")):
+        first = f"hydra_mlp.{head}.{blocks[0]}.linear.{kind}"
+        if first in tensors:
+            originals[f"hydra_mlp.{head}.{block}.linear.{kind}"] = tensors[first]
+    for name, original in originals.items():
+        if name not in tensors or tensors[name].shape != original.shape:
+            continue
+        copy = tensors.pop(name).to(original.device, torch.bfloat16)  # which all precisions that an embedding is stored in can tell
+        if not torch.equal(copy, original.to(torch.bfloat16)):
+            whose = "its target's embedding" if name == EMBEDDING else "a repetition of the block before"
+            raise UserError(f"drafter weights {checkpoint.source} hold a {name} that is not {whose}; use weights made for this target")
+    return replace(checkpoint, tensors=tensors)
+
+
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    return Hydra(target.backend.module(drafter.module), best_static_tree(drafter.rank_accuracy, config.nodes), target)
+    return Hydra(target.backend.module(drafter.module), drafter.static_tree(config.nodes), target)

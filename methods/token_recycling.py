@@ -7,7 +7,6 @@ questions, those of the warm-up included. The default forgets it with every turn
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -16,22 +15,24 @@ from torch import Tensor
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.policies import StaticTree, check_tree
+from methods.core.policies import check_tree, choices_of, static_tree
 from methods.core.recycling import SuccessorTable
 from methods.core.target import Scores, Target
 from methods.core.tree import DraftTree
 
 SUCCESSORS = 8  # of each token
-# Template 2.2.2 of the published code: each draft as the ranks on its way, 80 of them, 6 deep.
-TEMPLATE = """
-0 1 2 3 4 5 6 7
-00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70
-000 001 002 003 004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500
-0000 0001 0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000
-00000 00001 00002 00010 00020 00100 01000 10000
-000000 000001 000100
-"""
-CHOICES = [tuple(map(int, ranks)) for ranks in TEMPLATE.split()]
+# Tree 2.2.2 of the published code, 80 drafts listed level by level. Here best first, as far as can be told without measuring:
+# by 1 + rank summed along the way, as if every rank were as much less likely than the last.
+TEMPLATE = tuple(
+    sorted(
+        choices_of(
+            "0 1 2 3 4 5 6 7 00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70 000 001 002 003 004 005 006 007 "
+            "010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500 0000 0001 0002 0003 0004 0010 0011 0020 0030 "
+            "0040 0100 0200 1000 2000 3000 00000 00001 00002 00010 00020 00100 01000 10000 000000 000001 000100"
+        ),
+        key=lambda choice: (sum(choice) + len(choice), len(choice), choice),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_tree(self.nodes)
-        if self.nodes > len(CHOICES):
-            raise UserError(f"nodes is {self.nodes}; Token Recycling's tree has {len(CHOICES)}: choose 1 to {len(CHOICES)}")
+        if self.nodes > len(TEMPLATE):
+            raise UserError(f"nodes is {self.nodes}; Token Recycling's tree has {len(TEMPLATE)}: choose 1 to {len(TEMPLATE)}")
 
     @property
     def state(self) -> str:
@@ -50,17 +51,11 @@ class Config:
         return "its table of successors" if self.scope == "session" else ""
 
 
-@lru_cache
-def tree_of(nodes: int) -> StaticTree:
-    """The published tree, or of its drafts those whose ranks on the way, counted from 1, add up to least."""
-    return StaticTree(sorted(CHOICES, key=lambda choice: (len(choice) + sum(choice), choice))[:nodes])
-
-
 class TokenRecycling:
     reads = ()
 
     def __init__(self, config: Config, target: Target):
-        self.tree, self._forgets, self._device = tree_of(config.nodes), config.scope == "turn", target.device
+        self.tree, self._forgets, self._device = static_tree(TEMPLATE[: config.nodes]), config.scope == "turn", target.device
         self.sizes = (self.tree.size,)
         self.table = SuccessorTable(target.config.vocab_size, SUCCESSORS, target.device)
         self._learn, self._draft = target.backend.piece(self.table.learn), target.backend.piece(self._grow)

@@ -147,7 +147,8 @@ def _watch(target: Target, loaded: Loaded, resolved: Resolved, space: Space) -> 
     drafter, _ = cost.built(target, resolved, trained, space.largest)
     if space.depths:
         return WatchedGrown(drafter, WIDTHS[-1])
-    return WatchedFixed(drafter, range(space.most + 1) if trained is None else static_order(trained.rank_accuracy, space.most))
+    choices = trained.choices(space.most) if trained else ()
+    return WatchedFixed(drafter, static_order(choices) if choices else range(space.most + 1))  # a chain is drafted from its beginning
 
 
 def _choices(
