@@ -60,6 +60,8 @@ class Architecture:
 class PrefixLayer(nn.Module):
     """A whole Llama layer, both its norms and a last one included, over the features of the text so far."""
 
+    embed_tokens = None
+
     def __init__(self, target: PreTrainedConfig):
         super().__init__()
         self.config = layer_config(target)
