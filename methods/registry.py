@@ -40,6 +40,13 @@ METHODS = {
         cpu={"nodes": 5, "policy": "grown", "depth": 2, "width": 3},
         cuda={"nodes": 59, "policy": "grown", "depth": 5, "width": 10},
     ),
+    "eagle3": Method(
+        "EAGLE-3",
+        "methods.eagle3",
+        "eagle3",
+        cpu={"nodes": 5, "depth": 2, "width": 3},
+        cuda={"nodes": 59, "depth": 7, "width": 10},
+    ),
     "s4c": Method(
         "S4C (reconstruction)",
         "methods.s4c",
@@ -49,6 +56,8 @@ METHODS = {
         cuda={"nodes": 59, "depth": 5, "width": 10},
     ),
 }
+
+SHIPPED_WEIGHTS = ("eagle", "medusa", "s4c")  # kinds of weights that come with the package; others are trained by the user or published
 
 
 @dataclass(frozen=True)

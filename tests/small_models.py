@@ -22,8 +22,10 @@ from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
+from methods.core.training import ChoosesVocabulary
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
+from specbench.tune.record import reads_of
 
 CPU = torch.device("cpu")
 V = 64
@@ -78,13 +80,16 @@ def greedy_text(family="llama", attention="sdpa", prompt=tuple(PROMPT), new=60):
 def trained(kind, model, **architecture):
     code = importlib.import_module(f"methods.{kind}")
     module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
+    if isinstance(module, ChoosesVocabulary):
+        module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
     return Trained(module, RANK_ACCURACY, "0" * 64)
 
 
 def build(name, target, **options):
-    """A method of the table with random weights; ``options`` are those of ``--set``."""
+    """A method of the table with random weights; ``options`` are those of ``--set``, when running or when training."""
+    architecture = {key: options[key] for key in ("heads", "prefix", "vocabulary") if key in options}
+    options.pop("vocabulary", None)
     resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
-    architecture = {key: options[key] for key in ("heads", "prefix") if key in options}
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
     return registry.build(resolved, target, weights)
 
@@ -96,6 +101,12 @@ def run(target, drafter, prompt, new, accept=match, **sampling):
 def features_of(model, tokens):
     """The target's features T x D from one plain forward pass."""
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+
+
+def entered(model, tokens, layers):
+    """What entered these of the target's layers, side by side, T rows, from one plain forward pass."""
+    states = model.base_model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer][0] for layer in layers], dim=-1)
 
 
 def plant(tokens, parents, q_NV=None):
@@ -160,10 +171,9 @@ class Beside:
     ``look`` is shown the text and the tree each of them drafts, round after round.
     """
 
-    reads = ()
-
     def __init__(self, oracle, drafters, look):
         self.oracle, self.drafters, self.look = oracle, drafters, look
+        self.reads = reads_of(drafters)
 
     def begin(self, prompt, first, scores, sampling):
         for drafter in (self.oracle, *self.drafters):
@@ -217,6 +227,6 @@ def small_target(family="llama", attention="sdpa", back_end="eager"):
 def begun(drafter, target, text):
     """The drafter on a prompt that ``text`` continues by one token."""
     prompt = text[:-1]
-    scores = target.prefill(prompt)
+    scores = target.prefill(prompt, drafter.reads)
     drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores, Sampling(1))
     return drafter

@@ -35,6 +35,7 @@ from methods.registry import METHODS
 
 SWITCHES = [
     *((name, {}) for name in METHODS),
+    ("eagle3", {"vocabulary": 40, "nodes": 12, "depth": 4, "width": 4}),
     *(("s4c", options) for options in ({"tree": "fresh"}, {"prefix": "none"}, {"recycle": "on", "nodes": 9})),
 ]
 

@@ -94,11 +94,12 @@ def test_the_clocks_are_the_drivers(monkeypatch):
 
 
 def test_every_method_is_checked_on_both_back_ends(work):
+    shipped = [name for name, row in registry.METHODS.items() if row.weights in (None, *registry.SHIPPED_WEIGHTS)]
     facts = do(work, "correctness")
     assert facts["wrong"] == []
     assert [each["arm"] for each in facts["fp32"]] == [
-        *(name for name in registry.METHODS if name != "vanilla"),
-        *(f"{name}:backend=eager" for name in registry.METHODS),
+        *(name for name in shipped if name != "vanilla"),
+        *(f"{name}:backend=eager" for name in shipped),
     ]
     assert all(each["compared"] == each["same"] > 0 for each in facts["fp32"])
 

@@ -42,7 +42,7 @@ def correctness(work: Work, console: Console) -> dict[str, Any]:
 
 
 def _run(device: str, dtype: str, run_dir: Path, console: Console) -> None:
-    names = list(registry.METHODS)
+    names = [name for name, row in registry.METHODS.items() if row.weights in (None, *registry.SHIPPED_WEIGHTS)]
     options = Options(
         methods=[*names, *(f"{name}:backend=eager" for name in names)],
         target=targets.SHIPPED,
