@@ -212,7 +212,5 @@ def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     module = target.backend.module(drafter.module)
     tokens_U, known = module.tokens_U, target.config.vocab_size
     if tokens_U is not None and not 0 <= int(tokens_U.min()) <= int(tokens_U.max()) < known:
-        raise UserError(
-            f"EAGLE-3 weights guess tokens {tokens_U.min()} to {tokens_U.max()}, the target has {known}; use weights trained for it"
-        )
+        raise UserError(f"EAGLE-3's d2t names tokens {tokens_U.min()} to {tokens_U.max()}, the target has {known}; use weights made for it")
     return Eagle(module, module.guess, GrownTree(config.nodes, config.depth, config.width, tokens_U), target)

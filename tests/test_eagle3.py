@@ -58,7 +58,7 @@ def normed(weight, x, eps):
 def turned(x_HTD, theta):
     """Rotary embedding at positions 0, 1, …; angles in fp32, as everywhere."""
     width = x_HTD.shape[-1]
-    angles = torch.arange(x_HTD.shape[1]).float()[:, None] / theta ** (torch.arange(0, width, 2).float() / width)
+    angles = torch.arange(x_HTD.shape[1]).float()[:, None] * (1.0 / theta ** (torch.arange(0, width, 2).float() / width))
     cos, sin = angles.cos().double().repeat(1, 2), angles.sin().double().repeat(1, 2)
     half = torch.cat([-x_HTD[..., width // 2 :], x_HTD[..., : width // 2]], dim=-1)
     return x_HTD * cos + half * sin
@@ -168,7 +168,7 @@ def test_an_architecture_that_does_not_fit_is_refused(architecture, said):
 def test_tokens_the_target_does_not_have_are_refused():
     weights = trained("eagle3", small_model(), vocabulary=40)
     weights.module.d2t += 30
-    with pytest.raises(UserError, match=r"guess tokens \d+ to \d\d, the target has 64; use weights"):
+    with pytest.raises(UserError, match=r"d2t names tokens \d+ to \d\d, the target has 64; use weights"):
         registry.build(registry.resolve("eagle3", {}, "cpu"), small_target(), weights)
 
 

@@ -18,9 +18,8 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 def batch_of(model, rows, answer_BT=None):
     tokens_BT = torch.tensor(rows)
-    features_BTD, deep_BTD = (
-        torch.stack(each) for each in ([features_of(model, r) for r in rows], [entered(model, r, READS) for r in rows])
-    )
+    features_BTD = torch.stack([features_of(model, row) for row in rows])
+    deep_BTD = torch.stack([entered(model, row, READS) for row in rows])
     answer_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if answer_BT is None else answer_BT
     return Batch(tokens_BT, features_BTD, answer_BT, model.get_input_embeddings(), model.lm_head, deep_BTD)
 
