@@ -9,13 +9,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer
-from methods.core.policies import GrownTree, TreePolicy, best_static_tree, check_tree
+from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, published_shape
+from methods.core.policies import GrownTree, TreePolicy, check_tree, choices_of
+from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -23,6 +24,14 @@ from methods.core.weights import Trained
 
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EAGLE's published recipe
 GROWN = {"depth": 5, "width": 4}
+# EAGLE-1's own tree of 25 drafts, ``mc_sim_7b_63`` of its repository, which lists it level by level. Here best first, as far
+# as can be told without measuring: by 1 + rank summed along the way, as if every rank were as much less likely than the last.
+TEMPLATE = tuple(
+    sorted(
+        choices_of("0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"),
+        key=lambda choice: (sum(choice) + len(choice), len(choice), choice),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,25 @@ class Eagle:
         return self.head(self.state_WD)
 
 
+def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
+    """EAGLE-1's and EAGLE-2's layout: ``fc``, ``layers.0`` and mostly ``embed_tokens``; see ``Checkpoint``.
+
+    The layer's shape and rope are its own config's. ``bias``, of fc, is true unless that says otherwise; ``qkv_bias`` is
+    EAGLE's key for drafters of Qwen2. An embedding that is not the target's is kept and used.
+    """
+    checkpoint = checkpoint.sharing(target)
+    module = Module(published_shape(checkpoint, target.config), Architecture())
+    layer = module.layer
+    if not checkpoint.config.get("bias", True):
+        layer.fc.register_parameter("bias", None)
+    if checkpoint.config.get("qkv_bias", False):
+        layer.bias_attention()
+    if EMBEDDING in checkpoint.tensors:
+        layer.embed_tokens = nn.Embedding(*target.get_input_embeddings().weight.shape)
+    return checkpoint.fitted(module, lambda own: own.removeprefix("layer.").removeprefix("body."), TEMPLATE)
+
+
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     layer = target.backend.module(drafter.module).layer
-    if config.policy == "static":
-        return Eagle(layer, target.lm_head, best_static_tree(drafter.rank_accuracy, config.nodes), target)
-    return Eagle(layer, target.lm_head, GrownTree(config.nodes, *config.grown), target)
+    policy = drafter.static_tree(config.nodes) if config.policy == "static" else GrownTree(config.nodes, *config.grown)
+    return Eagle(layer, target.lm_head, policy, target)

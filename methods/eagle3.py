@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.feature_layer import layer_config
+from methods.core.feature_layer import layer_config, published_shape
 from methods.core.policies import MAX_WIDTH, GrownTree, check_tree
+from methods.core.published import CONFIG, EMBEDDING, Checkpoint
 from methods.core.target import Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.weights import Trained
@@ -206,6 +207,33 @@ class Module(nn.Module):
         mask_TS.masked_fill_(~sees_TS, torch.finfo(rows_BTD.dtype).min)
         turned = self.rotary_emb(rows_BTD, position_ids=positions_T[None])
         return self.midlayer(rows_BTD, attention_mask=mask_TS[None, None], position_embeddings=turned, past_key_values=kept)
+
+
+def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
+    """EAGLE-3's layout: our names, ``t2d`` (which of the target's tokens ``d2t`` reaches), and sometimes ``embed_tokens``.
+
+    The layer's shape, width and rope are its own config's, which says how many tokens it guesses among (``draft_vocab_size``).
+    Raises UserError as ``Checkpoint.fitted`` does, and where the target's width or the two vocabularies do not fit each other.
+    """
+    known, what = target.config.vocab_size, f"{CONFIG} of drafter {checkpoint.source}"
+    read = checkpoint.config.get("target_hidden_size", target.config.hidden_size)
+    if read != target.config.hidden_size:
+        raise UserError(f"{what} has target_hidden_size={read!r}, this target is {target.config.hidden_size} wide; use its own target")
+    checkpoint = checkpoint.sharing(target)
+    width = checkpoint.number("hidden_size", target.config.hidden_size, most=MAX_HIDDEN)
+    drafted = checkpoint.number("draft_vocab_size", known, most=known)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "t2d"}
+    architecture = Architecture(vocabulary=drafted if drafted < known or "d2t" in tensors else 0)
+    module = Module(target.config, architecture, published_shape(checkpoint, target.config, width))
+    if EMBEDDING in tensors:
+        module.embed_tokens = nn.Embedding(known, width)
+    trained = replace(checkpoint, tensors=tensors).fitted(module, str)
+    reached_V = checkpoint.tensors.get("t2d")
+    if reached_V is not None and module.tokens_U is not None and reached_V.nonzero().flatten().tolist() != module.tokens_U.tolist():
+        raise UserError(
+            f"drafter weights {checkpoint.source} name other tokens in t2d {tuple(reached_V.shape)} than in d2t; fetch them again"
+        )
+    return trained
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:

@@ -1,11 +1,13 @@
 """Random models and drafters of a few thousand weights in fp64, an oracle that knows the text, and policies that watch."""
 
+import copy
 import importlib
 from functools import lru_cache
 
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -78,18 +80,30 @@ def greedy_text(family="llama", attention="sdpa", prompt=tuple(PROMPT), new=60):
 
 
 def trained(kind, model, **architecture):
-    code = importlib.import_module(f"methods.{kind}")
+    row = next(row for row in registry.METHODS.values() if row.weights == kind)
+    if row.model:
+        return Trained(draft_model(model.config).to(model.dtype), (), "0" * 64)
+    code = importlib.import_module(row.module)
     module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
     if isinstance(module, ChoosesVocabulary):
         module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
     return Trained(module, RANK_ACCURACY, "0" * 64)
 
 
+def draft_model(config, noise=0.1):
+    """Nearly the small model of the same config, so that it is often right."""
+    draft, other = (AutoModelForCausalLM.from_config(copy.deepcopy(config)) for _ in range(2))
+    spread(draft.double(), seed=0), spread(other.double(), seed=1)
+    for parameter, apart in zip(draft.parameters(), other.parameters(), strict=True):
+        parameter.lerp_(apart, noise)
+    return draft
+
+
 def build(name, target, **options):
-    """A method of the table with random weights; ``options`` are those of ``--set``, when running or when training."""
+    """A method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
     architecture = {key: options[key] for key in ("heads", "prefix", "vocabulary") if key in options}
-    options.pop("vocabulary", None)
-    resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
+    given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
+    resolved = registry.resolve(name, given, "cpu")
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
     return registry.build(resolved, target, weights)
 

@@ -8,7 +8,7 @@ import torch
 from small_models import paths_of, told
 
 from methods.core.errors import UserError
-from methods.core.policies import GrownTree, StaticTree, best_static_tree, check_tree
+from methods.core.policies import GrownTree, StaticTree, best_choices, check_tree, static_tree
 
 V = 9
 ROOT = 3
@@ -133,13 +133,13 @@ def test_the_best_static_tree_has_the_greatest_expected_acceptance(nodes, accura
     possible = [c for d in range(1, 4) for c in itertools.product(*(range(len(row)) for row in accuracy[:d]))]
     closed = (set(c) for c in itertools.combinations(possible, nodes) if all(not x[:-1] or x[:-1] in c for x in c))
     best = max(sum(map(worth, choices)) for choices in closed)
-    chosen = ranks_of(best_static_tree(accuracy, nodes))
+    chosen = ranks_of(static_tree(best_choices(accuracy, nodes)))
     assert len(chosen) == nodes
     assert sum(map(worth, chosen)) == pytest.approx(best)
 
 
 def test_the_best_static_tree_may_run_out_of_guesses():
-    assert ranks_of(best_static_tree(((0.5, 0.2), (0.4,)), 50)) == {(0,), (1,), (0, 0), (1, 0)}
+    assert ranks_of(static_tree(best_choices(((0.5, 0.2), (0.4,)), 50))) == {(0,), (1,), (0, 0), (1, 0)}
 
 
 @pytest.mark.parametrize(

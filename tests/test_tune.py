@@ -15,7 +15,7 @@ from methods import registry
 from methods.core.acceptance import Sampling
 from methods.core.backend import EAGER
 from methods.core.errors import UserError
-from methods.core.policies import best_static_tree
+from methods.core.policies import best_choices, static_tree
 from methods.core.target import Target
 from specbench import suites, targets
 from specbench.tune import cost, prompts, settings
@@ -47,7 +47,8 @@ def watched(name, target):
     drafter, _ = cost.built(target, resolved, weights, space.largest)
     if space.depths:
         return WatchedGrown(drafter, WIDTHS[-1]), resolved, space, weights
-    order = range(space.most + 1) if weights is None else static_order(weights.rank_accuracy, space.most)
+    choices = weights.choices(space.most) if weights else ()
+    order = static_order(choices) if choices else range(space.most + 1)
     return WatchedFixed(drafter, order), resolved, space, weights
 
 
@@ -131,10 +132,10 @@ def test_a_grown_tree_is_cut_by_depth_width_and_log_q():
 
 
 def test_a_static_tree_s_order_names_the_trees_each_node_is_in():
-    order = static_order(UNEVEN, 12)
-    largest = best_static_tree(UNEVEN, 12)
+    order = static_order(best_choices(UNEVEN, 12))
+    largest = static_tree(best_choices(UNEVEN, 12))
     for nodes in range(1, 13):
-        smaller = best_static_tree(UNEVEN, nodes)
+        smaller = static_tree(best_choices(UNEVEN, nodes))
         kept = [i for i, first in enumerate(order) if first <= nodes]
         assert [-1, *(kept.index(largest.parents[i]) for i in kept[1:])] == list(smaller.parents)
     assert sorted(order) == list(range(13))

@@ -117,11 +117,24 @@ def test_a_damaged_header_is_refused_naming_the_file(about, what, tmp_path):
     assert what in refusal(path, "s4c")
 
 
-def test_missing_and_unexpected_tensors_are_named():
+def test_every_tensor_that_does_not_fit_is_named_with_its_shapes():
     module = trained("eagle", small_model()).module
     tensors = dict(module.state_dict())
     removed = tensors.pop("layer.fc.bias")
-    with pytest.raises(UserError, match=r"file lack layer\.fc\.bias \(32,\)"):
+    tensors |= {"layer.extra": removed, "layer.fc.weight": torch.zeros(3, 5)}
+    with pytest.raises(UserError) as caught:
         weights.fit(module, tensors, "file")
-    with pytest.raises(UserError, match=r"file hold an unexpected layer\.extra \(32,\)"):
-        weights.fit(module, {**tensors, "layer.fc.bias": removed, "layer.extra": removed}, "file")
+    assert str(caught.value) == (
+        "drafter weights file do not fit the target: layer.extra (32,) is unexpected; layer.fc.bias (32,) is missing; "
+        "layer.fc.weight is (3, 5), the target needs (32, 64); use weights trained for this target"
+    )
+
+
+def test_tensors_are_named_as_in_the_file():
+    module, named = trained("medusa", small_model()).module, "file.{}".format
+    tensors = {named(name): tensor + 1 for name, tensor in module.state_dict().items()}
+    weights.fit(module, tensors, "file", named)
+    assert torch.equal(module.heads[2].out.weight, tensors["file.heads.2.out.weight"])
+    tensors.pop("file.heads.2.out.weight")
+    with pytest.raises(UserError, match=r"file do not fit the target: file\.heads\.2\.out\.weight \(64, 32\) is missing"):
+        weights.fit(module, tensors, "file", named)

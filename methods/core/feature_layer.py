@@ -7,13 +7,30 @@ token i + 1, from which the target's own head guesses token i + 2.
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedConfig
 
 from methods.core.acceptance import Accepted
+from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
+from methods.core.published import CONFIG, Checkpoint
 from methods.core.stack import Stack
-from methods.core.target import MAX_NODES, Target
+from methods.core.target import MAX_NODES, Target, refuse
+
+# What a published drafter's own config says of its layer; all else is the target's.
+OWN_SHAPE = (
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+)
 
 
 def layer_config(target: PreTrainedConfig) -> LlamaConfig:
@@ -34,11 +51,31 @@ def layer_config(target: PreTrainedConfig) -> LlamaConfig:
     return config
 
 
+def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig, width: int | None = None) -> LlamaConfig:
+    """A published drafter's layer, of the target's width unless given. Raises UserError for one that is none of ours."""
+    own, what = checkpoint.config, f"{CONFIG} of drafter {checkpoint.source}"
+    missing = [key for key in OWN_SHAPE[:2] if own.get(key) is None]
+    if missing:
+        raise UserError(f"{what} has no {' and no '.join(missing)}; give the folder of a published drafter")
+    checkpoint.number("num_hidden_layers", 1, most=1)
+    if own.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{what} has hidden_act={own['hidden_act']!r}; drafters with silu are supported")
+    given = {key: own[key] for key in OWN_SHAPE if own.get(key) is not None}
+    try:
+        config = LlamaConfig(hidden_size=width or target.hidden_size, vocab_size=target.vocab_size, **given)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise UserError(f"{what} describes no layer ({' '.join(str(error).split())[:200]}); fetch it again") from None
+    config._attn_implementation = target._attn_implementation
+    refuse(config, f"drafter {checkpoint.source}")
+    return config
+
+
 class ReadingLayer(Protocol):
     """What a FeatureStream asks of its layer. A row is an embedding and a hidden state; the layer's output is the next row's hidden."""
 
     reads: tuple[int, ...]  # the target's layers whose input it takes for features; none: those after the target's final norm
     config: LlamaConfig
+    embed_tokens: nn.Embedding | None  # None: the target's
 
     @property
     def body(self) -> Any:
@@ -66,6 +103,14 @@ class FeatureLayer(nn.Module):
         self.body = LlamaModel(self.config)
         for path in ("embed_tokens", "layers.0.input_layernorm", "norm"):
             self.body.set_submodule(path, nn.Identity())
+        self.embed_tokens: nn.Embedding | None = None  # of a published layer that does not read the target's
+
+    def bias_attention(self) -> None:
+        """Give queries, keys and values a bias, as layers of Qwen2 have."""
+        attention: Any = self.body.layers[0].self_attn
+        for name in ("q_proj", "k_proj", "v_proj"):
+            linear = getattr(attention, name)
+            setattr(attention, name, nn.Linear(linear.in_features, linear.out_features))
 
     def start_from(self) -> None:
         """Begin by passing the feature on: the guess is then the target's own for one token earlier, not noise."""
@@ -93,7 +138,7 @@ class FeatureStream:
     """
 
     def __init__(self, layer: ReadingLayer, target: Target):
-        self.layer, self.embed = layer, target.embed
+        self.layer, self.embed = layer, target.embed if layer.embed_tokens is None else layer.embed_tokens
         self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
         target.caches.append(self.cache)

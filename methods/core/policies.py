@@ -6,6 +6,7 @@ expanded and which are handed to the target. Both policies run on the device wit
 Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -21,6 +22,11 @@ Choice = tuple[int, ...]  # a node of a static tree as the ranks on its way: (0,
 
 
 MAX_WIDTH = 32
+
+
+def choices_of(text: str) -> tuple[Choice, ...]:
+    """Published trees as they are written here: ``0 1 00`` are the best guess, the second, and the best one after the best."""
+    return tuple(tuple(map(int, ranks)) for ranks in text.split())
 
 
 def check_tree(nodes: int, depth: int = 1, width: int = 1) -> None:
@@ -104,8 +110,8 @@ class _Level(NamedTuple):
 class StaticTree:
     """A tree of fixed shape (Medusa, Cai et al., 2024, section 2.1.2; EAGLE-1): the same ranks every round."""
 
-    def __init__(self, choices: list[Choice]):
-        ordered = sorted(choices, key=lambda choice: (len(choice), choice))
+    def __init__(self, choices: Sequence[Choice]):
+        self.choices = ordered = sorted(choices, key=lambda choice: (len(choice), choice))  # of its nodes after the root
         place = {choice: i for i, choice in enumerate([(), *ordered])}
         if len(place) != len(choices) + 1 or any(choice[:-1] not in place for choice in ordered):
             raise ValueError("a static tree needs each node once and the parent of every node")
@@ -140,11 +146,12 @@ class StaticTree:
 
 
 @lru_cache(maxsize=64)
-def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -> StaticTree:
-    """The static tree of ``nodes`` drafts with the greatest expected acceptance (Medusa, appendix: greedy construction).
+def best_choices(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -> tuple[Choice, ...]:
+    """The ``nodes`` drafts with the greatest expected acceptance, best first (Medusa, appendix: greedy construction).
 
     ``rank_accuracy[d][k]`` is how often the drafter's guess of rank k is the target's token d + 1 places ahead, given that
-    the places before were right; measured on held-out prompts when the drafter was trained.
+    the places before were right; measured on held-out prompts when the drafter was trained. Every beginning of the row is
+    a tree, the best one of its size.
     """
     chosen: list[Choice] = []
     frontier: dict[Choice, float] = {(k,): p for k, p in enumerate(rank_accuracy[0])}
@@ -154,7 +161,13 @@ def best_static_tree(rank_accuracy: tuple[tuple[float, ...], ...], nodes: int) -
         chosen.append(best)
         if len(best) < len(rank_accuracy):
             frontier |= {(*best, k): p * child for k, child in enumerate(rank_accuracy[len(best)])}
-    return StaticTree(chosen)
+    return tuple(chosen)
+
+
+@lru_cache(maxsize=64)
+def static_tree(choices: tuple[Choice, ...]) -> StaticTree:
+    """Cached, as each keeps its places on the device."""
+    return StaticTree(choices)
 
 
 def likeliest(logits_WV: Tensor, k: int, rows: int, tokens_V: Tensor | None = None) -> tuple[Tensor, Tensor]:

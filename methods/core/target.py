@@ -91,24 +91,24 @@ class Target:
         return Scores(self.lm_head(features_ND), features_ND, deep_ND)
 
 
-def refuse(config: PreTrainedConfig) -> None:
-    """Raise UserError, by name, for a model that cannot be a target."""
+def refuse(config: PreTrainedConfig, what: str = "target") -> None:
+    """Raise UserError, by name, for a model that our cache cannot serve."""
     kind = config.model_type
     if kind not in FAMILIES:
-        raise UserError(f"target of type {kind!r} is not supported; supported types: {', '.join(FAMILIES)}")
+        raise UserError(f"{what} of type {kind!r} is not supported; supported types: {', '.join(FAMILIES)}")
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     if layers != {"full_attention"} or (kind == "mistral" and sliding):
         found = ", ".join(sorted(layers - {"full_attention"})) or "sliding_attention"
         raise UserError(
-            f"target of type {kind!r} has {found} layers, whose cache cannot be rolled back to drop rejected drafts; "
-            "choose a target with full attention in every layer (sliding_window null)"
+            f"{what} of type {kind!r} has {found} layers, whose cache cannot be rolled back to drop rejected drafts; "
+            "choose one with full attention in every layer (sliding_window null)"
         )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in LENGTH_DEPENDENT_ROPE:
         raise UserError(
-            f"target of type {kind!r} has {rope} rotary factors, which a tree reaching past a boundary switches for all its nodes; "
-            "choose a target whose rotary factors do not depend on the length"
+            f"{what} of type {kind!r} has {rope} rotary factors, which a tree reaching past a boundary switches for all its nodes; "
+            "choose one whose rotary factors do not depend on the length"
         )
     if config._attn_implementation not in KERNELS:
         raise UserError(f"attention {config._attn_implementation!r} takes no tree mask here; choose {' or '.join(KERNELS)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from methods.core.errors import UserError, unknown
+from methods.core.policies import Choice, StaticTree, best_choices, static_tree
 
 FORMAT = "specbench-drafter-1"
 M = TypeVar("M", bound=nn.Module)
@@ -23,12 +25,22 @@ RankAccuracy = tuple[tuple[float, ...], ...]
 class Trained(Generic[M]):
     """A drafter's module, ready to run, and what was measured when it was trained.
 
-    ``rank_accuracy[d][k]``: how often its guess of rank k was the target's token at depth d + 1, on held-out text.
+    ``rank_accuracy[d][k]``: how often its guess of rank k was the target's token at depth d + 1, on held-out text. Empty for
+    weights others published; those that draft static trees have a published ``template`` instead, best drafts first.
     """
 
     module: M
     rank_accuracy: RankAccuracy
     sha256: str
+    source: str = ""  # the file, folder or hub id they are from
+    template: tuple[Choice, ...] = ()
+
+    def choices(self, nodes: int) -> tuple[Choice, ...]:
+        """The ``nodes`` best drafts of a static tree, best first; all there are where those are fewer, none for a chain."""
+        return best_choices(self.rank_accuracy, nodes) if self.rank_accuracy else self.template[:nodes]
+
+    def static_tree(self, nodes: int) -> StaticTree:
+        return static_tree(self.choices(nodes))
 
 
 def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accuracy: RankAccuracy, facts: dict[str, Any]) -> None:
@@ -51,7 +63,16 @@ def load(path: Path, kind: str, module_type: type[M], architecture_type: type, t
         raise UserError(f"drafter weights {path} are for {facts['kind']!r}, not {kind!r}; pass a file trained by: specbench train {kind}")
     module = module_type(target, _architecture(facts["architecture"], architecture_type, path))
     fit(module, tensors, str(path))
-    return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), hashlib.sha256(path.read_bytes()).hexdigest())
+    return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), sha256_of([path]), str(path))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is in our format; False for what cannot be read at all."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -115,20 +136,32 @@ def _architecture(stored: dict[str, Any], architecture_type: type, path: Path) -
         raise UserError(f"drafter weights {path}: {error}") from None
 
 
-def fit(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load every tensor, or raise UserError naming the first that is missing, unexpected or misshapen."""
-    own = module.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in tensors:
-            raise UserError(f"drafter weights {source} lack {name} {tuple(own[name].shape)}; use weights trained for this target")
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str, named: Callable[[str], str] = str) -> None:
+    """Give a module its tensors as they are, or raise UserError listing each that is missing, unexpected or misshapen.
+
+    ``named`` says what the file calls a tensor of the module.
+    """
+    own = {named(name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+    wrong = [f"{name} {own[name][1]} is missing" for name in own if name not in tensors]
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
         if name not in own:
-            raise UserError(f"drafter weights {source} hold an unexpected {name} {tuple(tensors[name].shape)}; use weights for this target")
-        if own[name].shape != tensors[name].shape:
-            raise UserError(
-                f"drafter weights {source} do not fit the target: {name} is {tuple(tensors[name].shape)}, "
-                f"the target needs {tuple(own[name].shape)}; use weights trained for this target"
-            )
-    module.load_state_dict(tensors)
+            wrong.append(f"{name} {shape} is unexpected")
+        elif own[name][1] != shape:
+            wrong.append(f"{name} is {shape}, the target needs {own[name][1]}")
+    if wrong:
+        raise UserError(f"drafter weights {source} do not fit the target: {'; '.join(sorted(wrong))}; use weights trained for this target")
+    module.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, assign=True)
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of the files' bytes, one after the other; of a single file what ``sha256sum`` says."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ AXES = {
     "linear.bias": ("stream",),
     "out.weight": ("vocab", "stream"),
 }
+HEADS = ("lm_head.weight", "out.weight")
 SPREAD = 0.02  # standard deviation of the filler weights
 NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
 
@@ -98,15 +99,16 @@ def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_con
     """
     source = dict(small.named_parameters())
     rng = torch.Generator(next(large.parameters()).device).manual_seed(seed)
-    for name, parameter in list(large.named_parameters()):
+    for name, parameter in large.named_parameters():
         axes = next((kinds for suffix, kinds in AXES.items() if name.endswith(suffix)), None)
         assert axes is not None, f"no axes known for {name}"
         if parameter.ndim == 1:
             _fill_vector(parameter, source.get(name), "norm" in name, config, small_config)
         else:
             _fill_matrix(parameter, source.get(name), axes, name, config, small_config, rng)
-        if axes[0] == "vocab" and not name.endswith("embed_tokens.weight"):
-            _rule_out(large.get_submodule(name.removesuffix(".weight")), len(source[name]))
+    for name, weight in source.items():
+        if name.endswith(HEADS):
+            _rule_out(large.get_submodule(name.removesuffix(".weight")), len(weight))
     kept = large.state_dict()
     for name, buffer in small.named_buffers():
         if name in kept:  # which tokens EAGLE-3 guesses among
@@ -117,9 +119,8 @@ def _rule_out(head: nn.Module, known: int) -> None:
     """Keep every token from the ``known``-th on from being chosen."""
     assert isinstance(head, nn.Linear)
     if head.out_features > known:
-        bias_V = torch.full_like(head.weight[:, 0], NEVER)
-        bias_V[:known] = 0.0
-        head.bias = nn.Parameter(bias_V)
+        head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0])) if head.bias is None else head.bias
+        head.bias[known:] = NEVER
 
 
 def _fill_vector(large: nn.Parameter, small: Tensor | None, norm: bool, config: PreTrainedConfig, small_config: PreTrainedConfig) -> None:

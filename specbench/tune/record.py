@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from methods.core.acceptance import Accepted, Sampling, match
 from methods.core.clock import HostClock
 from methods.core.decode import Drafter, decode
-from methods.core.policies import GrownTree, StaticTree, Step, best_static_tree, likeliest
+from methods.core.policies import Choice, GrownTree, StaticTree, Step, likeliest
 from methods.core.target import Scores, Target
 from methods.core.tree import PADDING, DraftTree
-from methods.core.weights import RankAccuracy
 from methods.vanilla import Vanilla
 from specbench.tune.guess import FixedGuess, GrownGuess, Guess, Level
 from specbench.tune.replay import Answer
@@ -124,20 +122,7 @@ def record(target: Target, watched: Mapping[str, Watch], prompt: list[int], samp
     return Answer(result.tokens, recorder.guesses)
 
 
-def static_order(rank_accuracy: RankAccuracy, nodes: int) -> list[int]:
-    """For each node of the best static tree of ``nodes`` drafts: the least number of drafts whose best tree has it; 0 for the root."""
-    first: dict[tuple[int, ...], int] = {}
-    for fewer in range(1, nodes + 1):
-        for choice in _choices(best_static_tree(rank_accuracy, fewer)):
-            first.setdefault(choice, fewer)
-    return [0, *(first[choice] for choice in _choices(best_static_tree(rank_accuracy, nodes)))]
-
-
-def _choices(tree: StaticTree) -> list[tuple[int, ...]]:
-    """Each draft as the ranks on its way, in the tree's order: what it makes of a drafter whose guess of rank k is token k."""
-    logits_1V = -torch.arange(tree.width, dtype=torch.float32)[None]
-    grown = tree.grow(torch.zeros((), dtype=torch.long), logits_1V, lambda tokens_W, rows_W, level: logits_1V)
-    paths: list[tuple[int, ...]] = [()]
-    for rank, parent in zip(grown.tokens_N.tolist()[1:], tree.parents[1:], strict=True):
-        paths.append((*paths[parent], rank))
-    return paths[1:]
+def static_order(choices: Sequence[Choice]) -> list[int]:
+    """For each node of a static tree of ``choices``, best first: from how many drafts on it is in the tree; 0 for the root."""
+    first = {choice: drafts for drafts, choice in enumerate(choices, start=1)}
+    return [0, *(first[choice] for choice in StaticTree(choices).choices)]

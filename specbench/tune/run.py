@@ -121,7 +121,7 @@ def _spaces(names: Sequence[str], loaded: Loaded, device: str) -> dict[str, tupl
         if resolved.method.weights and trained is None and not names:
             continue
         if resolved.method.weights and trained is None:
-            raise UserError(f"{name} needs trained {resolved.method.weights} weights for {loaded.name}; leave it out or train them")
+            raise UserError(f"{name} {registry.lacking(resolved.method)}; or leave it out")
         found[name] = resolved, settings.space_of(resolved, trained)
     return found
 
@@ -147,7 +147,8 @@ def _watch(target: Target, loaded: Loaded, resolved: Resolved, space: Space) -> 
     drafter, _ = cost.built(target, resolved, trained, space.largest)
     if space.depths:
         return WatchedGrown(drafter, WIDTHS[-1])
-    return WatchedFixed(drafter, range(space.most + 1) if trained is None else static_order(trained.rank_accuracy, space.most))
+    choices = trained.choices(space.most) if trained else ()
+    return WatchedFixed(drafter, static_order(choices) if choices else range(space.most + 1))  # a chain is drafted from its beginning
 
 
 def _choices(

@@ -57,7 +57,7 @@ class Space:
 def space_of(resolved: Resolved, trained: Trained | None) -> Space:
     """The trees that a method and its weights allow."""
     if "depth" not in registry.options(resolved.name) or getattr(resolved.config, "policy", "grown") != "grown":
-        return Space(MOST if trained is None else min(MOST, _static_trees(trained)))
+        return Space(len(trained.choices(MOST)) or MOST if trained else MOST)
     deepest = getattr(trained.module.architecture, "depth", MAX_DEPTH - 1) if trained else MAX_DEPTH - 1
     return Space(MOST, tuple(range(max(1, deepest - DEPTHS + 1), deepest + 1)))
 
@@ -87,9 +87,3 @@ def spread(low: int, high: int, count: int) -> list[int]:
     for i in range(1, count):
         found[i] = max(found[i], found[i - 1] + 1)
     return [min(value, high - (count - 1 - i)) for i, value in enumerate(found)]
-
-
-def _static_trees(trained: Trained) -> int:
-    """How many nodes the largest static tree has."""
-    ranks = np.array([len(row) for row in trained.rank_accuracy])
-    return int(np.cumprod(ranks).sum())
