@@ -220,19 +220,17 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     if read != target.config.hidden_size:
         raise UserError(f"{what} has target_hidden_size={read!r}, this target is {target.config.hidden_size} wide; use its own target")
     checkpoint = checkpoint.sharing(target)
-    width = checkpoint.number("hidden_size", target.config.hidden_size, most=MAX_HIDDEN)
+    width = checkpoint.number("hidden_size", target.config.hidden_size, most=1 << 16)
     drafted = checkpoint.number("draft_vocab_size", known, most=known)
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "t2d"}
-    architecture = Architecture(vocabulary=drafted if drafted < known or "d2t" in tensors else 0)
-    module = Module(target.config, architecture, published_shape(checkpoint, target.config, width))
-    if EMBEDDING in tensors:
+    vocabulary = drafted if drafted < known or "d2t" in checkpoint.tensors else 0
+    module = Module(target.config, Architecture(vocabulary), published_shape(checkpoint, target.config, width))
+    if EMBEDDING in checkpoint.tensors or width != target.config.hidden_size:
         module.embed_tokens = nn.Embedding(known, width)
-    trained = replace(checkpoint, tensors=tensors).fitted(module, str)
-    reached_V = checkpoint.tensors.get("t2d")
-    if reached_V is not None and module.tokens_U is not None and reached_V.nonzero().flatten().tolist() != module.tokens_U.tolist():
-        raise UserError(
-            f"drafter weights {checkpoint.source} name other tokens in t2d {tuple(reached_V.shape)} than in d2t; fetch them again"
-        )
+    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "t2d" or not vocabulary}
+    trained = replace(checkpoint, tensors=own).fitted(module, str)
+    tokens_U, reached_V = module.tokens_U, checkpoint.tensors.get("t2d")
+    if tokens_U is not None and reached_V is not None and reached_V.nonzero().flatten().tolist() != tokens_U.tolist():
+        raise UserError(f"drafter weights {checkpoint.source} name other tokens in t2d than in d2t; fetch them again")
     return trained
 
 

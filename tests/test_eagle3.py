@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from eagle3_reference import reference_logits
 from small_models import (
     OTHER_PROMPT,
     PROMPT,
@@ -13,7 +14,6 @@ from small_models import (
     Oracle,
     Watched,
     build,
-    entered,
     greedy_text,
     paths_of,
     run,
@@ -23,7 +23,6 @@ from small_models import (
     told,
     trained,
 )
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods import eagle3, registry
@@ -37,62 +36,18 @@ from specbench.targets.widen import fill, widened
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 GROWN = {"nodes": 12, "depth": 4, "width": 4}
 RIGHTS = (2, 0, 3, 1)
-LAYERS, READS = 8, (2, 4, 5)
+LAYERS, READS, EPS = 8, (2, 4, 5), 1e-3
 
 
 @lru_cache
 def deep_model(attention="sdpa"):
-    config = LlamaConfig(**{**SHAPE, "num_hidden_layers": LAYERS, "rms_norm_eps": 1e-3})
+    config = LlamaConfig(**{**SHAPE, "num_hidden_layers": LAYERS, "rms_norm_eps": EPS})
     return spread(LlamaForCausalLM._from_config(config, attn_implementation=attention).double(), seed=5)
 
 
 @lru_cache
 def deep_text(attention="sdpa"):
     return deep_model(attention).generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=20)[0].tolist()
-
-
-def normed(weight, x, eps):
-    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-
-
-def turned(x_HTD, theta):
-    """Rotary embedding at positions 0, 1, …; angles in fp32, as everywhere."""
-    width = x_HTD.shape[-1]
-    angles = torch.arange(x_HTD.shape[1]).float()[:, None] * (1.0 / theta ** (torch.arange(0, width, 2).float() / width))
-    cos, sin = angles.cos().double().repeat(1, 2), angles.sin().double().repeat(1, 2)
-    half = torch.cat([-x_HTD[..., width // 2 :], x_HTD[..., : width // 2]], dim=-1)
-    return x_HTD * cos + half * sin
-
-
-def last_output(tensors, config, embeddings_TD, hidden_TD):
-    """The layer over all rows at once, out of the tensors by their published names: its output at the last row."""
-    eps, heads = config.rms_norm_eps, config.num_attention_heads
-    normed_both = [normed(tensors["midlayer.input_layernorm.weight"], embeddings_TD, eps)]
-    normed_both.append(normed(tensors["midlayer.hidden_norm.weight"], hidden_TD, eps))
-    x_T2D = torch.cat(normed_both, dim=-1)
-    query, key, value = (
-        (x_T2D @ tensors[f"midlayer.self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, 8)).transpose(0, 1) for name in "qkv"
-    )
-    query, key = (turned(each, config.rope_parameters["rope_theta"]) for each in (query, key))
-    key, value = (each.repeat_interleave(heads // len(each), dim=0) for each in (key, value))
-    scores = (query @ key.transpose(1, 2) / 8**0.5).masked_fill(torch.ones(len(x_T2D), len(x_T2D), dtype=torch.bool).triu(1), -torch.inf)
-    seen_TD = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1) @ tensors["midlayer.self_attn.o_proj.weight"].T
-    hidden_D = (hidden_TD + seen_TD)[-1]
-    x_D = normed(tensors["midlayer.post_attention_layernorm.weight"], hidden_D, eps)
-    gate, up, down = (tensors[f"midlayer.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
-    return hidden_D + down @ (F.silu(gate @ x_D) * (up @ x_D))
-
-
-def reference_logits(tensors, model, reads, tokens, path):
-    """Of the draft vocabulary after ``tokens`` and then ``path``."""
-    embed, config = model.get_input_embeddings(), model.config
-    hidden_TD = entered(model, tokens[:-1], reads) @ tensors["fc.weight"].T
-    rows = tokens[1:]
-    out_D = last_output(tensors, config, embed(torch.tensor(rows)), hidden_TD)
-    for token in path:
-        rows, hidden_TD = [*rows, token], torch.cat([hidden_TD, out_D[None]])
-        out_D = last_output(tensors, config, embed(torch.tensor(rows)), hidden_TD)
-    return tensors["lm_head.weight"] @ normed(tensors["norm.weight"], out_D, config.rms_norm_eps)
 
 
 @pytest.mark.usefixtures("exact_math")
@@ -109,7 +64,7 @@ def test_every_guess_of_a_tree_is_recomputed_from_the_published_tensors(vocabula
 
     def check(tokens, tree):
         for path, logits in watched.logits.items():
-            torch.testing.assert_close(logits, reference_logits(tensors, model, READS, tokens, path), **CLOSE)
+            torch.testing.assert_close(logits, reference_logits(tensors, model, READS, tokens, path, eps=EPS), **CLOSE)
             depths.append(len(path))
         best = watched.logits[()].topk(GROWN["width"]).indices.tolist()
         offset = tensors["d2t"].tolist() if vocabulary else [0] * len(watched.logits[()])

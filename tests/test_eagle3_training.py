@@ -81,23 +81,30 @@ def test_it_starts_from_the_targets_own_head_and_norm():
         assert torch.equal(module.fc.weight[:, -32:], torch.eye(32).double())
 
 
+def habitual():
+    """A target whose choice hangs mostly on the newest token: there is something to learn within seconds."""
+    model = copy.deepcopy(small_model()).float()
+    for layer in model.model.layers:
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            matrix.weight.mul_(0.2)
+    return model
+
+
 @pytest.mark.parametrize("vocabulary", [0, 48])
 def test_training_raises_held_out_acceptance(vocabulary, tmp_path):
-    """By at least 0.15 at the first level and 0.1 at the third, on texts that were not trained on."""
-    model = copy.deepcopy(small_model()).float()
-    rows = [greedy_text(prompt=(seed, seed + 1, 5), new=45) for seed in range(1, 49)]
-    module, held_out = fresh(model, vocabulary, rows), batch_of(model, rows[::6])
-    batches = [batch_of(model, [row for i, row in enumerate(rows) if i % 6 == k]) for k in range(1, 6)]
+    """By at least 0.2 at the first level and 0.1 at the third, on texts that were not trained on."""
+    model, rng = habitual(), torch.Generator().manual_seed(1)
+    texts = [torch.randint(0, 64, (12, 48), generator=rng).tolist() for _ in range(6)]
+    module, (held_out, *batches) = fresh(model, vocabulary, texts), [batch_of(model, rows) for rows in texts]
 
     def loss_at(step):
         batch = batches[step % len(batches)]
         return module.loss(batch, batch.positions(128))
 
-    before = rank_accuracy(module, [held_out])
-    quiet = Console(quiet=True)
+    before, quiet = rank_accuracy(module, [held_out]), Console(quiet=True)
     shape = {"steps": 60, "tokens_per_step": 128, "evaluate": str, "evaluate_every": 60, "console": quiet}
     loop.fit(module, loop.optimizers(module, 1e-2), loss_at, state_file=tmp_path / "state.pt", **shape)
     after = rank_accuracy(module, [held_out])
     assert len(before) == len(after) == eagle3.UNROLLED
-    assert after[0][0] > before[0][0] + 0.15
+    assert after[0][0] > before[0][0] + 0.2
     assert after[2][0] > before[2][0] + 0.1
