@@ -60,7 +60,8 @@ class Architecture:
 class PrefixLayer(nn.Module):
     """A whole Llama layer, both its norms and a last one included, over the features of the text so far."""
 
-    embed_tokens = None
+    reads = ()
+    embed_tokens: nn.Embedding | None = None
 
     def __init__(self, target: PreTrainedConfig):
         super().__init__()
@@ -72,8 +73,11 @@ class PrefixLayer(nn.Module):
         """The last norm keeps the features' size, which is the target's final norm's."""
         nn.init.constant_(self.body.norm.weight, final_norm.pow(2).mean().sqrt().item())
 
-    def fold(self, embeddings_ND: Tensor, features_ND: Tensor) -> Tensor:
+    def enter(self, features_ND: Tensor) -> Tensor:
         return features_ND
+
+    def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        return hidden_ND
 
     def forward(self, features_BTD: Tensor) -> Tensor:
         """BTD; causal attention within the rows given (training)."""

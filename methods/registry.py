@@ -15,7 +15,10 @@ from methods.core.weights import Trained
 
 @dataclass(frozen=True)
 class Method:
-    """A row: the module that drafts, its defaults on either kind of device, and the name of its trained weights."""
+    """A row: the module that drafts, its defaults on either kind of device, and what kind of weights it drafts with.
+
+    ``model``: those weights are an ordinary causal model's, which is not trained here.
+    """
 
     title: str
     module: str
@@ -23,15 +26,21 @@ class Method:
     reconstruction: bool = False
     cpu: Mapping[str, Any] = field(default_factory=dict)
     cuda: Mapping[str, Any] = field(default_factory=dict)
+    model: bool = False
+    acceptance: str = "match"
 
 
 # Tree sizes: verifying is nearly free up to 8-16 nodes on a CPU and 64-128 on a GPU. The CPU's were chosen on held-out
 # corpus prompts (reports/tuning-tiny-160m-cpu: four settings each, the fastest end to end); the GPU's are the sizes each
-# method was published with.
+# method was published with. A draft model's chain is 5 long as published; on a CPU, where a step of it costs a tenth of the
+# target's, 3 are best by Leviathan et al.'s theorem 3.8 if 0.6 of them are accepted.
 METHODS = {
     "vanilla": Method("Vanilla", "methods.vanilla"),
     "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 10}, cuda={"nodes": 10}),
     "recycling": Method("Token Recycling", "methods.token_recycling", cpu={"nodes": 15}, cuda={"nodes": 80}),
+    "sps": Method(
+        "Draft model", "methods.draft_model", "sps", cpu={"nodes": 3}, cuda={"nodes": 5}, model=True, acceptance="speculative_sampling"
+    ),
     "medusa": Method("Medusa", "methods.medusa", "medusa", cpu={"nodes": 3}, cuda={"nodes": 63}),
     # No weights ship to tune Hydra with: between Medusa's and EAGLE's on a CPU.
     "hydra": Method("Hydra", "methods.hydra", "hydra", cpu={"nodes": 5}, cuda={"nodes": 63}),
@@ -42,6 +51,13 @@ METHODS = {
         "eagle",
         cpu={"nodes": 5, "policy": "grown", "depth": 2, "width": 3},
         cuda={"nodes": 59, "policy": "grown", "depth": 5, "width": 10},
+    ),
+    "eagle3": Method(
+        "EAGLE-3",
+        "methods.eagle3",
+        "eagle3",
+        cpu={"nodes": 5, "depth": 2, "width": 3},
+        cuda={"nodes": 59, "depth": 7, "width": 10},
     ),
     "s4c": Method(
         "S4C (reconstruction)",
@@ -118,7 +134,7 @@ def resolve(arm: str, overrides: Mapping[str, str], device: str, backend: str = 
         if key not in keys:
             raise unknown(f"option of {name}", key, keys)
         values[key] = parse_option(name, key, text, keys[key])
-    acceptance = values.pop("acceptance", "match")
+    acceptance = values.pop("acceptance", row.acceptance)
     backend = values.pop("backend", backend)
     config = importlib.import_module(row.module).Config(**values)
     return Resolved(arm, name, config, acceptance, backend)
@@ -126,11 +142,20 @@ def resolve(arm: str, overrides: Mapping[str, str], device: str, backend: str = 
 
 def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[Drafter, AcceptanceRule]:
     """The drafter and the rule of a method. Raises UserError when the weights are missing or do not fit the options."""
-    kind = resolved.method.weights
-    if kind and drafter is None:
-        raise UserError(f"{resolved.name} needs trained {kind} weights for this target; train them with: specbench train {kind}")
+    if resolved.method.weights and drafter is None:
+        raise UserError(f"{resolved.name} {lacking(resolved.method)}")
     module = importlib.import_module(resolved.method.module)
     return module.build(resolved.config, target, drafter), target.backend.piece(RULES[resolved.acceptance].apply)
+
+
+def lacking(method: Method) -> str:
+    """What a method without its weights needs, and how to get that."""
+    kind = method.weights
+    given = f"--drafter {kind}=FOLDER or {kind}=HUB_ID"
+    if method.model:
+        return f"drafts with a small model that has the target's tokenizer, and none is known for this target; give one: {given}"
+    published = f", or give published ones: {given}" if hasattr(importlib.import_module(method.module), "published") else ""
+    return f"needs trained {kind} weights for this target; train them with: specbench train {kind}{published}"
 
 
 def parse_option(name: str, key: str, text: str, kind: Any) -> Any:

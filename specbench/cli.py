@@ -70,7 +70,7 @@ def run(
         Path | None, typer.Option(help="Tree sizes that `specbench tune` chose for this target and device; --set goes before them.")
     ] = None,
     drafter: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=FILE", help="Drafter weights of your own, for a kind or for one arm; repeatable.")
+        list[str] | None, typer.Option(metavar="KIND=FILE|FOLDER|HUB_ID", help="Whose drafter, for a kind or for one arm; repeatable.")
     ] = None,
     aa: Annotated[str | None, typer.Option(metavar="METHOD", help="Run this method twice: what its two arms differ by is noise.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
@@ -146,7 +146,7 @@ def methods() -> None:
 
     table = Table("method", "title", "drafter", "options (--set)")
     for name, row in METHODS.items():
-        drafter = f"trained: {row.weights}" if row.weights else "none to train"
+        drafter = f"{'a model' if row.model else 'trained'}: {row.weights}" if row.weights else "none to train"
         table.add_row(name, row.title, drafter, ", ".join(options(name)))
     console.print(table)
 

@@ -46,6 +46,7 @@ class MethodFacts:
     acceptance: str
     weights_sha256: str | None
     backend: str = "eager"
+    drafter: str | None = None  # the file, folder or hub id its weights are from; runs from before they could be chosen do not say
     state: str = ""  # what is kept from one turn to the next
 
 

@@ -1,11 +1,13 @@
 """Random models and drafters of a few thousand weights in fp64, an oracle that knows the text, and policies that watch."""
 
+import copy
 import importlib
 from functools import lru_cache
 
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,8 +24,10 @@ from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
+from methods.core.training import ChoosesVocabulary
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
+from specbench.tune.record import reads_of
 
 CPU = torch.device("cpu")
 V = 64
@@ -76,14 +80,28 @@ def greedy_text(family="llama", attention="sdpa", prompt=tuple(PROMPT), new=60):
 
 
 def trained(kind, model, **architecture):
-    code = importlib.import_module(f"methods.{kind}")
+    row = next(row for row in registry.METHODS.values() if row.weights == kind)
+    if row.model:
+        return Trained(draft_model(model.config).to(model.dtype), (), "0" * 64)
+    code = importlib.import_module(row.module)
     module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
+    if isinstance(module, ChoosesVocabulary):
+        module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
     return Trained(module, RANK_ACCURACY, "0" * 64)
+
+
+def draft_model(config, noise=0.1):
+    """Nearly the small model of the same config, so that it is often right."""
+    draft, other = (AutoModelForCausalLM.from_config(copy.deepcopy(config)) for _ in range(2))
+    spread(draft.double(), seed=0), spread(other.double(), seed=1)
+    for parameter, apart in zip(draft.parameters(), other.parameters(), strict=True):
+        parameter.lerp_(apart, noise)
+    return draft
 
 
 def build(name, target, **options):
     """A method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
-    architecture = {key: options[key] for key in ("heads", "prefix", "layers") if key in options}
+    architecture = {key: options[key] for key in ("heads", "layers", "prefix", "vocabulary") if key in options}
     given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
     resolved = registry.resolve(name, given, "cpu")
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
@@ -97,6 +115,12 @@ def run(target, drafter, prompt, new, accept=match, **sampling):
 def features_of(model, tokens):
     """The target's features T x D from one plain forward pass."""
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+
+
+def entered(model, tokens, layers):
+    """What entered these of the target's layers, side by side, T rows, from one plain forward pass."""
+    states = model.base_model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer][0] for layer in layers], dim=-1)
 
 
 def plant(tokens, parents, q_NV=None):
@@ -161,10 +185,9 @@ class Beside:
     ``look`` is shown the text and the tree each of them drafts, round after round.
     """
 
-    reads = ()
-
     def __init__(self, oracle, drafters, look):
         self.oracle, self.drafters, self.look = oracle, drafters, look
+        self.reads = reads_of(drafters)
 
     def begin(self, prompt, first, scores, sampling):
         for drafter in (self.oracle, *self.drafters):
@@ -218,6 +241,6 @@ def small_target(family="llama", attention="sdpa", back_end="eager"):
 def begun(drafter, target, text):
     """The drafter on a prompt that ``text`` continues by one token."""
     prompt = text[:-1]
-    scores = target.prefill(prompt)
+    scores = target.prefill(prompt, drafter.reads)
     drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores, Sampling(1))
     return drafter

@@ -13,6 +13,7 @@ RIGHTS = (2, 0, 4, 1, 3)
 VARIANTS = [
     *((name, {}) for name in METHODS if name not in ("vanilla", "recycling")),
     ("hydra", {"prefix": "none"}),
+    ("eagle3", {"vocabulary": 40, "nodes": 12, "depth": 4, "width": 4}),
     *(("s4c", {"heads": heads, "prefix": "layer"}) for heads in ("hydra", "independent")),
     *(("s4c", {"heads": heads, "prefix": "none"}) for heads in ("recurrent", "hydra", "independent")),
     ("s4c", {"tree": "fresh"}),
@@ -62,7 +63,7 @@ def test_s4cs_continuous_tree_is_the_fresh_one():
     assert reads[1][:4] == [12, 15, 16, 21]
 
 
-@pytest.mark.parametrize("name", ["eagle2", "s4c"])
+@pytest.mark.parametrize("name", ["eagle2", "eagle3", "s4c"])
 def test_a_round_reads_only_what_the_one_before_committed(name):
     target = small_target()
     drafter, _ = build(name, target)

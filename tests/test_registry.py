@@ -42,7 +42,7 @@ def test_a_number_must_be_one():
 def test_every_method_resolves_on_either_device(name):
     cpu, cuda = resolve(name, {}, "cpu"), resolve(name, {}, "cuda:0")
     assert {*asdict(cpu.config), "acceptance", "backend"} == {*options(name), "acceptance"}
-    assert (cpu.arm, cpu.name, cpu.acceptance, cpu.lossless, cpu.backend) == (name, name, "match", True, "eager")
+    assert (cpu.arm, cpu.name, cpu.acceptance, cpu.lossless, cpu.backend) == (name, name, METHODS[name].acceptance, True, "eager")
     if name != "vanilla":
         assert cpu.config.nodes <= cuda.config.nodes
 
@@ -79,7 +79,8 @@ def test_methods_without_weights_need_none():
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.weights])
 def test_missing_weights_name_the_command_that_makes_them(name):
     message = refusal(registry.build, resolve(name, {}, "cpu"), small_target(), None)
-    assert f"specbench train {METHODS[name].weights}" in message
+    kind = METHODS[name].weights
+    assert (f"--drafter {kind}=FOLDER or {kind}=HUB_ID" if METHODS[name].model else f"specbench train {kind}") in message
 
 
 @pytest.mark.parametrize(("key", "value"), [("heads", "hydra"), ("prefix", "none")])

@@ -12,6 +12,7 @@ import torch
 from small_models import SHAPE, build, run, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from methods import draft_model
 from methods.core import decode
 from methods.core.acceptance import match, noise_for, speculative_sampling, typical
 from methods.core.kv_cache import KVCache
@@ -48,15 +49,15 @@ def remember(stack):
     """Let decoder layers answer from memory what they were asked before: the same inputs on the same cache rows."""
     compute, known = stack._run, {}
 
-    def answered(vectors_ND, positions_N, places_N, mask, layers):
+    def answered(vectors_ND, positions_N, places_N, mask, layers, reads):
         rows = slice(int(places_N[0]), int(places_N[0]) + len(vectors_ND))
-        asked = (stack.cache.buffer[..., : rows.start, :], vectors_ND, positions_N, mask)
+        asked = (stack.cache.buffer[..., : rows.start, :], vectors_ND, positions_N, mask, reads)
         key = tuple(each.numpy().tobytes() if isinstance(each, torch.Tensor) else each for each in asked)
         if key not in known:
-            out_ND = compute(vectors_ND, positions_N, places_N, mask, layers)
-            known[key] = out_ND, stack.cache.buffer[..., rows, :].clone()
-        out_ND, stack.cache.buffer[..., rows, :] = known[key]
-        return out_ND
+            out = compute(vectors_ND, positions_N, places_N, mask, layers, reads)
+            known[key] = out, stack.cache.buffer[..., rows, :].clone()
+        out, stack.cache.buffer[..., rows, :] = known[key]
+        return out
 
     stack._run = answered
 
@@ -65,7 +66,8 @@ def p_value(name, seeds, rule=None):
     """Of what ``decode`` wrote for these many seeds; drafts must have been both accepted and rejected."""
     target = Target(model(), capacity=32)
     drafter, accept = build(name, target)
-    for stack in (target.stack, *([drafter.stream.stack] if hasattr(drafter, "stream") else [])):
+    reader = getattr(drafter, "stream", drafter)
+    for stack in (target.stack, *([reader.stack] if hasattr(reader, "stack") else [])):
         remember(stack)
     counts, steps = torch.zeros([V] * NEW, dtype=torch.float64), []
     for seed in range(seeds):
@@ -91,8 +93,14 @@ def test_every_method_samples_from_the_target(name):
     assert p_value(name, SEEDS) > SIGNIFICANCE
 
 
-def test_speculative_sampling_does_too():
-    assert p_value("s4c", SEEDS, speculative_sampling) > SIGNIFICANCE
+@pytest.mark.parametrize(("name", "rule"), [("s4c", speculative_sampling), ("sps", match)])
+def test_so_it_does_under_another_lossless_rule(name, rule):
+    assert p_value(name, SEEDS, rule) > SIGNIFICANCE
+
+
+def test_drafts_from_the_targets_own_random_numbers_are_caught(monkeypatch):
+    monkeypatch.setattr(draft_model, "OWN_STREAM", 0)
+    assert p_value("sps", FEWER_SEEDS) < SIGNIFICANCE
 
 
 @pytest.mark.parametrize("name", ["vanilla", "s4c"])

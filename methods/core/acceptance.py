@@ -35,9 +35,13 @@ def noise_for(tree: DraftTree, vocabulary: int, sampling: Sampling, rng: torch.G
     """None for greedy decoding, which needs none."""
     if sampling.temperature == 0.0:
         return None
-    exponential_NV = torch.empty(tree.size, vocabulary, device=rng.device).exponential_(generator=rng)
-    exponential_NV.clamp_(min=torch.finfo(exponential_NV.dtype).tiny)  # 0 / 0 would win for a token of probability 0
-    return Noise(exponential_NV, torch.rand(tree.size, generator=rng, device=rng.device))
+    return Noise(exponential(tree.size, vocabulary, rng), torch.rand(tree.size, generator=rng, device=rng.device))
+
+
+def exponential(rows: int, vocabulary: int, rng: torch.Generator) -> Tensor:
+    """Exp(1), rows x V: the largest of p / Exp(1) is a draw from p. Never 0, since 0 / 0 would win for a token of probability 0."""
+    noise_NV = torch.empty(rows, vocabulary, device=rng.device).exponential_(generator=rng)
+    return noise_NV.clamp_(min=torch.finfo(noise_NV.dtype).tiny)
 
 
 class Told(NamedTuple):
@@ -83,7 +87,7 @@ def probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def choose(logits_NV: Tensor, temperature: float, noise: Noise | None) -> Tensor:
-    """The target's own next token after each node, N; the largest of p / Exp(1) is a draw from p."""
+    """The target's own next token after each node, N."""
     if noise is None:
         return logits_NV.argmax(dim=-1)
     return (probabilities(logits_NV, temperature) / noise.exponential_NV).argmax(dim=-1)

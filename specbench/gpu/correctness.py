@@ -42,7 +42,8 @@ def correctness(work: Work, console: Console) -> dict[str, Any]:
 
 
 def _run(device: str, dtype: str, run_dir: Path, console: Console) -> None:
-    names = [name for name, row in registry.METHODS.items() if row.weights in (None, *registry.SHIPPED_WEIGHTS)]
+    rows = registry.METHODS.items()
+    names = [name for name, row in rows if row.model or row.weights in (None, *registry.SHIPPED_WEIGHTS)]
     options = Options(
         methods=[*names, *(f"{name}:backend=eager" for name in names)],
         target=targets.SHIPPED,
@@ -51,6 +52,7 @@ def _run(device: str, dtype: str, run_dir: Path, console: Console) -> None:
         dtype=dtype,
         device=device,
         backend="static",
+        drafter_files={row.weights: targets.shipped_folder() for _, row in rows if row.weights and row.model},  # it drafts for itself
     )
     runner.run(prepare(options), run_dir, console)
 

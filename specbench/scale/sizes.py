@@ -59,7 +59,7 @@ def _small() -> PreTrainedConfig:
 
 def _drafters(size: Sized, arms: Collection[Resolved]) -> int:
     """Parameters of the arms' drafters in the target's shape; arms that share weights share them in memory."""
-    modules = {each.method.weights: each.method.module for each in arms if each.method.weights}
+    modules = {each.method.weights: each.method.module for each in arms if each.method.weights and not each.method.model}
     total = 0
     for kind, module in modules.items():
         code = importlib.import_module(module)

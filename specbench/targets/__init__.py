@@ -4,15 +4,13 @@ A target folder is a transformers checkpoint with its tokenizer and, beside them
 """
 
 import hashlib
-import importlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,14 +20,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from methods.core import weights
 from methods.core.errors import UserError, unknown
 from methods.core.target import refuse
 from methods.core.weights import Trained
 from methods.registry import Resolved
 from specbench import prompts
+from specbench.targets import drafters
 from specbench.targets.shapes import SHAPES
-from specbench.targets.widen import fill, widened
+from specbench.targets.widen import widened
 
 SHIPPED = "tiny"
 TARGETS = (SHIPPED, *SHAPES)
@@ -46,8 +44,8 @@ class Loaded:
     folder: Path
     weights_sha256: str
     small: PreTrainedModel | None = None  # the model inside, of a cost-matched target
-    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own, by kind or by arm
-    _drafters: dict[Path, Trained] = field(default_factory=dict)  # methods that share weights share them in memory too
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)  # the user's own files, folders or hub ids, by kind or arm
+    _drafters: dict[str, Trained] = field(default_factory=dict)  # methods that share weights share them in memory too
 
     @property
     def label(self) -> str:
@@ -67,33 +65,13 @@ class Loaded:
         return sum(p.numel() for p in self.model.parameters())
 
     def drafter_for(self, resolved: Resolved) -> Trained | None:
-        """The trained drafter an arm needs, on the target's device, or None where it needs or has none."""
-        kind = resolved.method.weights
-        if kind is None:
+        """The drafter an arm needs, on the target's device, or None where it needs or has none."""
+        source = drafters.place(self, resolved)
+        if source is None:
             return None
-        shipped = self.folder / "drafters" / f"{kind}.safetensors"
-        path = self.drafter_files.get(resolved.arm) or self.drafter_files.get(kind, shipped)
-        if path == shipped and not path.is_file():
-            return None
-        if path not in self._drafters:
-            self._drafters[path] = self._load(kind, importlib.import_module(resolved.method.module), path)
-        return self._drafters[path]
-
-    def _load(self, kind: str, code: ModuleType, path: Path) -> Trained:
-        inner = self.model if self.small is None else self.small
-        trained = weights.load(path, kind, code.Module, code.Architecture, inner.config)
-        trained_for = weights.about(path).get("target_sha256")
-        if trained_for != self.weights_sha256:
-            raise UserError(
-                f"drafter weights {path} were trained for another target (sha256 {str(trained_for)[:12]}, this one is "
-                f"{self.weights_sha256[:12]}); train them with: specbench train {kind} --target {self.name}"
-            )
-        if self.small is None:
-            return replace(trained, module=trained.module.to(self.model.device, self.model.dtype))
-        with torch.device(self.model.device):
-            wide = code.Module(self.model.config, trained.module.architecture).to(self.model.dtype)
-        fill(wide, trained.module, self.model.config, inner.config, seed=1)
-        return replace(trained, module=wide.eval().requires_grad_(False))
+        if source not in self._drafters:
+            self._drafters[source] = drafters.load(self, resolved.method, source)
+        return self._drafters[source]
 
 
 def default_name(device: str) -> str:

@@ -20,7 +20,7 @@ Corpus = Annotated[Path, typer.Option(help="Chat records, JSONL, plain or .xz.")
 
 
 def train(
-    what: Annotated[str, typer.Argument(help="target, or the weights to train: medusa, hydra, eagle, s4c.")],
+    what: Annotated[str, typer.Argument(help="target, or the weights to train: medusa, hydra, eagle, eagle3, s4c.")],
     corpus: Corpus,
     target: Annotated[
         str | None, typer.Option(help="The frozen target a drafter is trained on: a name or a folder.", show_default=TARGET)

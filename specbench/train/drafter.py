@@ -31,7 +31,7 @@ PER_CATEGORY, MAX_PROMPT, MAX_NEW = 480, 1024, 160
 HELD_OUT_PER_CATEGORY = 24
 HELD_OUT_BATCHES = 8
 
-KINDS = sorted({row.weights for row in METHODS.values() if row.weights})
+KINDS = sorted({row.weights for row in METHODS.values() if row.weights and not row.model})
 
 
 def train(

@@ -121,7 +121,7 @@ def _spaces(names: Sequence[str], loaded: Loaded, device: str) -> dict[str, tupl
         if resolved.method.weights and trained is None and not names:
             continue
         if resolved.method.weights and trained is None:
-            raise UserError(f"{name} needs trained {resolved.method.weights} weights for {loaded.name}; leave it out or train them")
+            raise UserError(f"{name} {registry.lacking(resolved.method)}; or leave it out")
         found[name] = resolved, settings.space_of(resolved, trained)
     return found
 
