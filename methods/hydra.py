@@ -1,8 +1,8 @@
 """Hydra (Ankner et al., 2024, arXiv 2402.05109): Medusa's heads made to depend on each other, and a static tree.
 
-Head i reads the target's last feature and the embeddings of the tokens drafted before it. Hydra++, the recipe the published
-weights are of, puts a decoder layer of its own over the features (prefix attention), makes the heads deeper and learns from
-the target's distribution. S4C's ``heads=hydra`` shares the idea, not the head: its heads estimate features and are read out
+Head i reads the target's last feature and the embeddings of the tokens drafted before it. Hydra++, the paper's best recipe
+and the default here, puts a decoder layer of its own over the features (prefix attention), makes the heads deeper and learns
+from the target's distribution. S4C's ``heads=hydra`` shares the idea, not the head: its heads estimate features and are read out
 by the target's own matrix, these go straight to the vocabulary through matrices of their own.
 
 Shape letters: P rows, D width, X = (i + 1) D what head i reads, V vocabulary.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scripted_records import turn, write_run
 from small_models import CPU, OTHER_PROMPT, PROMPT, Beside, Oracle, build, greedy_text, run, small_target
+from tiny_target import write_suite, write_target
 
 from methods.core.policies import static_tree
 from methods.core.recycling import SuccessorTable
@@ -14,8 +15,10 @@ from methods.registry import resolve
 from methods.token_recycling import SUCCESSORS, TEMPLATE
 from specbench import tables
 from specbench.manifest import RunManifest
+from specbench.options import Options
 from specbench.report import remarks
 from specbench.report.run import read
+from specbench.session import prepare
 
 RIGHTS = (2, 0, 4, 1, 3)
 
@@ -142,3 +145,11 @@ def test_kept_state_is_declared_in_tables_and_caveats(tmp_path):
         if told:
             assert "order of the questions" in told[0]
             assert "resumed or sharded starts it anew" in told[0]
+
+
+def test_a_run_records_what_an_arm_keeps(tmp_path):
+    suite = write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
+    arms = ["recycling", "recycling:scope=session"]
+    options = Options(arms, str(write_target(tmp_path / "t")), suite_file=suite, max_new_tokens=4, dtype="fp32", device="cpu")
+    facts = prepare(options).manifest.methods
+    assert [facts[arm].state for arm in ("vanilla", *arms)] == ["", "", "its table of successors"]
