@@ -30,7 +30,7 @@ VARIANTS = [
     *(("s4c", options) for options in S4C),
 ]
 GROWN = {"nodes": 12, "depth": 4, "width": 4}
-DEEP = {"medusa": {"nodes": 12}, "hydra": {"nodes": 12}, "eagle": {"nodes": 12}, "eagle2": GROWN, "s4c": GROWN}
+DEEP = {"medusa": {"nodes": 12}, "hydra": {"nodes": 24}, "eagle": {"nodes": 12}, "eagle2": GROWN, "s4c": GROWN}
 RIGHTS = (2, 0, 3, 1)
 
 pytestmark = pytest.mark.usefixtures("exact_math")
