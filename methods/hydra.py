@@ -11,7 +11,7 @@ Shape letters: P rows, D width, X = (i + 1) D what head i reads, V vocabulary.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Architecture:
 class PrefixLayer(nn.Module):
     """A whole Llama layer, both its norms and a last one included, over the features of the text so far."""
 
-    reads = ()
+    reads: tuple[int, ...] = ()
     embed_tokens: nn.Embedding | None = None
 
     def __init__(self, target: PreTrainedConfig):
@@ -221,7 +221,8 @@ def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int,
     Raises UserError for a copy that says something else than its original.
     """
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(UNREAD)}
-    originals = {EMBEDDING: target.get_input_embeddings().weight}
+    embedding: Any = target.get_input_embeddings()
+    originals: dict[str, Tensor] = {EMBEDDING: embedding.weight}
     for head, block, kind in product(range(heads), blocks[1:], ("weight", "bias")):
         first = f"hydra_mlp.{head}.{blocks[0]}.linear.{kind}"
         if first in tensors:
