@@ -197,12 +197,15 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
     assert lacking(resolve("sps", {}, "cpu").method).endswith("give one: --drafter sps=FOLDER or sps=HUB_ID")
 
 
-def test_temperature_zero_draws_nothing():
+def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
+    """Acceptance would be no fair coin if drafts were drawn from the numbers it is tossed with."""
     target = small_target()
     drafter = begun(DraftModel(small_model(), NODES, target), target, PROMPT)
     before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert torch.equal(drafter.rng.get_state(), before)
-    drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0))
+    drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0, seed=5))
+    assert drafter.rng.initial_seed() != 5
+    before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert not torch.equal(drafter.rng.get_state(), before)
