@@ -80,11 +80,12 @@ def test_it_starts_from_the_targets_own_head_and_norm():
 
 
 def habitual():
-    """A target whose choice hangs mostly on the newest token: there is something to learn within seconds."""
+    """A target whose choice hangs on the newest token alone, and which is sure of it: there is something to learn within seconds."""
     model = copy.deepcopy(small_model()).float()
     for layer in model.model.layers:
-        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            matrix.weight.mul_(0.2)
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    model.model.norm.weight.mul_(3)
     return model
 
 
@@ -99,21 +100,20 @@ def right(module, batch):
 
 @pytest.mark.parametrize("vocabulary", [0, 48])
 def test_training_raises_held_out_acceptance(vocabulary):
-    """By at least 0.2 at the first level and 0.1 at the third, on texts that were not trained on."""
+    """By at least 0.3 at the first level and 0.1 at the third, on texts that were not trained on."""
     model, rng = habitual(), torch.Generator().manual_seed(1)
     texts = [torch.randint(0, 64, (12, 48), generator=rng).tolist() for _ in range(6)]
     module, (held_out, *batches) = fresh(model, vocabulary, texts), [batch_of(model, rows) for rows in texts]
-    before, optimizers = right(module, held_out), loop.optimizers(module, 1e-2)
-    for step in range(60):
+    before, optimizers = right(module, held_out), loop.optimizers(module, 2e-2)
+    for step in range(40):
         batch = batches[step % len(batches)]
         module.loss(batch, batch.positions(128)).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
     after = right(module, held_out)
-    print("LEARN", before, after)
     assert len(before) == len(after) == eagle3.UNROLLED
-    assert after[0] > before[0] + 0.2
+    assert after[0] > before[0] + 0.3
     assert after[2] > before[2] + 0.1
 
 
@@ -124,5 +124,5 @@ def test_it_trains_in_bf16():
     with torch.autocast("cpu", torch.bfloat16):
         rough = module.loss(batch, places)
     rough.backward()
-    assert float(rough) == pytest.approx(float(module.loss(batch, places)), rel=0.02)
+    assert rough.item() == pytest.approx(module.loss(batch, places).item(), rel=0.02)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
