@@ -105,11 +105,11 @@ def _side_by_side(rows_BGTD: Tensor) -> Tensor:
 
 
 class Module(nn.Module):
-    """Tensors are named as in published checkpoints. ``config`` is the layer's own, where it is not of the target's shape."""
+    """Tensors are named as in published checkpoints; ``shape`` is the layer's, where that is not the target's."""
 
     d2t: Tensor
 
-    def __init__(self, target: PreTrainedConfig, architecture: Architecture, config: LlamaConfig | None = None):
+    def __init__(self, target: PreTrainedConfig, architecture: Architecture, shape: PreTrainedConfig | None = None):
         super().__init__()
         layers, vocabulary = architecture.target_layers or target.num_hidden_layers, architecture.vocabulary
         if layers > target.num_hidden_layers:
@@ -118,7 +118,7 @@ class Module(nn.Module):
             raise UserError(f"vocabulary is {vocabulary}, more than the target's {target.vocab_size}; choose 0 for all of its tokens")
         self.architecture = replace(architecture, target_layers=layers)
         self.reads = layers_read(layers)
-        self.config = config or layer_config(target)
+        self.config = layer_config(shape or target)
         self.fc = nn.Linear(len(self.reads) * target.hidden_size, self.config.hidden_size, bias=False)
         self.midlayer = MidLayer(self.config)
         self.rotary_emb = LlamaRotaryEmbedding(self.config)

@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from rich.console import Console
 from small_models import Follow, Watched, begun, build, entered, features_of, greedy_text, small_model, small_target, trained
 
 from methods import eagle3
 from methods.core.training import Batch
 from specbench.train import loop
-from specbench.train.drafter import rank_accuracy
 
 READS = (0, 1)  # of a target of two layers
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -82,29 +80,49 @@ def test_it_starts_from_the_targets_own_head_and_norm():
 
 
 def habitual():
-    """A target whose choice hangs mostly on the newest token: there is something to learn within seconds."""
+    """A target whose choice hangs on the newest token alone, and which is sure of it: there is something to learn within seconds."""
     model = copy.deepcopy(small_model()).float()
     for layer in model.model.layers:
-        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            matrix.weight.mul_(0.2)
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    model.model.norm.weight.mul_(3)
     return model
 
 
+def right(module, batch):
+    """How often the first guess of each level is the target's choice."""
+    places = torch.cat([torch.arange(8, 40) + row * batch.tokens_BT.shape[1] for row in range(len(batch.tokens_BT))])
+    with torch.no_grad():
+        wanted = batch.lm_head(batch.features_BTD).argmax(-1).flatten()
+        levels = enumerate(module.levels(batch, places, eagle3.UNROLLED), start=1)
+        return [float((guess.logits_PV.argmax(-1) == wanted[places + level]).float().mean()) for level, guess in levels]
+
+
 @pytest.mark.parametrize("vocabulary", [0, 48])
-def test_training_raises_held_out_acceptance(vocabulary, tmp_path):
-    """By at least 0.2 at the first level and 0.1 at the third, on texts that were not trained on."""
+def test_training_raises_held_out_acceptance(vocabulary):
+    """By at least 0.3 at the first level and 0.1 at the third, on texts that were not trained on."""
     model, rng = habitual(), torch.Generator().manual_seed(1)
     texts = [torch.randint(0, 64, (12, 48), generator=rng).tolist() for _ in range(6)]
     module, (held_out, *batches) = fresh(model, vocabulary, texts), [batch_of(model, rows) for rows in texts]
-
-    def loss_at(step):
+    before, optimizers = right(module, held_out), loop.optimizers(module, 2e-2)
+    for step in range(40):
         batch = batches[step % len(batches)]
-        return module.loss(batch, batch.positions(128))
-
-    before, quiet = rank_accuracy(module, [held_out]), Console(quiet=True)
-    shape = {"steps": 60, "tokens_per_step": 128, "evaluate": str, "evaluate_every": 60, "console": quiet}
-    loop.fit(module, loop.optimizers(module, 1e-2), loss_at, state_file=tmp_path / "state.pt", **shape)
-    after = rank_accuracy(module, [held_out])
+        module.loss(batch, batch.positions(128)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    after = right(module, held_out)
     assert len(before) == len(after) == eagle3.UNROLLED
-    assert after[0][0] > before[0][0] + 0.2
-    assert after[2][0] > before[2][0] + 0.1
+    assert after[0] > before[0] + 0.3
+    assert after[2] > before[2] + 0.1
+
+
+def test_it_trains_in_bf16():
+    model = copy.deepcopy(small_model()).float()
+    module, batch = fresh(model, 40, [greedy_text()]), batch_of(model, [greedy_text()[:40], greedy_text()[20:60]])
+    places = torch.arange(6, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = module.loss(batch, places)
+    rough.backward()
+    assert rough.item() == pytest.approx(module.loss(batch, places).item(), rel=0.02)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())

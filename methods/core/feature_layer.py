@@ -94,7 +94,7 @@ class ReadingLayer(Protocol):
 class FeatureLayer(nn.Module):
     """The trained part: ``fc`` folds embedding and feature into one vector, then a Llama layer without its first norm."""
 
-    reads = ()
+    reads: tuple[int, ...] = ()
 
     def __init__(self, target: PreTrainedConfig):
         super().__init__()

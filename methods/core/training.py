@@ -103,8 +103,8 @@ def soft_cross_entropy(logits_PV: Tensor, batch: Batch, flat_P: Tensor, tokens_V
         if tokens_V is None:
             p_PV = wanted_PV.softmax(dim=-1)
         else:
-            inside_P = torch.isin(wanted_PV.argmax(dim=-1), tokens_V)
-            p_PV = wanted_PV[:, tokens_V].softmax(dim=-1) * inside_P[:, None]
+            guessed_V = torch.zeros_like(wanted_PV[0], dtype=torch.bool).index_fill(0, tokens_V, True)
+            p_PV = wanted_PV[:, tokens_V].softmax(dim=-1) * guessed_V[wanted_PV.argmax(dim=-1), None]
     return _mean(-(p_PV * F.log_softmax(logits_PV.float(), dim=-1)).sum(dim=-1), batch, flat_P)
 
 
