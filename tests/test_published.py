@@ -194,6 +194,8 @@ def test_a_drafter_tells_where_it_is_from_and_methods_share_it(folder, model, tm
     assert target.drafter_for(resolve("eagle2", {}, "cpu")) is drafter
     assert drafter_of(folder, "eagle", path).sha256 == drafter.sha256
     assert drafter.module.layer.fc.weight.dtype == torch.float64
+    shipped = targets.load("tiny", device="cpu", dtype="bf16", attention="sdpa").drafter_for(resolve("eagle", {}, "cpu"))
+    assert shipped.source == "drafters/eagle.safetensors"
 
 
 @pytest.mark.parametrize(("base", "warned"), [("someone/target", False), ("lmsys/vicuna-7b-v1.3", True), (None, False)])
