@@ -212,8 +212,11 @@ def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
     before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert torch.equal(drafter.rng.get_state(), before)
-    drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0, seed=5))
-    assert drafter.rng.initial_seed() != 5
+    seeds = set()
+    for seed in (5, 6):
+        drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0, seed=seed))
+        seeds |= {seed, drafter.rng.initial_seed()}
+    assert len(seeds) == 4
     before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert not torch.equal(drafter.rng.get_state(), before)
