@@ -3,7 +3,7 @@
 The two share their weights: EAGLE-1 drafts a static tree, EAGLE-2 grows one by the drafter's own confidence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.feature_layer import FeatureLayer, FeatureStream, published_shape
+from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, published_shape
 from methods.core.policies import GrownTree, TreePolicy, check_tree, choices_of
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.target import Scores, Target
@@ -100,42 +100,52 @@ class Module(nn.Module):
 
 
 class Eagle:
-    reads = ()
+    """A layer that is called once a level, on its own output: EAGLE's drafter, and EAGLE-3's.
 
-    def __init__(self, module: Module, policy: TreePolicy, target: Target):
-        self.policy, self.lm_head = policy, target.lm_head
-        self.stream = FeatureStream(module.layer, target)
+    ``layer`` was made ready by the target's back end; ``head`` says what its output ND guesses.
+    """
+
+    def __init__(self, layer: ReadingLayer, head: Callable[[Tensor], Tensor], policy: TreePolicy, target: Target):
+        self.policy, self.head, self.reads = policy, head, layer.reads
+        self.stream = FeatureStream(layer, target)
         self.sizes = (policy.size,)
         self._draft = target.backend.piece(self._grow)
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
-        self.stream.begin(prompt, scores.features_ND)
-        self.unread = first, scores.features_ND[-1:]
+        features_ND = self._features(scores)
+        self.stream.begin(prompt, features_ND)
+        self.unread = first, features_ND[-1:]
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
-        self.unread = accepted, scores.features_ND
+        self.unread = accepted, self._features(scores)
 
     def draft(self, tokens: list[int]) -> DraftTree:
         tree = self._draft(*self.unread, self.stream.span(tokens))
         self.stream.settle(self.unread[0])
         return tree
 
+    def _features(self, scores: Scores) -> Tensor:
+        if not self.reads:
+            return scores.features_ND
+        assert scores.deep_ND is not None
+        return scores.deep_ND
+
     def _grow(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
         self.span = span
         self.state_WD = self.stream.read(accepted, features_ND, span)
         self.committed = self.stream.cache.length + accepted.length
         self.sees_WM = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
-        return self.policy.grow(accepted.emitted_P[-1], self.lm_head(self.state_WD), self._step)
+        return self.policy.grow(accepted.emitted_P[-1], self.head(self.state_WD), self._step)
 
     def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
-        """One call of the layer on guessed tokens and features; they see the text and their own ancestors."""
+        """One call of the layer on guessed tokens and its own outputs; they see the text and their own ancestors."""
         start = self.committed + self.sees_WM.shape[1]
         own_WW = torch.eye(len(tokens_W), dtype=torch.bool, device=tokens_W.device)
         self.sees_WM = torch.cat([self.sees_WM[rows_W], own_WW], dim=1)
         positions_W = (self.committed + level - 1).expand(len(tokens_W))
-        features_WD = self.state_WD[rows_W]
-        self.state_WD = self.stream.extend(tokens_W, features_WD, positions_W, start, self.committed, self.sees_WM, self.span)
-        return self.lm_head(self.state_WD)
+        hidden_WD = self.state_WD[rows_W]
+        self.state_WD = self.stream.extend(tokens_W, hidden_WD, positions_W, start, self.committed, self.sees_WM, self.span)
+        return self.head(self.state_WD)
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
@@ -152,11 +162,11 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     if checkpoint.config.get("qkv_bias", False):
         layer.bias_attention()
     if EMBEDDING in checkpoint.tensors:
-        layer.embed_tokens = nn.Embedding(*target.get_input_embeddings().weight.shape)
+        layer.embed_tokens = nn.Embedding(target.config.vocab_size, target.config.hidden_size)
     return checkpoint.fitted(module, lambda own: own.removeprefix("layer.").removeprefix("body."), TEMPLATE)
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    module = target.backend.module(drafter.module)
+    layer = target.backend.module(drafter.module).layer
     policy = drafter.static_tree(config.nodes) if config.policy == "static" else GrownTree(config.nodes, *config.grown)
-    return Eagle(module, policy, target)
+    return Eagle(layer, target.lm_head, policy, target)

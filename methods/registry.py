@@ -37,10 +37,13 @@ class Method:
 METHODS = {
     "vanilla": Method("Vanilla", "methods.vanilla"),
     "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 10}, cuda={"nodes": 10}),
+    "recycling": Method("Token Recycling", "methods.token_recycling", cpu={"nodes": 15}, cuda={"nodes": 80}),
     "sps": Method(
         "Draft model", "methods.draft_model", "sps", cpu={"nodes": 3}, cuda={"nodes": 5}, model=True, acceptance="speculative_sampling"
     ),
     "medusa": Method("Medusa", "methods.medusa", "medusa", cpu={"nodes": 3}, cuda={"nodes": 63}),
+    # No weights ship to tune Hydra with: between Medusa's and EAGLE's on a CPU.
+    "hydra": Method("Hydra", "methods.hydra", "hydra", cpu={"nodes": 5}, cuda={"nodes": 63}),
     "eagle": Method("EAGLE", "methods.eagle", "eagle", cpu={"nodes": 7, "policy": "static"}, cuda={"nodes": 25, "policy": "static"}),
     "eagle2": Method(
         "EAGLE-2",
@@ -48,6 +51,13 @@ METHODS = {
         "eagle",
         cpu={"nodes": 5, "policy": "grown", "depth": 2, "width": 3},
         cuda={"nodes": 59, "policy": "grown", "depth": 5, "width": 10},
+    ),
+    "eagle3": Method(
+        "EAGLE-3",
+        "methods.eagle3",
+        "eagle3",
+        cpu={"nodes": 5, "depth": 2, "width": 3},
+        cuda={"nodes": 59, "depth": 7, "width": 10},
     ),
     "s4c": Method(
         "S4C (reconstruction)",
@@ -58,6 +68,8 @@ METHODS = {
         cuda={"nodes": 59, "depth": 5, "width": 10},
     ),
 }
+
+SHIPPED_WEIGHTS = ("eagle", "medusa", "s4c")  # kinds of weights that come with the package; others are trained by the user or published
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,11 @@ class Resolved:
     @property
     def lossless(self) -> bool:
         return RULES[self.acceptance].lossless
+
+    @property
+    def state(self) -> str:
+        """What the method keeps from one turn to the next, so that the order of questions matters; "" for almost all."""
+        return getattr(self.config, "state", "")
 
     @property
     def title(self) -> str:

@@ -30,6 +30,7 @@ from methods.core.weights import Trained
 # levels pull at the prefix layer; the heads' own steps do not shrink with it, since Muon scales them to a fixed size.
 DEPTH_DISCOUNT = 0.35
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features
+SUCCESSORS = 2  # of each token, where verified guesses are recycled
 Heads = Literal["recurrent", "hydra", "independent"]
 Prefix = Literal["layer", "none"]
 
@@ -158,7 +159,7 @@ class S4C:
         self.sizes = (self.policy.size + config.nodes - own,)
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
         self.rereads = config.tree == "fresh"
-        self.recycled = SuccessorTable(target.config.vocab_size, target.device) if config.recycle == "on" else None
+        self.recycled = SuccessorTable(target.config.vocab_size, SUCCESSORS, target.device) if config.recycle == "on" else None
         self._draft, self._grow_on = target.backend.piece(self._continue), target.backend.piece(self._grow)
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
@@ -175,7 +176,7 @@ class S4C:
             self.seen.append(scores.features_ND[accepted.path_P])
         self.unread = accepted, scores.features_ND
         if self.recycled:
-            self.recycled.learn(tree, scores.logits_NV)
+            self.recycled.learn(tree.tokens_N, scores.logits_NV)
 
     def draft(self, tokens: list[int]) -> DraftTree:
         if not (self.stream and self.rereads):

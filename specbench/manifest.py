@@ -52,6 +52,7 @@ class MethodFacts:
     weights_sha256: str | None
     backend: str = "eager"
     drafter: str | None = None  # the file, folder or hub id its weights are from; runs from before they could be chosen do not say
+    state: str = ""  # what is kept from one turn to the next
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             weights_sha256=trained.sha256 if trained else None,
             backend=each.backend,
             drafter=trained.source if trained else None,
+            state=each.state,
         )
     created = datetime.now(UTC)
     manifest = RunManifest(

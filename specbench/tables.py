@@ -82,10 +82,12 @@ def escape(text: str) -> str:
 
 
 def method_label(name: str, facts: MethodFacts) -> str:
-    """A method's title, with what a reader must know of it: a reconstruction, or lossy output (of imported answers not known)."""
+    """A method's title, with what a reader must know of it: a reconstruction, kept state, lossy output (of imported answers not known)."""
     title = facts.title
     if facts.reconstruction and RECONSTRUCTION not in title:
         title = f"{title} {RECONSTRUCTION}"
+    if facts.state:
+        title = f"{title} (keeps state)"
     return title if facts.lossless is not False else f"{title} (lossy: {facts.acceptance})"
 
 

@@ -24,8 +24,10 @@ from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
+from methods.core.training import ChoosesVocabulary
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
+from specbench.tune.record import reads_of
 
 CPU = torch.device("cpu")
 V = 64
@@ -83,6 +85,8 @@ def trained(kind, model, **architecture):
         return Trained(draft_model(model.config).to(model.dtype), (), "0" * 64)
     code = importlib.import_module(row.module)
     module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
+    if isinstance(module, ChoosesVocabulary):
+        module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
     return Trained(module, RANK_ACCURACY, "0" * 64)
 
 
@@ -96,9 +100,10 @@ def draft_model(config, noise=0.1):
 
 
 def build(name, target, **options):
-    """A method of the table with random weights; ``options`` are those of ``--set``."""
-    resolved = registry.resolve(name, {key: str(value) for key, value in options.items()}, "cpu")
-    architecture = {key: options[key] for key in ("heads", "prefix") if key in options}
+    """A method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
+    architecture = {key: options[key] for key in ("heads", "layers", "prefix", "vocabulary") if key in options}
+    given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
+    resolved = registry.resolve(name, given, "cpu")
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None
     return registry.build(resolved, target, weights)
 
@@ -110,6 +115,12 @@ def run(target, drafter, prompt, new, accept=match, **sampling):
 def features_of(model, tokens):
     """The target's features T x D from one plain forward pass."""
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+
+
+def entered(model, tokens, layers):
+    """What entered these of the target's layers, side by side, T rows, from one plain forward pass."""
+    states = model.base_model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer][0] for layer in layers], dim=-1)
 
 
 def plant(tokens, parents, q_NV=None):
@@ -174,10 +185,9 @@ class Beside:
     ``look`` is shown the text and the tree each of them drafts, round after round.
     """
 
-    reads = ()
-
     def __init__(self, oracle, drafters, look):
         self.oracle, self.drafters, self.look = oracle, drafters, look
+        self.reads = reads_of(drafters)
 
     def begin(self, prompt, first, scores, sampling):
         for drafter in (self.oracle, *self.drafters):
@@ -231,6 +241,6 @@ def small_target(family="llama", attention="sdpa", back_end="eager"):
 def begun(drafter, target, text):
     """The drafter on a prompt that ``text`` continues by one token."""
     prompt = text[:-1]
-    scores = target.prefill(prompt)
+    scores = target.prefill(prompt, drafter.reads)
     drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores, Sampling(1))
     return drafter

@@ -23,9 +23,14 @@ from methods.core.training import Batch
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 S4C = [{"heads": heads, "prefix": prefix} for heads in ("recurrent", "hydra", "independent") for prefix in ("layer", "none")]
-VARIANTS = [("medusa", {}), ("eagle", {}), ("eagle2", {}), *(("s4c", options) for options in S4C)]
+HYDRA = [{"prefix": "layer", "layers": 3}, {"prefix": "none", "layers": 1}]
+VARIANTS = [
+    *(("medusa", {}), ("eagle", {}), ("eagle2", {})),
+    *(("hydra", options) for options in HYDRA),
+    *(("s4c", options) for options in S4C),
+]
 GROWN = {"nodes": 12, "depth": 4, "width": 4}
-DEEP = {"medusa": {"nodes": 12}, "eagle": {"nodes": 12}, "eagle2": GROWN, "s4c": GROWN}
+DEEP = {"medusa": {"nodes": 12}, "hydra": {"nodes": 24}, "eagle": {"nodes": 12}, "eagle2": GROWN, "s4c": GROWN}
 RIGHTS = (2, 0, 3, 1)
 
 pytestmark = pytest.mark.usefixtures("exact_math")
@@ -43,6 +48,18 @@ def layer_output(layer, model, tokens, features_TD):
 def medusa_logits(module, model, tokens, features_TD, path):
     head, feature_D = module.heads[len(path)], features_TD[-1]
     return head.out.weight @ (feature_D + F.silu(head.linear.weight @ feature_D + head.linear.bias))
+
+
+def hydra_logits(module, model, tokens, features_TD, path):
+    def linear(layer, x):
+        return layer.weight @ x + layer.bias
+
+    seen_TD = module.prefix(features_TD[None])[0] if module.prefix else features_TD
+    head, read_X = module.heads[len(path)], torch.cat([seen_TD[-1], *(embed(model, token) for token in (tokens[-1], *path))])
+    state_D = linear(head.residual, read_X) + F.silu(linear(head.linear, read_X))
+    for _ in range(module.architecture.layers - 1):
+        state_D = state_D + F.silu(linear(head.again, state_D))
+    return linear(head.out, state_D)
 
 
 def eagle_logits(module, model, tokens, features_TD, path):
@@ -78,8 +95,8 @@ def s4c_logits(module, model, tokens, features_TD, path):
     return read_out(module.heads[len(path) - 1], state_D)
 
 
-REFERENCE = {"medusa": medusa_logits, "eagle": eagle_logits, "eagle2": eagle_logits, "s4c": s4c_logits}
-KIND = {"medusa": "medusa", "eagle": "eagle", "eagle2": "eagle", "s4c": "s4c"}
+REFERENCE = {"medusa": medusa_logits, "hydra": hydra_logits, "eagle": eagle_logits, "eagle2": eagle_logits, "s4c": s4c_logits}
+KIND = {"medusa": "medusa", "hydra": "hydra", "eagle": "eagle", "eagle2": "eagle", "s4c": "s4c"}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -35,6 +35,9 @@ from methods.registry import METHODS
 
 SWITCHES = [
     *((name, {}) for name in METHODS),
+    ("hydra", {"prefix": "none"}),
+    ("recycling", {"scope": "session"}),
+    ("eagle3", {"vocabulary": 40, "nodes": 12, "depth": 4, "width": 4}),
     *(("s4c", options) for options in ({"tree": "fresh"}, {"prefix": "none"}, {"recycle": "on", "nodes": 9})),
 ]
 

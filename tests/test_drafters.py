@@ -11,7 +11,9 @@ from methods.registry import METHODS
 
 RIGHTS = (2, 0, 4, 1, 3)
 VARIANTS = [
-    *((name, {}) for name in METHODS if name != "vanilla"),
+    *((name, {}) for name in METHODS if name not in ("vanilla", "recycling")),
+    ("hydra", {"prefix": "none"}),
+    ("eagle3", {"vocabulary": 40, "nodes": 12, "depth": 4, "width": 4}),
     *(("s4c", {"heads": heads, "prefix": "layer"}) for heads in ("hydra", "independent")),
     *(("s4c", {"heads": heads, "prefix": "none"}) for heads in ("recurrent", "hydra", "independent")),
     ("s4c", {"tree": "fresh"}),
@@ -33,7 +35,7 @@ def test_a_lived_drafter_drafts_like_a_fresh_one(name, options, family):
     assert len(result.steps) >= 12
 
 
-@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("s4c", {"recycle": "on"})])
+@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("s4c", {"recycle": "on"}), ("recycling", {})])
 def test_nothing_of_a_conversation_is_left_in_the_next(name, options):
     text, target = greedy_text(prompt=tuple(OTHER_PROMPT)), small_target()
     lived, fresh = (build(name, target, **options)[0] for _ in range(2))
@@ -61,7 +63,7 @@ def test_s4cs_continuous_tree_is_the_fresh_one():
     assert reads[1][:4] == [12, 15, 16, 21]
 
 
-@pytest.mark.parametrize("name", ["eagle2", "s4c"])
+@pytest.mark.parametrize("name", ["eagle2", "eagle3", "s4c"])
 def test_a_round_reads_only_what_the_one_before_committed(name):
     target = small_target()
     drafter, _ = build(name, target)
@@ -125,26 +127,27 @@ def test_prompt_lookup_copies_what_followed_the_longest_match_where_it_first_sto
 
 
 def test_the_successor_table_offers_what_the_target_ranked_high():
-    table, logits_NV = SuccessorTable(9, CPU), torch.zeros(2, 9)
+    table, logits_NV = SuccessorTable(9, 2, CPU), torch.zeros(2, 9)
     logits_NV[0, 4], logits_NV[0, 6] = 3.0, 2.0
     logits_NV[1, 8], logits_NV[1, 1] = 3.0, 2.0
-    table.learn(plant([1, 4], (-1, 0)), logits_NV)
+    table.learn(torch.tensor([1, 4]), logits_NV)
     tree = table.extend(plant([1, 6, 2], (-1, 0, 0)))
     assert told(tree) == ([1, 6, 2, 4], [-1, 0, 0, 0])
     logits_NV[0, 5] = 9.0
-    table.learn(plant([1], (-1,)), logits_NV[:1])
+    table.learn(torch.tensor([1]), logits_NV[:1])
     assert set(paths_of(table.extend(plant([1, 3], (-1, 0))))) == {(), (3,), (5,), (4,)}
     table.clear()
     assert told(table.extend(tree)) == told(tree)
 
 
 def test_the_successor_table_keeps_the_newest_sighting_and_forgets_padding():
-    table, logits_NV = SuccessorTable(9, CPU), torch.zeros(4, 9)
+    table, logits_NV = SuccessorTable(9, 2, CPU), torch.zeros(4, 9)
     for node, (best, second) in enumerate([(2, 3), (4, 5), (6, 7), (1, 0)]):
         logits_NV[node, best], logits_NV[node, second] = 3.0, 2.0
-    table.learn(plant([8, 0, 8, PADDING], (-1, 0, 1, 2)), logits_NV)
+    table.learn(torch.tensor([8, 0, 8, PADDING]), logits_NV)
     assert set(paths_of(table.extend(plant([8, 3], (-1, 0))))) == {(), (3,), (6,), (7,)}
     assert set(paths_of(table.extend(plant([0, 3], (-1, 0))))) == {(), (3,), (4,), (5,)}  # padding, read as token 0, taught nothing
+    assert table.after(torch.tensor([PADDING, 3, 0])).tolist() == [[PADDING] * 2, [PADDING] * 2, [4, 5]]  # nor is taught anything
 
 
 def test_recycling_stays_within_its_extra_nodes_and_siblings_differ():

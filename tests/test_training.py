@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 from rich.console import Console
-from small_models import features_of, greedy_text, small_model, trained
+from small_models import entered, features_of, greedy_text, small_model, trained
 from torch import nn
 
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
@@ -18,6 +18,8 @@ QUIET = Console(quiet=True)
 ARCHITECTURES = [
     ("medusa", {}),
     ("eagle", {}),
+    *(("hydra", {"layers": n, "prefix": p}) for n, p in ((4, "layer"), (1, "none"))),
+    ("eagle3", {}),
     *(("s4c", {"heads": h, "prefix": p}) for h, p in (("recurrent", "layer"), ("hydra", "none"))),
 ]
 
@@ -30,8 +32,10 @@ def text_batch():
     model = copy.deepcopy(small_model()).float()
     rows = [greedy_text(prompt=(seed, seed + 1, 5), new=45) for seed in (1, 20, 40)]
     features_BTD = torch.stack([features_of(model, row) for row in rows])
+    deep_BTD = torch.stack([entered(model, row, (0, 1)) for row in rows])  # both of its layers: whatever a module reads
     tokens_BT = torch.tensor(rows)
-    return Batch(tokens_BT, features_BTD, torch.ones_like(tokens_BT, dtype=torch.bool), model.get_input_embeddings(), model.lm_head)
+    answer_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+    return Batch(tokens_BT, features_BTD, answer_BT, model.get_input_embeddings(), model.lm_head, deep_BTD)
 
 
 def fresh_module(kind, architecture):
@@ -81,11 +85,11 @@ def test_the_loss_goes_down(kind, architecture, tmp_path):
 def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
     """Recomputed position by position from what ``levels`` guesses; its noise off."""
     code, batch = importlib.import_module(f"methods.{kind}"), text_batch()
-    if kind != "medusa":
+    if hasattr(code, "FEATURE_NOISE"):
         monkeypatch.setattr(code, "FEATURE_NOISE", 0.0)
     module, width = fresh_module(kind, architecture), batch.tokens_BT.shape[1]
     places, tokens, features = [2, width + 7, 2 * width + 30], batch.tokens_BT.flatten(), batch.features_BTD.flatten(0, 1)
-    count = {"medusa": 4, "eagle": 1, "s4c": 5}[kind]
+    count = {"medusa": 4, "eagle": 1, "eagle3": 5, "hydra": 4, "s4c": 5}[kind]
     expected = 0.0
     with torch.no_grad():
         for level, guess in enumerate(module.levels(batch, torch.tensor(places), count), start=1):
@@ -93,8 +97,13 @@ def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
                 logq_V = torch.log_softmax(guess.logits_PV[i], dim=-1)
                 if kind == "medusa":
                     expected += 0.8**level * -logq_V[tokens[t + level + 1]] / 3
+                    continue
+                p_V = torch.softmax(batch.lm_head(features[t + level]), dim=-1)
+                if kind == "eagle3":
+                    expected += 0.8 ** (level - 1) * -(p_V * logq_V).sum() / 3
+                elif kind == "hydra":
+                    expected -= (p_V * logq_V).sum() / 3
                 else:
-                    p_V = torch.softmax(batch.lm_head(features[t + level]), dim=-1)
                     apart_D = (guess.state_PD[i] - features[t + level]).abs()
                     smooth_l1 = torch.where(apart_D < 1, 0.5 * apart_D**2, apart_D - 0.5).mean()
                     expected += 0.35 ** (level - 1) * (smooth_l1 - (p_V * logq_V).sum()) / 3

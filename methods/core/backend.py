@@ -3,7 +3,7 @@
 ``eager`` calls them as they are. ``static`` compiles decoder layers where a compiler is present; on a CPU it also lays the
 weights of linear layers out for its kernels, once, where torch would at every call; on CUDA it captures each piece of a
 round as a graph, whose replay costs one launch. A piece has fixed shapes, asks the host nothing, and may be run twice on
-the same inputs: all it leaves behind is what it returns and cache rows that are not live.
+the same inputs: all it leaves behind is what it returns, cache rows that are not live, and what a second run leaves as it is.
 """
 
 import copy

@@ -4,7 +4,7 @@ Row i pairs the target's feature at token i with the embedding of token i + 1; i
 token i + 1, from which the target's own head guesses token i + 2.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -51,8 +51,8 @@ def layer_config(target: PreTrainedConfig) -> LlamaConfig:
     return config
 
 
-def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig) -> LlamaConfig:
-    """A published drafter's layer, of the target's width, for ``layer_config``. Raises UserError for one that is none of ours."""
+def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig, width: int | None = None) -> LlamaConfig:
+    """A published drafter's layer, of the target's width unless given. Raises UserError for one that is none of ours."""
     own, what = checkpoint.config, f"{CONFIG} of drafter {checkpoint.source}"
     missing = [key for key in OWN_SHAPE[:2] if own.get(key) is None]
     if missing:
@@ -62,7 +62,7 @@ def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig) -> LlamaCo
         raise UserError(f"{what} has hidden_act={own['hidden_act']!r}; drafters with silu are supported")
     given = {key: own[key] for key in OWN_SHAPE if own.get(key) is not None}
     try:
-        config = LlamaConfig(hidden_size=target.hidden_size, vocab_size=target.vocab_size, **given)
+        config = LlamaConfig(hidden_size=width or target.hidden_size, vocab_size=target.vocab_size, **given)
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise UserError(f"{what} describes no layer ({' '.join(str(error).split())[:200]}); fetch it again") from None
     config._attn_implementation = target._attn_implementation
@@ -70,8 +70,31 @@ def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig) -> LlamaCo
     return config
 
 
+class ReadingLayer(Protocol):
+    """What a FeatureStream asks of its layer. A row is an embedding and a hidden state; the layer's output is the next row's hidden."""
+
+    reads: tuple[int, ...]  # the target's layers whose input it takes for features; none: those after the target's final norm
+    config: LlamaConfig
+    embed_tokens: nn.Embedding | None  # None: the target's
+
+    @property
+    def body(self) -> Any:
+        """What a Stack runs."""
+        ...
+
+    def enter(self, features_ND: Tensor) -> Tensor:
+        """The hidden states that stand for the target's features."""
+        ...
+
+    def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        """The layer's input, of any leading axes."""
+        ...
+
+
 class FeatureLayer(nn.Module):
     """The trained part: ``fc`` folds embedding and feature into one vector, then a Llama layer without its first norm."""
+
+    reads: tuple[int, ...] = ()
 
     def __init__(self, target: PreTrainedConfig):
         super().__init__()
@@ -96,9 +119,11 @@ class FeatureLayer(nn.Module):
         nn.init.eye_(self.fc.weight[:, width:])
         nn.init.zeros_(self.fc.bias)
 
-    def fold(self, embeddings_ND: Tensor, features_ND: Tensor) -> Tensor:
-        """The layer's input, of any leading axes."""
-        return self.fc(torch.cat([embeddings_ND, features_ND], dim=-1))
+    def enter(self, features_ND: Tensor) -> Tensor:
+        return features_ND
+
+    def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        return self.fc(torch.cat([embeddings_ND, hidden_ND], dim=-1))
 
     def forward(self, embeddings_BTD: Tensor, features_BTD: Tensor) -> Tensor:
         """Estimated features BTD; causal attention within the rows given (training)."""
@@ -106,13 +131,13 @@ class FeatureLayer(nn.Module):
 
 
 class FeatureStream:
-    """A feature layer reading along while a text is decoded: true features of committed tokens, each read once.
+    """A layer reading along while a text is decoded: true features of committed tokens, each read once.
 
     ``layer`` was made ready by the target's back end. What ``read`` writes becomes live by ``settle``, so that drafting is a
     piece that may be run twice.
     """
 
-    def __init__(self, layer: FeatureLayer, target: Target):
+    def __init__(self, layer: ReadingLayer, target: Target):
         self.layer, self.embed = layer, target.embed if layer.embed_tokens is None else layer.embed_tokens
         self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
@@ -125,32 +150,33 @@ class FeatureStream:
             self.reread(prompt, features_TD[:-1])
 
     def reread(self, tokens: list[int], features_TD: Tensor) -> Tensor:
-        """The estimated feature at the last token, 1D, from a text of T + 1 tokens read from its beginning."""
+        """The layer's output at the last token, 1D, from a text of T + 1 tokens read from its beginning."""
         following_T = torch.tensor(tokens[1:], device=features_TD.device)
-        return self.stack.read(self.layer.fold(self.embed(following_T), features_TD)).out_ND[-1:]
+        return self.stack.read(self.layer.fold(self.embed(following_T), self.layer.enter(features_TD))).out_ND[-1:]
 
     def span(self, tokens: list[int]) -> int:
         """How much of the cache to look at while a tree is drafted after ``tokens``."""
         return self.cache.span(len(tokens) + MAX_NODES)
 
     def read(self, accepted: Accepted, features_ND: Tensor, span: int) -> Tensor:
-        """The estimated feature at the last committed token, 1D, from what a round left: scores of its tree, and the path in it."""
+        """The layer's output at the last committed token, 1D, from what a round left: features of its tree, and the path in it."""
         path_P, length, emitted_P, _ = accepted
         places_P = torch.arange(len(path_P), device=path_P.device)
         causal_PP = places_P[:, None] >= places_P
         start = self.cache.length
-        return self.extend(emitted_P, features_ND[path_P], start + places_P, start, start, causal_PP, span)[length[None] - 1]
+        hidden_PD = self.layer.enter(features_ND[path_P])
+        return self.extend(emitted_P, hidden_PD, start + places_P, start, start, causal_PP, span)[length[None] - 1]
 
     def settle(self, accepted: Accepted) -> None:
         """What was read last is not read again."""
         self.cache.length += accepted.length
 
     def extend(
-        self, tokens_N: Tensor, features_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor, span: int
+        self, tokens_N: Tensor, hidden_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor, span: int
     ) -> Tensor:
-        """Run the layer on N more rows, written from row ``start`` on; estimated features ND.
+        """Run the layer on N more rows, written from row ``start`` on; its output ND.
 
         They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
         """
         mask = self.cache.mask(committed, sees_NM, span)
-        return self.stack.extend(self.layer.fold(self.embed(tokens_N), features_ND), positions_N, start, mask).out_ND
+        return self.stack.extend(self.layer.fold(self.embed(tokens_N), hidden_ND), positions_N, start, mask).out_ND

@@ -6,8 +6,8 @@ expanded and which are handed to the target. Both policies run on the device wit
 Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -64,11 +64,14 @@ class GrownTree:
 
     Each level expands the ``width`` best nodes of the level before into their ``width`` best continuations; of all
     guesses the ``nodes`` best by cumulative log q are verified. Scores fall along a path, so the kept set is a tree.
+
+    ``tokens_V`` says which of the target's tokens the logits' columns are, for a drafter that guesses among some alone.
     """
 
     nodes: int
     depth: int
     width: int
+    tokens_V: Tensor | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -80,7 +83,7 @@ class GrownTree:
         score_W, parent_W = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device)
         scores, tokens, parents, grown = [], [], [], 0
         for level in range(1, self.depth + 1):
-            guess_WK, logq_WK = likeliest(logits_WV, self.width, len(score_W))
+            guess_WK, logq_WK = likeliest(logits_WV, self.width, len(score_W), self.tokens_V)
             tokens.append(guess_WK.flatten())
             scores.append((score_W[:, None] + logq_WK).flatten())
             parents.append(parent_W.repeat_interleave(self.width))
@@ -127,14 +130,20 @@ class StaticTree:
         self._levels = {torch.device("cpu"): levels}
 
     def grow(self, root: Tensor, logits_WV: Tensor, step: Step) -> DraftTree:
+        def ranked(tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
+            return step(tokens_W, rows_W, level).topk(self.width).indices
+
+        return self.fill(root, logits_WV.topk(self.width).indices, ranked)
+
+    def fill(self, root: Tensor, guess_WK: Tensor, ranked: Callable[[Tensor, Tensor, int], Tensor]) -> DraftTree:
+        """The tree from guessed tokens by rank, K at least its width; ``ranked`` is a ``Step`` that gives such tokens, not logits."""
         tokens, parent_rows = [root[None]], 1
-        for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(logits_WV.device), start=1):
-            guess_WK = logits_WV.topk(self.width).indices.expand(parent_rows, -1)
-            tokens.append(guess_WK[rows, ranks])
+        for depth, (rows, ranks, expanded, expanded_rows) in enumerate(self._on(guess_WK.device), start=1):
+            tokens.append(guess_WK.expand(parent_rows, -1)[rows, ranks])
             parent_rows = len(expanded)
             if depth < self.depth:
-                logits_WV = step(tokens[-1][expanded], expanded_rows, depth)
-        return DraftTree(torch.cat(tokens), shape_of(self.parents, logits_WV.device))
+                guess_WK = ranked(tokens[-1][expanded], expanded_rows, depth)
+        return DraftTree(torch.cat(tokens), shape_of(self.parents, guess_WK.device))
 
     def _on(self, device: torch.device) -> list[_Level]:
         if device not in self._levels:
@@ -167,11 +176,13 @@ def static_tree(choices: tuple[Choice, ...]) -> StaticTree:
     return StaticTree(choices)
 
 
-def likeliest(logits_WV: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Tokens and log q (fp32) of the ``k`` best guesses of each row.
+def likeliest(logits_WV: Tensor, k: int, rows: int, tokens_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Tokens and log q (fp32) of the ``k`` best guesses of each row; ``tokens_V``: the tokens of the columns, if not their numbers.
 
+    Only the guesses kept are looked up: logits spread over the target's vocabulary would be written and searched a level.
     log q is held below zero by a hair: a certain guess would tie with its own parent and could be kept without it.
     """
     top = logits_WV.topk(k)
     logq_WK = top.values.float() - logits_WV.float().logsumexp(dim=-1, keepdim=True)
-    return top.indices.expand(rows, -1), logq_WK.clamp(max=-1e-4).expand(rows, -1)
+    guess_WK = top.indices if tokens_V is None else tokens_V[top.indices]
+    return guess_WK.expand(rows, -1), logq_WK.clamp(max=-1e-4).expand(rows, -1)

@@ -9,33 +9,42 @@ from torch import Tensor
 
 from methods.core.tree import PADDING, DraftTree, grown_shape
 
-SUCCESSORS = 2  # kept of each token
 EXTRA_NODES = 4  # candidates added to a tree
 
 
 class SuccessorTable:
-    def __init__(self, vocabulary: int, device: torch.device):
-        self._after_VK = torch.full((vocabulary + 1, SUCCESSORS), PADDING, device=device)  # the last row, at -1, is padding's
+    """``successors`` tokens K for each of the vocabulary V, likeliest first; ``PADDING`` where nothing is known."""
+
+    def __init__(self, vocabulary: int, successors: int, device: torch.device):
+        self._after_VK = torch.full((vocabulary + 1, successors), PADDING, device=device)  # the last row, at -1, is padding's
 
     def clear(self) -> None:
         self._after_VK.fill_(PADDING)
 
-    def learn(self, tree: DraftTree, logits_NV: Tensor) -> None:
-        """Remember the target's top successors of every scored token; the newest sighting wins."""
-        tokens_N = tree.tokens_N
-        later_NN = torch.ones(tree.size, tree.size, dtype=torch.bool, device=tokens_N.device).triu(1)
+    def after(self, tokens_N: Tensor) -> Tensor:
+        """What was learned to follow each token, NK; nothing follows padding."""
+        return self._after_VK[tokens_N]
+
+    def learn(self, tokens_N: Tensor, logits_NV: Tensor) -> None:
+        """Remember the target's top successors of every scored token; the newest sighting wins.
+
+        Leaves the same table however often it is run on the same tokens and logits, so that it may be a piece of a round.
+        """
+        later_NN = torch.ones(len(tokens_N), len(tokens_N), dtype=torch.bool, device=tokens_N.device).triu(1)
         again_N = ((tokens_N[:, None] == tokens_N) & later_NN).any(dim=1)
         # A token scored at several nodes gets its last node's successors, whatever order the device writes in.
         newest_N = ((tokens_N[:, None] == tokens_N) & ~again_N).long().argmax(dim=1)
-        self._after_VK[tokens_N] = logits_NV.topk(SUCCESSORS).indices[newest_N]
+        best_NK = logits_NV.topk(self._after_VK.shape[1]).indices[newest_N]
+        self._after_VK[tokens_N] = torch.where(tokens_N[:, None] < 0, PADDING, best_NK)
 
     def extend(self, tree: DraftTree) -> DraftTree:
         """The tree with ``EXTRA_NODES`` more: remembered successors its nodes did not draft, shallow ones first, then padding."""
         tokens_N, (parents_N, _, _, depth) = tree.tokens_N, tree.shape
         nodes_N = torch.arange(tree.size, device=tokens_N.device)
-        guess_C, node_C = self._after_VK[tokens_N].flatten(), nodes_N.repeat_interleave(SUCCESSORS)
+        guess_NK = self.after(tokens_N)
+        guess_C, node_C = guess_NK.flatten(), nodes_N.repeat_interleave(guess_NK.shape[1])
         drafted_C = ((parents_N == node_C[:, None]) & (tokens_N == guess_C[:, None]) & (nodes_N > 0)).any(dim=1)
-        usable_C = (guess_C >= 0) & (tokens_N[node_C] >= 0) & ~drafted_C
+        usable_C = (guess_C >= 0) & ~drafted_C
         chosen = torch.where(usable_C, -torch.arange(len(node_C), device=tokens_N.device), -len(node_C)).topk(EXTRA_NODES).indices
         tokens_M = torch.cat([tokens_N, torch.where(usable_C[chosen], guess_C[chosen], PADDING)])
         return DraftTree(tokens_M, grown_shape(torch.cat([parents_N, node_C[chosen]]), depth + 1), faulty=tree.faulty)

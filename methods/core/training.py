@@ -5,7 +5,7 @@ Shape letters: B rows, T tokens of a row, D width, V vocabulary, P chosen positi
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,28 @@ class TrainedDrafter(Protocol):
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor: ...
 
 
-def soft_cross_entropy(logits_PV: Tensor, batch: Batch, flat_P: Tensor) -> Tensor:
-    """Mean cross-entropy of guesses against the target's own distribution after the tokens at ``flat_P``."""
+@runtime_checkable
+class ChoosesVocabulary(Protocol):
+    """A module that guesses among the tokens frequent in training text (EAGLE-3); the trainer lets it choose them first."""
+
+    def choose_vocabulary(self, counts_V: Tensor) -> None:
+        """``counts_V``: how often each token is the assistant's in the training text. Called once, before ``start_from``."""
+        ...
+
+
+def soft_cross_entropy(logits_PV: Tensor, batch: Batch, flat_P: Tensor, tokens_V: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of guesses against the target's own distribution after the tokens at ``flat_P``.
+
+    ``tokens_V``: the tokens guessed among, if not all. The target's distribution is then that over these, and a place whose
+    likeliest token is none of them adds nothing (EAGLE-3).
+    """
     with torch.no_grad():
-        p_PV = batch.lm_head(batch.features_at(flat_P)).float().softmax(dim=-1)
+        wanted_PV = batch.lm_head(batch.features_at(flat_P)).float()
+        if tokens_V is None:
+            p_PV = wanted_PV.softmax(dim=-1)
+        else:
+            guessed_V = torch.zeros_like(wanted_PV[0], dtype=torch.bool).index_fill(0, tokens_V, True)
+            p_PV = wanted_PV[:, tokens_V].softmax(dim=-1) * guessed_V[wanted_PV.argmax(dim=-1), None]
     return _mean(-(p_PV * F.log_softmax(logits_PV.float(), dim=-1)).sum(dim=-1), batch, flat_P)
 
 

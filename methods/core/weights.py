@@ -47,7 +47,7 @@ def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accur
     """Write a drafter's weights; ``facts`` are kept for the reader of the file, not read back."""
     parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     header = {"kind": kind, "architecture": asdict(architecture), "rank_accuracy": rank_accuracy, "parameters": parameters, **facts}
-    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in module.state_dict().items()}
+    tensors = {name: _in(torch.bfloat16, tensor.detach()).contiguous() for name, tensor in module.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"format": FORMAT, "about": json.dumps(header)})
     partial.replace(path)
@@ -84,7 +84,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: _in(torch.float32, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise UserError(f"drafter weights {path} cannot be read ({error}); train them with: specbench train {kind}") from None
     if metadata.get("format") != FORMAT:
@@ -162,6 +162,11 @@ def sha256_of(files: Iterable[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """A tensor in that precision; token ids and the like stay what they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _tuples(rows: list[list[float]]) -> RankAccuracy:

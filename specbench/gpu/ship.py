@@ -16,9 +16,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from methods.core.errors import UserError, unknown
-from methods.registry import METHODS
+from methods.registry import METHODS, SHIPPED_WEIGHTS
 from specbench import targets
-from specbench.train.drafter import KINDS
 from specbench.train.target import PRESETS, config
 
 MIB = 2**20
@@ -47,7 +46,7 @@ def parameters(preset: str) -> dict[str, int]:
     shape = config(PRESETS[preset], tokenizer)
     with torch.device("meta"):
         modules: dict[str, Any] = {"target": AutoModelForCausalLM.from_config(shape)}
-        for kind in KINDS:
+        for kind in SHIPPED_WEIGHTS:
             code = importlib.import_module(next(row.module for row in METHODS.values() if row.weights == kind))
             modules[kind] = code.Module(shape, code.Architecture())
     return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
@@ -68,7 +67,7 @@ def shard(folder: Path) -> None:
 def leave(folder: Path, place: Path) -> list[Path]:
     """Replace what ships in ``place`` by what is in ``folder``; returns the files. Raises UserError, before any, if it is too much."""
     new = [path.relative_to(folder) for pattern in SHIPPED for path in sorted(folder.glob(pattern))]
-    missing = [kind for kind in KINDS if Path("drafters", f"{kind}.safetensors") not in new]
+    missing = [kind for kind in SHIPPED_WEIGHTS if Path("drafters", f"{kind}.safetensors") not in new]
     if missing or Path("config.json") not in new:
         raise UserError(f"{folder} lacks {', '.join(missing) or 'config.json'}: train the target and all its drafters first")
     for path in new:

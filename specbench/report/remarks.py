@@ -121,6 +121,12 @@ def caveats(run: Run) -> list[str]:
     lines += [
         f"{label} is ours after the paper's abstract, not its authors' code or weights: its numbers are not theirs." for label in rebuilt
     ]
+    lines += [
+        f"{label} keeps {manifest.methods[name].state} from question to question, warm-up included: its numbers depend on the order of the "
+        "questions, and a run that is resumed or sharded starts it anew."
+        for name, label in run.shown.items()
+        if manifest.methods[name].state
+    ]
     lines += warnings(run)
     least = run.comparison.groupby("category", sort=False)["questions"].min()
     few = [run.categories[str(category)] for category, questions in least.items() if questions < FEWEST]

@@ -20,7 +20,6 @@ from specbench.targets.shapes import Shape
 AXES = {
     "embed_tokens.weight": ("vocab", "stream"),
     "lm_head.weight": ("vocab", "stream"),
-    "lm_head.bias": ("vocab",),
     "q_proj.weight": ("query", "stream"),
     "k_proj.weight": ("key", "stream"),
     "v_proj.weight": ("key", "stream"),
@@ -29,15 +28,21 @@ AXES = {
     "up_proj.weight": ("mlp", "stream"),
     "down_proj.weight": ("stream", "mlp"),
     "norm.weight": ("stream",),
-    "fc.weight": ("stream", "stream"),  # EAGLE's and S4C's fold
+    "fc.weight": ("stream", "stream"),  # EAGLE's and S4C's fold, EAGLE-3's of three layers
     "fc.bias": ("stream",),
     "mix.weight": ("stream", "stream"),  # S4C's heads
     "mix.bias": ("stream",),
     "project.weight": ("stream", "stream"),
-    "linear.weight": ("stream", "stream"),  # Medusa's heads
+    "linear.weight": ("stream", "stream"),  # Medusa's and Hydra's heads
     "linear.bias": ("stream",),
+    "residual.weight": ("stream", "stream"),  # Hydra's
+    "residual.bias": ("stream",),
+    "again.weight": ("stream", "stream"),
+    "again.bias": ("stream",),
     "out.weight": ("vocab", "stream"),
+    "out.bias": ("vocab",),
 }
+HEADS = ("lm_head.weight", "out.weight")
 SPREAD = 0.02  # standard deviation of the filler weights
 NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
 
@@ -83,30 +88,44 @@ def group_of(config: PreTrainedConfig) -> int:
 
 
 def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The large shape's model on ``device``, computing what ``small`` does. Its head has a bias to rule filler tokens out."""
+    """The large shape's model on ``device``, computing what ``small`` does."""
     config = wide_config(small.config, shape, name)
     with torch.device(device):
         large = type(small)._from_config(config, attn_implementation=small.config._attn_implementation, dtype=dtype)
-        large.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True, dtype=dtype)
     fill(large, small, config, small.config)
     return large.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_config: PreTrainedConfig, seed: int = 0) -> None:
-    """Overwrite ``large``'s parameters so that it computes what ``small`` does, on the device where they are."""
+    """Overwrite ``large``'s parameters so that it computes what ``small`` does, on the device where they are.
+
+    Heads that have more tokens than the small one's get a bias, which rules those out.
+    """
     source = dict(small.named_parameters())
     rng = torch.Generator(next(large.parameters()).device).manual_seed(seed)
     for name, parameter in large.named_parameters():
         axes = next((kinds for suffix, kinds in AXES.items() if name.endswith(suffix)), None)
         assert axes is not None, f"no axes known for {name}"
-        if name == "lm_head.bias":
-            parameter.fill_(NEVER)
-            parameter[: small_config.vocab_size] = 0.0
-        elif parameter.ndim == 1:
+        if parameter.ndim == 1:
             _fill_vector(parameter, source.get(name), "norm" in name, config, small_config)
         else:
             _fill_matrix(parameter, source.get(name), axes, name, config, small_config, rng)
+    for name, weight in source.items():
+        if name.endswith(HEADS):
+            _rule_out(large.get_submodule(name.removesuffix(".weight")), len(weight))
+    kept = large.state_dict()
+    for name, buffer in small.named_buffers():
+        if name in kept:  # which tokens EAGLE-3 guesses among
+            kept[name].copy_(buffer)
+
+
+def _rule_out(head: nn.Module, known: int) -> None:
+    """Keep every token from the ``known``-th on from being chosen."""
+    assert isinstance(head, nn.Linear)
+    if head.out_features > known:
+        head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0])) if head.bias is None else head.bias
+        head.bias[known:] = NEVER
 
 
 def _fill_vector(large: nn.Parameter, small: Tensor | None, norm: bool, config: PreTrainedConfig, small_config: PreTrainedConfig) -> None:
@@ -141,8 +160,6 @@ def _fill_matrix(
         large.zero_()
         large[rows] = kept
     large[rows[:, None], columns[None, :]] = values
-    if name.endswith("out.weight"):
-        large[small.shape[0] :] = large[small_config.pad_token_id]  # Medusa's heads have no bias; this row is never near the top
 
 
 def _places(kind: str, small: int, large: int, config: PreTrainedConfig, small_config: PreTrainedConfig) -> Tensor:

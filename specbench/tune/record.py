@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.core.acceptance import Accepted, Sampling, match
 from methods.core.clock import HostClock
 from methods.core.decode import Drafter, decode
-from methods.core.policies import Choice, StaticTree, Step, TreePolicy, likeliest
+from methods.core.policies import Choice, GrownTree, StaticTree, Step, likeliest
 from methods.core.target import Scores, Target
 from methods.core.tree import PADDING, DraftTree
 from methods.vanilla import Vanilla
@@ -53,7 +53,7 @@ class WatchedGrown:
 class _Noted:
     """A tree policy that notes what it was told."""
 
-    def __init__(self, policy: TreePolicy, width: int):
+    def __init__(self, policy: GrownTree, width: int):
         self._policy, self._width = policy, width
 
     @property
@@ -74,7 +74,7 @@ class _Noted:
     def levels(self) -> list[Level]:
         found = []
         for rows_R, tokens_R, logits_RV in self._told:
-            guess_RK, logq_RK = likeliest(logits_RV, self._width, len(rows_R))
+            guess_RK, logq_RK = likeliest(logits_RV, self._width, len(rows_R), self._policy.tokens_V)
             rows, tokens, guess = (np.array(each.tolist()) for each in (rows_R, tokens_R, guess_RK))
             found.append(Level(rows, tokens, guess, np.array(logq_RK.tolist(), dtype=np.float32)))
         return found
@@ -84,10 +84,10 @@ class Recorder:
     """A drafter that drafts nothing, so that every token of the answer begins a round, and notes each watched drafter's guess there."""
 
     sizes = (1,)
-    reads = ()
 
     def __init__(self, watched: Mapping[str, Watch], target: Target):
         self._watched, self._plain = watched, Vanilla(target.device)
+        self.reads = reads_of(self._drafters())
         self.guesses: dict[str, list[Guess]] = {}
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
@@ -106,6 +106,13 @@ class Recorder:
 
     def _drafters(self) -> list[Drafter]:
         return [self._plain, *(watch.drafter for watch in self._watched.values())]
+
+
+def reads_of(drafters: Sequence[Drafter]) -> tuple[int, ...]:
+    """What drafters that see the same scores read; those that read layers of the target read the same ones."""
+    wanted = {drafter.reads for drafter in drafters} - {()}
+    assert len(wanted) <= 1, f"drafters beside each other read different layers: {wanted}"
+    return wanted.pop() if wanted else ()
 
 
 def record(target: Target, watched: Mapping[str, Watch], prompt: list[int], sampling: Sampling) -> Answer:

@@ -22,7 +22,8 @@ DEPTHS = 4  # choices of a depth
 KNOTS = (3, 7, 31, 63)
 GROWN_KNOT = 15
 
-TUNABLE = tuple(name for name in METHODS if name != "vanilla")
+UNTUNABLE = {"vanilla": "drafts nothing", "recycling": "learns from the trees it had verified, which no recording of others' holds"}
+TUNABLE = tuple(name for name in METHODS if name not in UNTUNABLE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def refuse(names: Sequence[str]) -> None:
         if own or ":" in name:
             raise UserError(f"tune takes methods, not variants such as {name!r}; pass --method {method}")
         if method not in TUNABLE:
-            raise UserError(f"{method} drafts nothing, so that there is nothing to tune; choose from {', '.join(TUNABLE)}")
+            raise UserError(f"{method} {UNTUNABLE[method]}, so that there is nothing to tune; choose from {', '.join(TUNABLE)}")
 
 
 def default_of(resolved: Resolved, space: Space) -> Setting:
