@@ -46,6 +46,7 @@ class MethodFacts:
     acceptance: str
     weights_sha256: str | None
     backend: str = "eager"
+    engine: str = ""  # another program than specbench that decoded, in words; "": specbench
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class RunManifest:
     prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
     config: dict[str, Any] | None = None  # --config, as read: ``resume`` needs no file
     status: str = "running"
+
+    @property
+    def own(self) -> dict[str, MethodFacts]:
+        """The arms that specbench decoded, without those of other engines."""
+        return {name: facts for name, facts in self.methods.items() if not facts.engine}
 
     def identity(self) -> dict[str, Any]:
         """Flat facts that decide what a record means; two runs that agree on them may share a directory."""

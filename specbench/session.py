@@ -14,11 +14,12 @@ from methods.core.backend import BACKENDS, DEFAULT_BACKEND, backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import prompts, suites, targets
+from specbench import peers, prompts, suites, targets
 from specbench.environment import environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
 from specbench.options import Options
+from specbench.peers import ResolvedPeer
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
@@ -39,7 +40,9 @@ def prepare(options: Options) -> Session:
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     if options.config:
         options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
-    arms = resolve(options.methods, options.overrides, device, backend_name, options.aa, options.config)
+    own, others = peers.apart(options.methods, options.aa)
+    arms, asked = resolve(own, options.overrides, device, backend_name, options.aa, options.config), list(map(peers.resolve, others))
+    peers.check(asked, options)
     suite = suites.load(
         options.suite or ("file" if options.suite_file else "mini"),
         suite_file=options.suite_file,
@@ -48,7 +51,7 @@ def prepare(options: Options) -> Session:
         hf_columns=options.hf_columns,
     )
     settings = Settings(
-        methods=list(arms),
+        methods=[*arms, *others],
         target=target_name,
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -65,12 +68,13 @@ def prepare(options: Options) -> Session:
         backend=backend_name,
     )
     known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
+    known |= {key for peer in asked for key in peer.drafter_keys}
     for key in options.drafter_files:
         if key not in known:
             raise unknown("kind or arm in --drafter", key, known)
     with targets.within_memory(target_name, dtype, device):
         loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
-        return _assemble(options, settings, loaded, suite, arms)
+        return _assemble(options, settings, loaded, suite, arms, asked)
 
 
 def resolve(
@@ -108,7 +112,9 @@ def resolve(
     return arms | {aa + AGAIN: arms[aa]} if aa else arms
 
 
-def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved]) -> Session:
+def _assemble(
+    options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved], asked: Sequence[ResolvedPeer]
+) -> Session:
     warmup = suites.warmup()
     template = prompts.template_sha256(loaded.tokenizer)
     if options.config:
@@ -131,6 +137,8 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             weights_sha256=trained.sha256 if trained else None,
             backend=each.backend,
         )
+    ready_peers = [peers.build(peer, loaded, arms[0].target, options) for peer in asked]
+    methods |= {peer.arm: each.facts for peer, each in zip(asked, ready_peers, strict=True)}
     created = datetime.now(UTC)
     manifest = RunManifest(
         name=f"{settings.suite.replace(':', '-').replace('/', '-')}-{Path(settings.target).name}",
@@ -145,7 +153,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             "weights_sha256": loaded.weights_sha256,
         },
         categories=dict(Counter(question.category for question in suite.questions)),
-        units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
+        units_total=sum(len(question.turns) for question in suite.questions) * len(methods) * settings.repeats,
         suite_version=suite.version,
         template_sha256=template,
         environment=environment(loaded.model.device),
@@ -158,7 +166,8 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         config=asdict(options.config) if options.config else None,
     )
     stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
-    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+    others = tuple(each.answerer for each in ready_peers)
+    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest, others)
 
 
 def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:
