@@ -27,8 +27,8 @@ COLUMNS = (
     (
         "Different engine",
         "a row that another program answered, at the same prompts and settings, timed by the same clock: transformers' generate on the "
-        "same weights, or a server. A dash is what it does not tell. A server's prefill is the time to its first token; its MAT is 1 + accepted "
-        "drafts over rounds by its own counters, differenced around each request, where no other request came between.",
+        "same weights, or a server. A dash is what it does not tell. A server's prefill is the time to its first token; its MAT is "
+        "1 + accepted drafts over rounds by its own counters, differenced around each request, where no other request came between.",
     ),
     (
         "Acceptance by depth",
