@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from methods.core.errors import UserError
+from specbench.tables import visible
 
 KEYS = ("SPECBENCH_API_KEY", "OPENAI_API_KEY")  # of the environment; sent, never kept
 CONNECT_S, READ_S = 10.0, 300.0  # a long prompt may keep the first token waiting
@@ -105,7 +106,7 @@ class Client:
         connection.request(method, self.path + path, body, headers)
         response = connection.getresponse()
         if response.status != 200:
-            said = " ".join(response.read(4 * SAID).decode("utf-8", "replace").split())[:SAID]
+            said = one_line(response.read(4 * SAID).decode("utf-8", "replace"))
             kind = Refused if 400 <= response.status < 500 else ServerError
             raise kind(f"HTTP {response.status} from {self.address}{path}: {said or response.reason}")
         return response
@@ -116,13 +117,18 @@ class Client:
         except ValueError:
             fields = None
         if not isinstance(fields, dict):
-            raise ServerError(f"{self.address} sent an event that is no JSON object: {data[:SAID].decode('utf-8', 'replace')!r}")
+            raise ServerError(f"{self.address} sent an event that is no JSON object: {one_line(data.decode('utf-8', 'replace'))!r}")
         if "error" in fields:
-            raise ServerError(f"{self.address} failed: {' '.join(str(fields['error']).split())[:SAID]}")
+            raise ServerError(f"{self.address} failed: {one_line(str(fields['error']))}")
         return fields
 
     def _failure(self, error: Exception) -> ServerError:
         if isinstance(error, TimeoutError):
             return ServerError(f"{self.address} did not answer in time")
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ServerError(f"{self.address}: {' '.join(str(reason).split())[:SAID]}")
+        return ServerError(f"{self.address}: {one_line(str(reason))}")
+
+
+def one_line(text: str) -> str:
+    """A server's words, as much of them as a line holds, that cannot steer a terminal."""
+    return visible(" ".join(text.split()))[:SAID]

@@ -10,7 +10,7 @@ from specbench.peers.client import Client, ServerError
 from specbench.records import Drafting
 
 LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s|$)")  # Prometheus' text: name, labels, a count
-LAG_S, EVERY_S = 2.0, 0.02  # a server may count an answer a little after it sent the last of it
+LAG_S, EVERY_S = 1.0, 0.02  # a server may count an answer a little after it sent the last of it
 
 Totals = dict[str, float]  # by name, labels added up
 

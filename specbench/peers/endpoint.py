@@ -13,7 +13,7 @@ from specbench.answers import Answer
 from specbench.manifest import MethodFacts
 from specbench.options import Options
 from specbench.peers import Ready, ResolvedPeer
-from specbench.peers.client import KEYS, Client, Event, Refused, ServerError
+from specbench.peers.client import KEYS, Client, Event, Refused, ServerError, one_line
 from specbench.peers.counters import Counters, timed
 from specbench.peers.served import served
 from specbench.peers.usage import REFUSED
@@ -65,7 +65,7 @@ class Reply:
                 self.ids += ids
                 self.finish = str(choice.get("finish_reason") or self.finish)
         except (TypeError, ValueError, AttributeError):
-            raise ServerError(f"the server sent an event that is no completion's: {str(event.fields)[:200]}") from None
+            raise ServerError(f"the server sent an event that is no completion's: {one_line(str(event.fields))}") from None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from typing import Any
 
 from methods.core.errors import UserError, unknown
 from specbench.options import Options
-from specbench.peers.client import Client, ServerError
+from specbench.peers.client import Client, ServerError, one_line
 
 VERSIONS = (("/version", "version"), ("/server_info", "version"), ("/props", "build_info"))  # vLLM's, SGLang's, llama.cpp's
-LONGEST = 100  # characters of a server's words
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def served(options: Options) -> Served:
     if name not in models:
         raise unknown("model in --endpoint-model", name, models)
     engine = " ".join(filter(None, (str(models[name].get("owned_by") or ""), _version(client))))
-    return Served(client, name, ", ".join(filter(None, (f"{name} at {client.host}", engine)))[:LONGEST])
+    return Served(client, name, one_line(", ".join(filter(None, (f"{name} at {client.host}", engine)))))
 
 
 def _version(client: Client) -> str:
@@ -59,5 +58,5 @@ def _fields(body: str) -> dict[str, Any]:
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        raise ServerError(f"no JSON object came from it but {body[:LONGEST]!r}")
+        raise ServerError(f"no JSON object came from it but {one_line(body)!r}")
     return fields

@@ -121,7 +121,8 @@ def engines(run: Run) -> list[str]:
         return []
     lines = [
         f"Different engine, timed by this run's clock: {', '.join(run.peers.values())}. Speedup over specbench's vanilla holds what the "
-        "engine gains and what its method does, in one; no claim and no gate is held against it."
+        "engine gains and what its method does, in one; no claim and no gate is held against it. How a server batches, caches prefixes "
+        "and stores weights is as it was started."
     ]
     for name, label in run.peers.items():
         rows = run.turns[(run.turns["method"] == name) & (run.turns["status"] == "ok")]
