@@ -121,15 +121,17 @@ def engines(run: Run) -> list[str]:
         return []
     lines = [
         f"Different engine, timed by this run's clock: {', '.join(run.peers.values())}. Speedup over specbench's vanilla holds what the "
-        "engine gains and what its method does, in one; no claim and no gate is held against it. How a server batches, caches prefixes "
-        "and stores weights is as it was started."
+        "engine gains and what its method does, in one; no claim and no gate is held against it."
     ]
     for name, label in run.peers.items():
         rows = run.turns[(run.turns["method"] == name) & (run.turns["status"] == "ok")]
         served = rows[rows["timing"] == "answer"]
         if len(served):
             counted = int((served["steps"] > 0).sum())
-            lines.append(f"{label}: MAT by the server's own counters, which could be told for {counted} of its {len(served)} turns.")
+            lines.append(
+                f"{label}: MAT by the server's own counters, which could be told for {counted} of its {len(served)} turns. How it batches, "
+                "caches prefixes and stores weights is as it was started."
+            )
         texts = served[served["output_ids"].map(len) == 0]
         if len(texts):
             lines.append(f"{label}: it sends no token ids, so its tokens are those it counts, and its answers are compared as text.")
