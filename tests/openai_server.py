@@ -1,6 +1,7 @@
 """A small OpenAI-compatible server on the loopback: a tiny model's greedy text, streamed, with usage and counters, or spoilt on demand."""
 
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [choice | ({"token_ids": [token]} if told else {})]})
             if place == 1 and spoilt in ("hang up", "malformed", "error"):
                 if spoilt == "hang up":
-                    self.connection.close()
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.chunk(b"data: {broken\n\n" if spoilt == "malformed" else b'data: {"error": {"message": "out of memory"}}\n\n')
         self.wfile.flush()

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import time
 
 import pytest
 import torch
@@ -129,6 +130,7 @@ def test_a_server_that_tells_token_ids_is_compared_by_them_and_resumes(options, 
         assert ended(["resume", str(out)]) == 0
         assert {key: record.output_ids for key, record in found(out).items()} == {key: r.output_ids for key, r in whole.items()}
         (out / records.FILE).write_bytes(b"".join(lines[:-3]))
+    capsys.readouterr()
     assert ended(["resume", str(out)]) == 2
     assert re.fullmatch(r"error: --base-url: http://127.0.0.1:\d+: Connection refused; start the server or .*\n", capsys.readouterr().err)
 
@@ -142,7 +144,7 @@ def test_a_server_that_tells_token_ids_is_compared_by_them_and_resumes(options, 
         ("error", "ServerError: .* failed: .*out of memory"),
         ("no usage", "ServerError: .* sent no usage with its answer"),
         ("wrong usage", "ServerError: .* counts 54 tokens where ours counts 14: more than 8 tokens and 25% apart"),
-        ("other prompt", "ServerError: .* read 26 tokens where the prompt has 25: it has another tokenizer"),
+        ("other prompt", "ServerError: .* read 24 tokens where the prompt has 23: it has another tokenizer"),
     ],
 )
 def test_a_spoilt_answer_is_an_error_row_and_the_run_goes_on(options, folder, tmp_path, spoilt, said):
@@ -167,6 +169,7 @@ def test_a_request_in_between_leaves_acceptance_unknown(options, folder):
 def test_counters_may_come_late_and_are_waited_for(options, folder, monkeypatch):
     with Server(folder, late_s=0.1) as server:
         session, arm = ready(options, server)
+        time.sleep(0.2)  # what it was asked first is counted by then
         assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(8, 5, 40)
         monkeypatch.setattr(counters, "LAG_S", 0.0)
         answer = arm.answer(asked(session), Sampling(TOKENS))

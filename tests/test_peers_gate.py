@@ -21,7 +21,7 @@ def beside(found, name="hf-pld", *, slower=1.0, spoilt=False):
     for place, record in enumerate(each for each in found if each.method == "medusa"):
         steps = Steps(accepted=record.steps.accepted, emitted=record.steps.emitted)
         one = replace(record, method=name, total_s=slower * record.total_s, steps=steps, timing="rounds")
-        other = failed(name, record.question_id, category=record.category)
+        other = replace(failed(name, record.question_id, category=record.category), repeat=record.repeat)
         theirs.append(one if not spoilt else other if place % 3 == 0 else replace(one, output_ids=record.output_ids[::-1]))
     return [*found, *theirs]
 
@@ -35,17 +35,17 @@ def with_engine(run_dir, name="hf-pld", **changes):
 
 @pytest.fixture
 def base(tmp_path):
-    return with_engine(run(tmp_path / "base", beside(answers(repeats=8, noise=0.02))))
+    return with_engine(run(tmp_path / "base", beside(answers())))
 
 
 def test_a_peer_never_fails_the_gate(base, tmp_path):
-    found = beside(answers(repeats=8, noise=0.02, seed=1), slower=9.0, spoilt=True)
+    found = beside(answers(seed=1), slower=9.0, spoilt=True)
     new = with_engine(run(tmp_path / "new", found), lossless=None)
     code, checks = outcomes(new, "--baseline", base)
     assert code == 0
     assert set(checks.values()) == {"pass"}
     assert not [name for name in checks if "hf-pld" in name]
-    code, _ = outcomes(run(tmp_path / "worse", answers(repeats=8, noise=0.02, slower=1.3)), "--baseline", base)
+    code, _ = outcomes(run(tmp_path / "worse", answers(slower=1.3)), "--baseline", base)
     assert code == 1, "a run without the peer is judged against it too"
 
 

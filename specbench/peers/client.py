@@ -82,6 +82,7 @@ class Client:
             while line := response.readline():
                 data = line.removeprefix(b"data:").strip()
                 if data == b"[DONE]":
+                    response.read()  # the end of the last chunk: a server may take a connection cut before it for a client that gave up
                     return
                 if data and line.startswith(b"data:"):
                     yield Event(self._event(data), time.perf_counter())
@@ -102,7 +103,7 @@ class Client:
 
     def _asked(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> HTTPResponse:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json", "Connection": "close"} | ({"Authorization": f"Bearer {key}"} if key else {})
         connection.request(method, self.path + path, body, headers)
         response = connection.getresponse()
         if response.status != 200:
