@@ -46,7 +46,8 @@ def assistant(folder: Path, loaded: Loaded, nodes: int) -> tuple[PreTrainedModel
     # Where generate looks for them. A constant number of drafts: the other schedules carry theirs from answer to answer.
     model.generation_config.num_assistant_tokens = nodes
     model.generation_config.num_assistant_tokens_schedule = "constant"
-    return model.to(target.device).eval().requires_grad_(False), _sha256(folder)
+    model.to(target.device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
+    return model.eval().requires_grad_(False), _sha256(folder)
 
 
 def _sha256(folder: Path) -> str:

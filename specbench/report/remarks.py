@@ -5,6 +5,7 @@ import pandas as pd
 from specbench import notes, tables
 from specbench.imports.run import IMPORTED
 from specbench.metrics import PHYSICS_MARGIN
+from specbench.peers import is_peer
 from specbench.peers.usage import REMARKED
 from specbench.records import AGAIN
 from specbench.report.run import Run
@@ -52,7 +53,7 @@ def turn_counts(run: Run) -> TextTable:
 
 def fastest(run: Run) -> list[str]:
     """The fastest arm of specbench's own in one sentence; none without a speedup."""
-    rows = [row for name, row in run.overall.items() if name in run.drafting.keys() - run.peers.keys() and pd.notna(row["speedup"])]
+    rows = [row for name, row in run.overall.items() if name in run.drafting and not is_peer(name) and pd.notna(row["speedup"])]
     if not rows:
         return []
     best = max(rows, key=lambda row: row["speedup"])
