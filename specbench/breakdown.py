@@ -68,9 +68,10 @@ def along_the_answer(turns: pd.DataFrame, methods: Sequence[str]) -> pd.DataFram
     """MAT by place in the answer: steps that begin between ``start`` and ``start + BIN`` emitted tokens, over all categories."""
     rows: list[dict[str, Any]] = []
     for method in methods:
-        answers = pair(turns, method).method["emitted_by_step"]
-        emitted = np.array([x for one in answers for x in one], dtype=int)
-        places = np.array([x for one in answers for x in np.cumsum([1, *one])[:-1]], dtype=int) // BIN
+        rows_of = pair(turns, method).method
+        answers = list(zip(rows_of["prefill_tokens"], rows_of["emitted_by_step"], strict=True))
+        emitted = np.array([x for _, one in answers for x in one], dtype=int)
+        places = np.array([x for first, one in answers for x in np.cumsum([first, *one])[:-1]], dtype=int) // BIN
         counts, totals = np.bincount(places), np.bincount(places, weights=emitted)
         rows += [{"method": method, "start": i * BIN, "steps": int(n), "mat": totals[i] / n if n else np.nan} for i, n in enumerate(counts)]
     return pd.DataFrame(rows, columns=["method", "start", "steps", "mat"])

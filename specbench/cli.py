@@ -84,6 +84,12 @@ def run(
         list[str] | None, typer.Option(metavar="KIND=FILE|FOLDER|HUB_ID", help="Whose drafter, for a kind or for one arm; repeatable.")
     ] = None,
     aa: Annotated[str | None, typer.Option(metavar="METHOD", help="Run this method twice: what its two arms differ by is noise.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Server that --method endpoint asks; its key: SPECBENCH_API_KEY or OPENAI_API_KEY.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the server calls the model; needed if it has several.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
 ) -> None:
     """Answer every question with every method and report. The same command again does only what is missing.
@@ -119,6 +125,8 @@ def run(
         drafter_files={kind: Path(file) for kind, file in pairs("--drafter", drafter).items()},
         aa=aa,
         config=Config.read(config) if config else None,
+        base_url=base_url,
+        endpoint_model=endpoint_model,
     )
     _measure(options, out)
 
@@ -157,14 +165,19 @@ def report(
 
 @app.command()
 def methods() -> None:
-    """The methods that can be measured, and their options."""
+    """The methods that can be measured, and their options; then other engines, which answer beside them as reference rows."""
     from methods.registry import METHODS, options
+    from specbench import peers
 
     table = Table("method", "title", "drafter", "options (--set)")
     for name, row in METHODS.items():
         drafter = f"{'a model' if row.model else 'trained'}: {row.weights}" if row.weights else "none to train"
         table.add_row(name, row.title, drafter, ", ".join(options(name)))
     console.print(table)
+    others = Table("different engine", "title", "needs", "options (--method NAME:KEY=VALUE)")
+    for name, peer in peers.PEERS.items():
+        others.add_row(name, peer.title, peer.needs, ", ".join(peers.options(name)))
+    console.print(others)
 
 
 @app.command()

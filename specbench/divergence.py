@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from methods.core.errors import UserError
 from specbench import prompts, records
-from specbench.agreement import first_divergence
+from specbench.agreement import first_divergence, without_ids
 from specbench.manifest import RunManifest
 from specbench.records import BASELINE, Record
 from specbench.referee import REFEREE, referee
@@ -146,23 +146,25 @@ def magnitude(logits_V: torch.Tensor) -> float:
 
 
 def explain(run_dir: Path, told: Told = lambda done, total: None) -> Explained:
-    """Compare every arm of a greedy run with vanilla; the target is loaded only where they differ, and ``told`` hears of its work.
+    """Compare every arm of a greedy run with vanilla, but for servers that send text alone.
 
+    The target is loaded only where they differ, and ``told`` hears of its work.
     Raises UserError for what cannot be compared token by token: a sampled run, imported answers, no turn of another arm with
     vanilla's prompt, or a run whose suite or target is not here any more.
     """
     manifest = RunManifest.read(run_dir)
     found = {record.key: record for record in records.read(run_dir)[0]}
-    if any(record.tokens is not None for record in found.values()):
+    texts = without_ids(found.values())
+    if texts & manifest.own.keys():
         raise UserError(f"{run_dir} holds imported answers, whose token ids are unknown; give a run made by `specbench run`")
     if manifest.settings.temperature:
         raise UserError(
             f"{run_dir} was sampled at temperature {manifest.settings.temperature}; only greedy runs can be compared token by token"
         )
-    pairs = list(_pairs(found))
+    pairs = [pair for pair in _pairs(found) if pair[0].method not in texts]
     partings = [parting for parting in map(_parting, pairs) if parting is not None]
     judged = _judge(manifest, found, partings, told) if partings else []
-    arms = tuple(_arm(manifest, method, pairs, judged) for method in manifest.settings.methods if method != BASELINE)
+    arms = tuple(_arm(manifest, method, pairs, judged) for method in manifest.settings.methods if method not in {BASELINE, *texts})
     if not any(arm.compared for arm in arms):
         raise UserError(f"{run_dir} has no turn of another arm beside vanilla's with the same prompt; run vanilla and a method first")
     return Explained(manifest.name, manifest.settings.dtype, arms)

@@ -67,6 +67,7 @@ def draw(
     """Draw the look's methods as far as the numbers allow (no speedups without vanilla); each PNG by name, its SVG beside it."""
     timed = comparison[comparison["speedup"].notna() & comparison["method"].isin(list(look.methods)) & (comparison["method"] != BASELINE)]
     split = split[(split["category"] == OVERALL) & split["ms_per_token"].notna()]
+    split = split[split.groupby("method")["part"].transform("size") == len(PARTS)]  # a bar of some parts would pass for the whole
     acceptance = acceptance[(acceptance["category"] == OVERALL) & (acceptance["steps"] >= MIN_STEPS)]
     along = along[along["steps"] >= MIN_STEPS]
     with matplotlib.rc_context(RC):

@@ -53,6 +53,7 @@ class MethodFacts:
     backend: str = "eager"
     drafter: str | None = None  # the file, folder or hub id its weights are from; runs from before they could be chosen do not say
     state: str = ""  # what is kept from one turn to the next
+    engine: str = ""  # another program than specbench that decoded, in words; "": specbench
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class RunManifest:
     prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
     config: dict[str, Any] | None = None  # --config, as read: ``resume`` needs no file
     status: str = "running"
+
+    @property
+    def own(self) -> dict[str, MethodFacts]:
+        """The arms that specbench decoded, without those of other engines."""
+        return {name: facts for name, facts in self.methods.items() if not facts.engine}
 
     def identity(self) -> dict[str, Any]:
         """Flat facts that decide what a record means; two runs that agree on them may share a directory."""

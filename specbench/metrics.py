@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from specbench.agreement import NOTHING_TO_COMPARE, agreement
+from specbench.peers import is_peer
 from specbench.records import AGAIN, BASELINE, EAGER_BASELINE
 from specbench.stats import Array, Estimate, geometric_mean, interval, resampled_sums
 from specbench.turns import OVERALL, Pair, of_category, pair, sums
@@ -184,9 +185,9 @@ def tokens_per_s_decode(rows: pd.DataFrame) -> float:
 def accounting_error(measured: Measured, method: str) -> bool:
     """Whether a round came out cheaper than a vanilla step, or the speedup above MAT, beyond the interval: times or counts are wrong.
 
-    Of an arm with a back end of its own nothing can be said: a faster one may well beat vanilla on the run's.
+    Of an arm with a back end or an engine of its own nothing can be said: a faster one may well beat vanilla on the run's.
     """
-    if method == BASELINE or "backend=" in method:
+    if method == BASELINE or "backend=" in method or is_peer(method):
         return False
     cheap_round = measured.estimate(round_cost).high < 1 / PHYSICS_MARGIN
     return cheap_round or measured.estimate(speedup_over_mat).low > PHYSICS_MARGIN

@@ -56,6 +56,7 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
     }
     methods = {
         name: f"{json.dumps(one.config)}, acceptance {one.acceptance}{f', weights {one.weights_sha256}' if one.weights_sha256 else ''}"
+        + (f", different engine: {one.engine}" if one.engine else "")
         for name, one in manifest.methods.items()
     }
     return [*facts.items(), *methods.items()]

@@ -41,6 +41,8 @@ class Options:
     drafter_files: Mapping[str, Path] = field(default_factory=dict)
     aa: str | None = None  # the arm that runs twice
     config: Config | None = None  # options that were tuned; ``overrides`` go before them
+    base_url: str | None = None  # of the server that ``endpoint`` asks
+    endpoint_model: str | None = None
 
     def __post_init__(self) -> None:
         least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
@@ -58,6 +60,7 @@ class Options:
         settings = asdict(manifest.settings)
         del settings["suite_sha256"]
         arms = settings.pop("methods")
+        served = next((facts.config for facts in manifest.methods.values() if facts.engine and "base_url" in facts.config), {})
         twins = [name for name in arms if name.endswith(AGAIN)]
         return cls(
             **settings,
@@ -68,4 +71,6 @@ class Options:
             overrides=manifest.overrides,
             drafter_files={kind: Path(file) for kind, file in manifest.drafter_files.items()},
             config=Config(**manifest.config) if manifest.config else None,
+            base_url=served.get("base_url"),
+            endpoint_model=served.get("model"),
         )

@@ -31,7 +31,7 @@ class Tally:
     def add(self, record: Record) -> None:
         self.turns += 1
         self.failed += record.status != "ok"
-        self.tokens += len(record.output_ids)
+        self.tokens += record.token_count
         self.seconds += record.total_s
         self.emitted += sum(record.steps.emitted)
         self.steps += len(record.steps.emitted)

@@ -17,6 +17,7 @@ PACKED = f"{FILE}.xz"
 CLOCKS_AGREE = 1.05  # on CUDA the parts are timed by events, the turn by the host
 BASELINE = "vanilla"  # the arm every other is compared with
 EAGER_BASELINE = f"{BASELINE}:backend=eager"  # what papers compare with; an arm of a static run where it is asked for
+TIMINGS = ("parts", "rounds", "answer")
 AGAIN = "#2"  # ends the name of an arm that repeats another one unchanged, to measure the noise floor
 
 
@@ -31,6 +32,16 @@ class Steps:
     draft_s: list[float] = field(default_factory=list)
     verify_s: list[float] = field(default_factory=list)
     commit_s: list[float] = field(default_factory=list)
+    round_s: list[float] = field(default_factory=list)  # whole steps, where their parts cannot be told apart
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What a server counted of an answer: rounds that verified drafts, drafts accepted, drafts proposed (None: not counted)."""
+
+    rounds: int
+    accepted: int
+    drafted: int | None
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,9 @@ class Record:
     """One answered (or failed) turn.
 
     ``status`` is "ok" or "error"; an error row has ``error`` set and no numbers. The first output token belongs to the
-    prefill, so ``len(output_ids) == 1 + sum(steps.emitted)`` (asserted). Imported answers have ``tokens`` instead of ids, no
-    step times, no trees, and the prefill's token counted in the first step.
+    prefill, so ``len(output_ids) == prefill_tokens + sum(steps.emitted)`` (asserted). Imported answers have ``tokens`` instead
+    of ids, no step times, no trees, and the prefill's token counted in the first step. Other engines' answers have no trees,
+    and no more than ``timing`` says.
     """
 
     method: str
@@ -52,7 +64,8 @@ class Record:
     prompt_sha256: str = ""  # of the prompt's token ids
     prompt_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
-    tokens: int | None = None  # output tokens where the ids are unknown: imported answers
+    prefill_tokens: int = 1  # output tokens of the prompt's own forward: more where an engine drafts before it
+    tokens: int | None = None  # output tokens where the ids are unknown: imported answers, servers that send text
     output_text: str = ""
     text_tokens: int | None = None  # of the stripped text read back: Spec-Bench counts its baseline's so, and loses the stop token
     stop: str = ""  # "stop_id" or "length"
@@ -60,17 +73,20 @@ class Record:
     total_s: float = 0.0  # the turn end to end: prefill, drafting, verification, commits
     peak_bytes: int = 0  # peak memory while the turn ran: allocator's on CUDA, the process' on CPU
     steps: Steps = field(default_factory=Steps)
+    timing: str = "parts"  # known of the decoding: the "parts" of each step, whole "rounds", or no more than the "answer"
+    drafting: Drafting | None = None  # the server's own counts, where no step is known
 
     def __post_init__(self) -> None:
         if self.status == "ok":
             steps = self.steps
+            assert self.timing in TIMINGS, f"timing is {self.timing!r}"
             assert 0 < self.total_s < inf, "a turn takes time"
-            parts_s = self.prefill_s + sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s)
+            parts_s = self.prefill_s + sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s) + sum(steps.round_s)
             assert parts_s <= self.total_s * CLOCKS_AGREE + 1e-3, "a turn cannot be shorter than its parts"
-            if self.tokens is None:
-                assert len(self.output_ids) == 1 + sum(steps.emitted), "tokens must equal 1 + the sum of emitted"
-            else:
+            if self.tokens is not None:
                 assert not self.output_ids, "known ids are counted, not told"
+            elif self.timing != "answer":
+                assert len(self.output_ids) == self.prefill_tokens + sum(steps.emitted), "tokens must be the prefill's + the sum of emitted"
             whole = [accepted + 1 for accepted in steps.accepted]
             assert len(steps.emitted) == len(whole), "every step accepts and emits"
             assert steps.emitted[:-1] == whole[:-1], "every step but the last must emit accepted + 1"
@@ -87,7 +103,7 @@ class Record:
 
 def to_line(record: Record) -> str:
     fields = asdict(record)
-    for name in ("draft_s", "verify_s", "commit_s"):
+    for name in ("draft_s", "verify_s", "commit_s", "round_s"):
         fields["steps"][name] = [round(s, 7) for s in fields["steps"][name]]
     return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
 
@@ -96,7 +112,8 @@ def from_fields(fields: dict[str, Any], where: str) -> Record:
     schema = fields.pop("schema", None)
     if schema != SCHEMA:
         raise UserError(f"{where}: record schema {schema}, this version reads {SCHEMA}; use the specbench version that wrote it")
-    return Record(**{**fields, "steps": Steps(**fields["steps"])})
+    counted = fields.get("drafting")
+    return Record(**{**fields, "steps": Steps(**fields["steps"]), "drafting": Drafting(**counted) if counted else None})
 
 
 class Writer:

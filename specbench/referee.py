@@ -17,7 +17,8 @@ REFEREE = "fp32"
 def referee(manifest: RunManifest) -> Session:
     """The run's target alone, in fp32, on whatever device is here. Raises UserError where it or the suite is another one or missing."""
     _same("suite", manifest.settings.suite_sha256, _suite_sha256(manifest))
-    alone = replace(Options.of(manifest), methods=[BASELINE], aa=None, overrides=(), drafter_files={}, dtype=REFEREE, device=None)
+    asked = replace(Options.of(manifest), dtype=REFEREE, device=None)
+    alone = replace(asked, methods=[BASELINE], aa=None, overrides=(), drafter_files={}, base_url=None)
     session = prepare(alone)
     _same("target", manifest.target["weights_sha256"], session.manifest.target["weights_sha256"])
     return session

@@ -5,38 +5,28 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.core.acceptance import AcceptanceRule, Sampling
-from methods.core.clock import clock_for
-from methods.core.decode import DecodeResult, Drafter, decode, warm
+from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
 from methods.core.target import ContextOverflow, Target
 from specbench import prompts, records, rundir
+from specbench.answers import Answerer, Arm
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory, unhindered
 from specbench.progress import RunProgress
 from specbench.prompts import Chat
-from specbench.records import BASELINE, Record, Steps
+from specbench.records import BASELINE, Record
 from specbench.suites import Question, Suite
 from specbench.units import Unit, turn_seed, units
 
 R = TypeVar("R")
 
 WARMUP_TOKENS = 32  # a turn: enough for allocators, kernels and caches to settle
-
-
-class Arm(NamedTuple):
-    """One method, ready to decode. Arms of one back end share their target."""
-
-    name: str
-    target: Target
-    drafter: Drafter
-    accept: AcceptanceRule
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,11 @@ class Session:
     suite: Suite
     warmup: tuple[Question, ...]
     manifest: RunManifest
+    peers: tuple[Answerer, ...] = ()  # other engines, which answer beside the arms
+
+    @property
+    def answerers(self) -> tuple[Answerer, ...]:
+        return (*self.arms, *self.peers)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -86,7 +81,7 @@ def _run(session: Session, run_dir: Path, console: Console) -> None:
     else:
         progress = RunProgress(console, manifest.settings.methods, total, done)
         try:
-            console.print(f"making {len(session.arms)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
+            console.print(f"making {len(session.answerers)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
             manifest = replace(manifest, prepared=[*manifest.prepared, warm_up(session, console)])
             manifest.write(run_dir)
             with contextlib.closing(records.Writer(run_dir)) as writer, progress:
@@ -107,7 +102,7 @@ def warm_up(session: Session, console: Console) -> dict[str, float]:
     memory, start = PeakMemory(*session.target.devices), time.perf_counter()
     memory.reset()
     measurer = _Measurer(session, [])
-    for arm in session.arms:
+    for arm in session.answerers:
         failure = measurer.warm(arm)
         for question in session.warmup:
             tried = measurer.attempt(Unit(arm.name, question, 0, 0), min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens))
@@ -136,7 +131,7 @@ class _Measurer:
     def __init__(self, session: Session, done: Iterable[Record]):
         self.known = {record.key: record for record in done}
         self._session, self._settings = session, session.manifest.settings
-        self._arms = {arm.name: arm for arm in session.arms}
+        self._arms = {arm.name: arm for arm in session.answerers}
         self._memory = PeakMemory(*session.target.devices)
 
     def attempt(self, unit: Unit, max_new_tokens: int) -> Record:
@@ -152,15 +147,15 @@ class _Measurer:
         facts = replace(facts, prompt_sha256=prompts.ids_sha256(prompt), prompt_tokens=len(prompt))
         seed = turn_seed(self._settings.seed, unit)
         sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, seed)
-        done, failure = self._guarded(self._arms[unit.method], lambda: self._timed(facts, prompt, sampling))
+        done, failure = self._guarded(self._arms[unit.method], lambda: self._answered(facts, prompt, sampling))
         return done or replace(facts, error=failure)
 
-    def warm(self, arm: Arm) -> str:
+    def warm(self, arm: Answerer) -> str:
         """Makes an arm ready for every turn that can come; what went wrong, or ""."""
         sampling = Sampling(WARMUP_TOKENS, self._settings.temperature)
-        return self._guarded(arm, lambda: warm(arm.target, arm.drafter, arm.accept, sampling))[1]
+        return self._guarded(arm, lambda: arm.warm(sampling))[1]
 
-    def _guarded(self, arm: Arm, work: Callable[[], R]) -> tuple[R | None, str]:
+    def _guarded(self, arm: Answerer, work: Callable[[], R]) -> tuple[R | None, str]:
         """What the work gives, or what failed; the arm is fit for another turn after either."""
         try:
             return work(), ""
@@ -169,55 +164,35 @@ class _Measurer:
             raise UserError(f"the device failed ({first_line(error)}); every turn before is kept, resume in a new process") from None
         except (RuntimeError, FloatingPointError, ContextOverflow) as error:  # out of memory is a RuntimeError
             failure = f"{type(error).__name__}: {first_line(error)}"
-        for cache in arm.target.caches:
-            cache.wipe()
-        if arm.target.device.type == "cuda":
+        arm.recover()
+        if self._session.target.device.type == "cuda":
             torch.cuda.empty_cache()
         return None, failure
 
-    def _timed(self, facts: Record, prompt: list[int], sampling: Sampling) -> Record:
-        arm = self._arms[facts.method]
-        target = arm.target
-        clock = clock_for(target.device)
+    def _answered(self, facts: Record, prompt: list[int], sampling: Sampling) -> Record:
+        tokenizer = self._session.tokenizer
         self._memory.reset()
-        _synchronize(target.device)
-        start = time.perf_counter()
-        result = decode(target, arm.drafter, arm.accept, prompt, sampling, clock)
-        _synchronize(target.device)
-        total_s = time.perf_counter() - start
-        text = self._session.tokenizer.decode(result.tokens, skip_special_tokens=True)
+        answer = self._arms[facts.method].answer(prompt, sampling)
+        peak_bytes = 0 if answer.elsewhere else self._memory.peak()
+        text = tokenizer.decode(answer.output_ids, skip_special_tokens=True) if answer.output_text is None else answer.output_text
         assert isinstance(text, str), "one sequence decodes to one text"
         return replace(
             facts,
             status="ok",
-            output_ids=result.tokens,
+            output_ids=answer.output_ids,
+            prefill_tokens=answer.prefill_tokens,
+            tokens=answer.tokens,
             output_text=text,
-            text_tokens=len(self._session.tokenizer(text.strip(), add_special_tokens=False).input_ids),
-            stop=result.stop,
-            prefill_s=round(result.prefill_s, 7),
-            total_s=round(total_s, 7),
-            peak_bytes=self._memory.peak(),
-            steps=_steps(result),
+            text_tokens=len(tokenizer(text.strip(), add_special_tokens=False).input_ids),
+            stop=answer.stop,
+            prefill_s=round(answer.prefill_s, 7),
+            total_s=round(answer.total_s, 7),
+            peak_bytes=peak_bytes,
+            steps=answer.steps,
+            timing=answer.timing,
+            drafting=answer.drafting,
         )
 
 
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:300]
-
-
-def _steps(result: DecodeResult) -> Steps:
-    steps = result.steps
-    return Steps(
-        nodes=[step.nodes for step in steps],
-        depth=[step.depth for step in steps],
-        accepted=[step.accepted for step in steps],
-        emitted=[step.emitted for step in steps],
-        draft_s=[step.draft_s for step in steps],
-        verify_s=[step.verify_s for step in steps],
-        commit_s=[step.commit_s for step in steps],
-    )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,11 +14,12 @@ from methods.core.backend import BACKENDS, DEFAULT_BACKEND, EAGER, backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import suites, targets
+from specbench import peers, suites, targets
 from specbench.environment import environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
 from specbench.options import Options
+from specbench.peers import ResolvedPeer
 from specbench.records import AGAIN, BASELINE
 from specbench.runner import Arm, Session
 from specbench.suites import Question, Suite
@@ -39,7 +40,9 @@ def prepare(options: Options) -> Session:
     target_name, dtype = options.target or targets.default_name(device), options.dtype or targets.default_dtype(device)
     if options.config:
         options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
-    arms = resolve(options.methods, options.overrides, device, backend_name, options.aa, options.config)
+    own, others = peers.apart(options.methods, options.aa)
+    arms, asked = resolve(own, options.overrides, device, backend_name, options.aa, options.config), list(map(peers.resolve, others))
+    peers.check(asked, options)
     if options.device_map and any(each.backend != EAGER.name for each in arms.values()):
         raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others make pieces ready for a single device")
     suite = suites.load(
@@ -50,7 +53,7 @@ def prepare(options: Options) -> Session:
         hf_columns=options.hf_columns,
     )
     settings = Settings(
-        methods=list(arms),
+        methods=[*arms, *others],
         target=target_name,
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -70,12 +73,14 @@ def prepare(options: Options) -> Session:
         device_map=options.device_map,
     )
     known = {kind for each in arms.values() if (kind := each.method.weights)} | {each.arm for each in arms.values()}
+    known |= {key for peer in asked for key in peer.drafter_keys}
     for key in options.drafter_files:
         if key not in known:
             raise unknown("kind or arm in --drafter", key, known)
     with targets.within_memory(target_name, dtype, device):
         loaded = _load(options, settings)
-        return _assemble(options, replace(settings, revision=loaded.revision, template=loaded.chat.template), loaded, suite, arms)
+        settings = replace(settings, revision=loaded.revision, template=loaded.chat.template)
+        return _assemble(options, settings, loaded, suite, arms, asked)
 
 
 def _load(options: Options, settings: Settings) -> Loaded:
@@ -128,7 +133,9 @@ def resolve(
     return arms | {aa + AGAIN: arms[aa]} if aa else arms
 
 
-def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved]) -> Session:
+def _assemble(
+    options: Options, settings: Settings, loaded: Loaded, suite: Suite, resolved: Mapping[str, Resolved], asked: Sequence[ResolvedPeer]
+) -> Session:
     warmup = suites.warmup()
     if options.config:
         options.config.check_weights(loaded.weights_sha256)
@@ -152,6 +159,8 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             drafter=trained.source if trained else None,
             state=each.state,
         )
+    ready_peers = [peers.build(peer, loaded, arms[0].target, options) for peer in asked]
+    methods |= {peer.arm: each.facts for peer, each in zip(asked, ready_peers, strict=True)}
     created = datetime.now(UTC)
     manifest = RunManifest(
         name=f"{settings.suite.replace(':', '-').replace('/', '-')}-{Path(settings.target).name}",
@@ -167,7 +176,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
             "layers": loaded.layers,
         },
         categories=dict(Counter(question.category for question in suite.questions)),
-        units_total=sum(len(question.turns) for question in suite.questions) * len(arms) * settings.repeats,
+        units_total=sum(len(question.turns) for question in suite.questions) * len(methods) * settings.repeats,
         suite_version=suite.version,
         template_sha256=loaded.chat.sha256,
         environment=environment(loaded.model.device),
@@ -179,7 +188,8 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         drafter_files={kind: str(file) for kind, file in options.drafter_files.items()},
         config=asdict(options.config) if options.config else None,
     )
-    return Session(loaded.model, loaded.chat, loaded.stop_ids, tuple(arms), suite, warmup, manifest)
+    others = tuple(each.answerer for each in ready_peers)
+    return Session(loaded.model, loaded.chat, loaded.stop_ids, tuple(arms), suite, warmup, manifest, others)
 
 
 def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:

@@ -82,8 +82,8 @@ def escape(text: str) -> str:
 
 
 def method_label(name: str, facts: MethodFacts) -> str:
-    """A method's title, with what a reader must know of it: a reconstruction, kept state, lossy output (of imported answers not known)."""
-    title = facts.title
+    """A method's title, with what a reader must know of it: another engine, a reconstruction, kept state, lossy output (where known)."""
+    title = f"{facts.title} (different engine: {facts.engine})" if facts.engine else facts.title
     if facts.reconstruction and RECONSTRUCTION not in title:
         title = f"{title} {RECONSTRUCTION}"
     if facts.state:
@@ -109,8 +109,12 @@ def with_interval(row: Row, name: str) -> str:
 def _agreement(row: Row) -> str:
     if not row["comparable_turns"]:
         return NONE
-    where = f", first at {row['first_divergence']:.0f}" if row["diverging_turns"] else ""
-    return f"{percent(row['agreement'])} of {row['comparable_turns']}{where}"
+    where = f", first at {row['first_divergence']:.0f}" if isfinite(row["first_divergence"]) else ""
+    return f"{percent(row['agreement'])} of {_compared(row)}{where}"
+
+
+def _compared(row: Row) -> str:
+    return f"{row['comparable_turns']}{' by text' if row['compared_by_text'] else ''}"
 
 
 Cell = Callable[[Row], str]
@@ -169,8 +173,8 @@ def agreement(overall: Sequence[Row], methods: Mapping[str, str]) -> TextTable:
     """How many turns of each arm are vanilla's token for token."""
     rows = []
     for row in overall:
-        first = number(row["first_divergence"], 0) if row["diverging_turns"] else NONE
-        counts = [str(row["turns"]), str(row["comparable_turns"]), str(row["diverging_turns"])]
+        first = number(row["first_divergence"], 0)
+        counts = [str(row["turns"]), _compared(row), str(row["diverging_turns"])]
         rows.append([methods[row["method"]], *counts, percent(row["agreement"]), first])
     headers = ["Method", "Turns", "With vanilla's prompt", "Diverging", "Same tokens", "First difference at token (mean)"]
     return TextTable("Output tokens compared with vanilla's", headers, rows)

@@ -14,13 +14,16 @@ from specbench.records import BASELINE, Record
 OVERALL = "overall"
 KEY = ["question_id", "turn", "repeat"]
 CELL = ["category", "question_id", "repeat"]
-FACTS = ["method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "stop", "prefill_s", "total_s", "peak_bytes"]
-PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
-LISTS = ["output_ids", "depths", "accepted", "emitted_by_step"]
-COLUMNS = [*FACTS, "tokens", "text_tokens", *PER_STEP, "repetition", *LISTS]
-UNKNOWN_IF_IMPORTED = [
-    "prompt_tokens", "prefill_s", "draft_s", "verify_s", "commit_s", "decode_s", "other_s", "peak_bytes", "repetition"
+FACTS = [
+    "method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "prefill_tokens", "stop", "prefill_s", "total_s",
+    "peak_bytes", "timing",
 ]  # fmt: skip
+PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
+LISTS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_step"]  # what a table has no place for
+COLUMNS = [*FACTS, "tokens", "text_tokens", *PER_STEP, "repetition", *LISTS]
+PARTS = ["draft_s", "verify_s", "commit_s"]
+UNKNOWN_IF_IMPORTED = ["prompt_tokens", "prefill_s", *PARTS, "decode_s", "other_s", "peak_bytes", "repetition"]
+UNKNOWN_OF = {"parts": [], "rounds": PARTS, "answer": [*PARTS, "decode_s", "other_s", "peak_bytes"]}  # by a record's ``timing``
 SUMMED = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
 
 
@@ -28,7 +31,8 @@ def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a turn, failed ones included: the record's facts, the sums of its steps, and the columns in ``LISTS``.
 
     Times are seconds. ``text_tokens`` is NaN where the record does not have it; of imported answers so are a count of zero
-    tokens, which some of Spec-Bench's files hold for not counted, and the columns in ``UNKNOWN_IF_IMPORTED``.
+    tokens, which some of Spec-Bench's files hold for not counted, and the columns in ``UNKNOWN_IF_IMPORTED``. Of other engines
+    those in ``UNKNOWN_OF`` are; steps that only a server counted are sums without a list, and none where it did not.
     """
     return pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
 
@@ -36,12 +40,15 @@ def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
 def _row(record: Record) -> dict[str, Any]:
     steps = record.steps
     draft_s, verify_s, commit_s = sum(steps.draft_s), sum(steps.verify_s), sum(steps.commit_s)
-    decode_s = draft_s + verify_s + commit_s
+    decode_s = draft_s + verify_s + commit_s + sum(steps.round_s)
+    rounds, emitted = len(steps.emitted), sum(steps.emitted)
+    if record.drafting is not None:
+        rounds, emitted = record.drafting.rounds, record.drafting.rounds + record.drafting.accepted
     row = {name: getattr(record, name) for name in FACTS} | {
         "tokens": record.token_count,
         "text_tokens": np.nan if record.text_tokens is None else record.text_tokens,
-        "steps": len(steps.emitted),
-        "emitted": sum(steps.emitted),
+        "steps": rounds,
+        "emitted": emitted,
         "draft_s": draft_s,
         "verify_s": verify_s,
         "commit_s": commit_s,
@@ -49,13 +56,16 @@ def _row(record: Record) -> dict[str, Any]:
         "other_s": record.total_s - record.prefill_s - decode_s,
         "repetition": repetition(record.output_ids),
         "output_ids": record.output_ids,
+        "output_text": record.output_text,
         "depths": steps.depth,
         "accepted": steps.accepted,
         "emitted_by_step": steps.emitted,
     }
+    unknown = UNKNOWN_OF[record.timing]
     if record.tokens is not None:
-        row |= dict.fromkeys(UNKNOWN_IF_IMPORTED, np.nan) | {"tokens": record.tokens or np.nan}
-    return row
+        row["tokens"] = record.tokens or np.nan
+        unknown = UNKNOWN_IF_IMPORTED if record.timing == "parts" else [*unknown, "repetition"]
+    return row | dict.fromkeys(unknown, np.nan)
 
 
 @dataclass(frozen=True)

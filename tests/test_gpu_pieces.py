@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from methods.core.errors import UserError
-from specbench import records, runner, targets
+from specbench import answers, records, runner, targets
 from specbench.gpu import correctness, measured, pieces, plan
 from specbench.gpu.work import Asked, Work
 from specbench.records import Record
@@ -126,14 +126,14 @@ def says_something_else(monkeypatch):
 
 
 def says_nothing(monkeypatch):
-    decode = runner.decode
+    decode = answers.decode
 
     def broken(target, drafter, *rest):
         if target.backend.name == "eager" and type(drafter).__module__.endswith("medusa"):
             raise RuntimeError("no")
         return decode(target, drafter, *rest)
 
-    monkeypatch.setattr(runner, "decode", broken)
+    monkeypatch.setattr(answers, "decode", broken)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,7 @@ def decode(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: lis
     The host reads the device once a round. Raises ContextOverflow before any work when the prompt leaves no room,
     FloatingPointError when logits turn NaN.
     """
-    limit = min(sampling.max_new_tokens, target.context - len(prompt))
-    if limit < 1:
-        raise ContextOverflow(f"prompt of {len(prompt)} tokens does not fit the target's context of {target.context}; shorten it")
+    limit = room(prompt, sampling, target.context)
     rng = torch.Generator(target.device).manual_seed(sampling.seed)
 
     clock.mark()
@@ -128,6 +126,14 @@ def warm(target: Target, drafter: Drafter, accept: AcceptanceRule, sampling: Sam
 
 def _judged(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor, sampling: Sampling, rng: torch.Generator) -> Accepted:
     return rule(tree, logits_NV, sampling.temperature, noise_for(tree, logits_NV.shape[1], sampling, rng))
+
+
+def room(prompt: list[int], sampling: Sampling, context: int) -> int:
+    """The most tokens an answer can have. Raises ContextOverflow where not one fits."""
+    limit = min(sampling.max_new_tokens, context - len(prompt))
+    if limit < 1:
+        raise ContextOverflow(f"prompt of {len(prompt)} tokens does not fit the target's context of {context}; shorten it")
+    return limit
 
 
 def stop_reason(new: list[int], limit: int, stop_ids: frozenset[int]) -> str:

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from rich.console import Console
 
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
-from methods.core.decode import decode, warm
+from methods.core.decode import decode
 from specbench.bench.finding import Finding
 from specbench.bench.setup import EAGER, LOOKUP, LOOKUP_NGRAM, LOOKUP_TOKENS, STATIC
 from specbench.memory import unhindered
+from specbench.peers.generate import Lookup, Plain, continued
 from specbench.runner import Session
 
 PAIRS = 32
@@ -78,28 +78,15 @@ def loop(session: Session, name: str) -> Continuation:
     """One of the session's arms in our decode loop, its back end made ready."""
     arm = next(arm for arm in session.arms if arm.name == name)
     sampling = Sampling(session.manifest.settings.max_new_tokens)
-    warm(arm.target, arm.drafter, arm.accept, sampling)
+    arm.warm(sampling)
     return lambda prompt: decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock_for(arm.target.device)).tokens
 
 
 def generate(session: Session, lookup: int | None) -> Continuation:
     """The target's own ``generate``; ``lookup`` drafts by prompt lookup unless None."""
-    model: Any = session.model  # transformers types generate's self as a protocol that no model class satisfies
-
-    def continuation(prompt: list[int]) -> list[int]:
-        ids = torch.tensor([prompt], device=model.device)
-        continued = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=session.manifest.settings.max_new_tokens,
-            eos_token_id=None,
-            prompt_lookup_num_tokens=lookup,
-            max_matching_ngram_size=LOOKUP_NGRAM,
-        )
-        return continued[0, len(prompt) :].tolist()
-
-    return continuation
+    sampling = Sampling(session.manifest.settings.max_new_tokens)
+    drafting = Plain() if lookup is None else Lookup(lookup, LOOKUP_NGRAM)
+    return lambda prompt: continued(session.model, prompt, sampling, drafting.arguments)
 
 
 def speed_ratios(compared: Comparison, cases: Sequence[Case], pairs: int) -> list[float]:

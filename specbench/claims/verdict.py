@@ -138,7 +138,9 @@ def _checked(arm: str, manifest: RunManifest) -> str:
     if arm == BASELINE:
         raise UserError(f"--method {arm} is what speedups are measured against; name one of the run's other arms")
     if arm not in manifest.methods:
-        raise unknown("arm of this run (--method)", arm, manifest.methods.keys() - {BASELINE})
+        raise unknown("arm of this run (--method)", arm, manifest.own.keys() - {BASELINE})
+    if manifest.methods[arm].engine:
+        raise UserError(f"--method {arm} is another engine ({manifest.methods[arm].engine}): a claim is held against specbench's own arms")
     return arm
 
 

@@ -95,7 +95,7 @@ def losslessness(side: Side, explain: Explain) -> Check:
     name, asked = "losslessness", side.manifest.settings
     if asked.temperature > 0:
         return Check(name, Outcome.NOT_APPLICABLE, f"sampled at temperature {asked.temperature:g}: texts may differ, so they show nothing")
-    arms = [arm for arm, facts in side.manifest.methods.items() if arm != BASELINE and facts.lossless]
+    arms = [arm for arm, facts in side.manifest.own.items() if arm != BASELINE and facts.lossless]
     if not arms:
         return Check(name, Outcome.NOT_APPLICABLE, "every drafting arm is lossy by design")
     compared = differing = 0

@@ -56,7 +56,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Side:
-    """Finished run directories made under the same conditions from the same code, and their turns one frame each."""
+    """Finished run directories made under the same conditions from the same code, and their turns one frame each.
+
+    Turns of other engines are left out: they are no code of ours that could regress.
+    """
 
     run_dirs: tuple[Path, ...]
     manifests: tuple[RunManifest, ...]
@@ -99,7 +102,7 @@ def read(run_dirs: Sequence[Path]) -> Side:
 
 def snapshot(side: Side) -> Snapshot:
     """The side's numbers. Arms of an A/A run's second kind measure the noise and are no arms of their own."""
-    turns, methods = side.turns, side.manifest.methods
+    turns, methods = side.turns, side.manifest.own
     drafting = [name for name in methods if name != BASELINE and not name.endswith(AGAIN)]
     floors = [metrics.noise_floor(turns, name.removesuffix(AGAIN)) for name in methods if name.endswith(AGAIN)]
     return Snapshot(
@@ -172,12 +175,12 @@ def _ever(manifest: RunManifest, name: str) -> str:
 
 
 def _facts(manifest: RunManifest) -> dict[str, Any]:
-    arms = {name: arm_settings(manifest, name) for name in manifest.methods}
+    arms = {name: arm_settings(manifest, name) for name in manifest.own}
     return identity(manifest) | versions(manifest) | {"code": manifest.git.get("sha"), "arms": arms}
 
 
 def _finished(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
-    if manifest.target.get("label") == IMPORTED or any(facts.lossless is None for facts in manifest.methods.values()):
+    if manifest.target.get("label") == IMPORTED or any(facts.lossless is None for facts in manifest.own.values()):
         raise UserError(f"{run_dir} is imported, so its settings and machine are unknown; the gate compares runs of `specbench run` only")
     found, torn = records.read(run_dir)
     strangers = sorted({record.method for record in found} - manifest.methods.keys())
@@ -188,7 +191,7 @@ def _finished(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
         raise UserError(f"{run_dir} is unfinished: {len(keys)} of {planned} turns; first: specbench resume {run_dir}")
     if len(found) > planned or not _one_plan(found, manifest):
         raise UserError(f"{run_dir} does not hold each of its {planned} planned turns once; the files were edited, measure again")
-    return turns_frame(found)
+    return turns_frame(record for record in found if record.method in manifest.own)
 
 
 def _one_plan(found: Sequence[Record], manifest: RunManifest) -> bool:

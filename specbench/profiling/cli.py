@@ -27,12 +27,14 @@ def profile(
     """
     from specbench.cli import DEFAULT_METHODS, RESULTS
     from specbench.options import Options
+    from specbench.peers import only_own
     from specbench.profiling import report
     from specbench.profiling.run import run
     from specbench.rundir import check_writable
     from specbench.session import prepare
 
     console = Console()
+    only_own(method or (), "profile")
     check_writable(out or RESULTS)
     session = prepare(
         Options(

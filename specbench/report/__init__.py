@@ -45,7 +45,9 @@ def _write_tables(run: Run, folder: Path) -> None:
         "along_the_answer": run.along,
         "turns": run.turns.drop(columns=LISTS),
     }
+    engines = {name: facts.engine for name, facts in run.manifest.methods.items()}
     for name, frame in frames.items():
+        frame = frame.assign(engine=frame["method"].map(engines))
         frame.to_csv(folder / f"{name}.csv", index=False)
         frame.to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "tables.tex").write_text(latex.render(run), encoding="utf-8")

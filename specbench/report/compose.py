@@ -1,5 +1,6 @@
 """The report's content, composed once: what comes in which order, in every format."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from specbench.tables import visible
 
 TITLE = "Spec-Bench report"
 ARMS = "Every arm, all categories together"
+LEGEND = 44  # characters of a line of a figure's legend
 CAPTIONS = {  # and what a reader who cannot see the figure is told
     "speedup": (
         "End-to-end speedup over vanilla per category, with 95 % intervals",
@@ -100,7 +102,9 @@ def _main(run: Run) -> list[Block]:
 
 
 def _figures(run: Run, folder: Path) -> dict[str, Figure]:
-    methods, categories = ({name: visible(label) for name, label in labels.items()} for labels in (run.shown, run.categories))
+    methods, categories = (
+        {name: textwrap.fill(visible(label), LEGEND) for name, label in labels.items()} for labels in (run.shown, run.categories)
+    )
     look = figures.Look(methods, categories, visible(remarks.subtitle(run)))
     paths = figures.draw(run.comparison, run.split, run.acceptance, run.along, look, folder)
     return {name: Figure(path, *CAPTIONS[name]) for name, path in paths.items()}

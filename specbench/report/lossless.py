@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from methods.core.errors import UserError
 from specbench import agree_cli
-from specbench.agreement import first_divergence
+from specbench.agreement import first_divergence, without_ids
 from specbench.manifest import RunManifest
 from specbench.records import BASELINE, Record
 from specbench.report.blocks import Block, Bullets, Paragraph
@@ -100,7 +100,8 @@ def _told(explained: "Explained") -> tuple[dict[str, int], set[Place]]:
 def _counted(manifest: RunManifest, records: Sequence[Record]) -> tuple[dict[str, int], set[Place]]:
     """How many turns of each arm can be compared, and where they part, by the records."""
     vanilla = {record.key[1:]: record for record in records if record.method == BASELINE and record.status == "ok"}
-    compared = {name: 0 for name in manifest.settings.methods if name != BASELINE}
+    texts = without_ids(records)
+    compared = {name: 0 for name in manifest.settings.methods if name not in {BASELINE, *texts}}
     places: set[Place] = set()
     for record in records:
         theirs = vanilla.get(record.key[1:])

@@ -18,12 +18,18 @@ COLUMNS = (
     (
         "Same as vanilla",
         "share of the turns with an equal prompt whose output ids are identical; first at: mean index of the first differing token "
-        "among the others.",
+        "among the others; by text: a server that sends no ids is compared by the text of its answers.",
     ),
     ("Repeated 4-grams", "mean share per turn of 4-grams seen earlier in the same output; loops are easy to draft and raise MAT."),
     ("Cut by length", "turns that ended at the token limit."),
     ("Peak MiB", "the allocator's on CUDA, the process' on a CPU, with every arm's weights loaded."),
     ("Questions", "those compared; left out: those with a failed turn in either arm, left out of both."),
+    (
+        "Different engine",
+        "a row that another program answered, at the same prompts and settings, timed by the same clock: transformers' generate on the "
+        "same weights, or a server. A dash is what it does not tell. A server's prefill is the time to its first token; its MAT is "
+        "1 + accepted drafts over rounds by its own counters, differenced around each request, where no other request came between.",
+    ),
     (
         "Acceptance by depth",
         "marginal: share of all rounds that accepted at least d drafts, so that 1 + its sum over depths is MAT before the last step "

@@ -5,6 +5,8 @@ import pandas as pd
 from specbench import notes, tables
 from specbench.imports.run import IMPORTED
 from specbench.metrics import PHYSICS_MARGIN
+from specbench.peers import is_peer
+from specbench.peers.usage import REMARKED
 from specbench.records import AGAIN
 from specbench.report.run import Run
 from specbench.stats import FEWEST
@@ -50,8 +52,8 @@ def turn_counts(run: Run) -> TextTable:
 
 
 def fastest(run: Run) -> list[str]:
-    """The fastest arm in one sentence; none without a speedup."""
-    rows = [row for name, row in run.overall.items() if name in run.drafting and pd.notna(row["speedup"])]
+    """The fastest arm of specbench's own in one sentence; none without a speedup."""
+    rows = [row for name, row in run.overall.items() if name in run.drafting and not is_peer(name) and pd.notna(row["speedup"])]
     if not rows:
         return []
     best = max(rows, key=lambda row: row["speedup"])
@@ -102,6 +104,7 @@ def warnings(run: Run) -> list[str]:
             + ", ".join(f"{labels[arm.method]} {len(arm.violations)}" for arm in run.judged.explained.arms if arm.violations)
             + "."
         )
+    lines += engines(run)
     lossy = [labels[name] for name, facts in run.manifest.methods.items() if name in labels and facts.lossless is False]
     if lossy:
         lines.append(f"Lossy, its output need not follow the target's distribution: {', '.join(lossy)}.")
@@ -110,6 +113,32 @@ def warnings(run: Run) -> list[str]:
             f"At temperature {run.manifest.settings.temperature:g} outputs are random samples: differing from vanilla is expected "
             "and says nothing about losslessness."
         )
+    return lines
+
+
+def engines(run: Run) -> list[str]:
+    """What a reader must know of rows that another engine answered."""
+    if not run.peers:
+        return []
+    lines = [
+        f"Different engine, timed by this run's clock: {', '.join(run.peers.values())}. Speedup over specbench's vanilla holds what the "
+        "engine gains and what its method does, in one; no claim and no gate is held against it."
+    ]
+    for name, label in run.peers.items():
+        rows = run.turns[(run.turns["method"] == name) & (run.turns["status"] == "ok")]
+        served = rows[rows["timing"] == "answer"]
+        if len(served):
+            counted = int((served["steps"] > 0).sum())
+            lines.append(
+                f"{label}: MAT by the server's own counters, which could be told for {counted} of its {len(served)} turns. How it batches, "
+                "caches prefixes and stores weights is as it was started."
+            )
+        texts = served[served["output_ids"].map(len) == 0]
+        if len(texts):
+            lines.append(f"{label}: it sends no token ids, so its tokens are those it counts, and its answers are compared as text.")
+        off = sum(REMARKED.exceeded(told, ours) for told, ours in zip(texts["tokens"], texts["text_tokens"], strict=True))
+        if off:
+            lines.append(f"{label}: in {off} of {len(texts)} answers its count of tokens is more than {REMARKED} off ours of the text.")
     return lines
 
 

@@ -47,6 +47,11 @@ class Run:
         return {name: label for name, label in self.methods.items() if not name.endswith(AGAIN)}
 
     @property
+    def peers(self) -> dict[str, str]:
+        """Other engines."""
+        return {name: label for name, label in self.shown.items() if self.manifest.methods[name].engine}
+
+    @property
     def drafting(self) -> dict[str, str]:
         return {name: label for name, label in self.shown.items() if name != BASELINE}
 

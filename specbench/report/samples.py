@@ -43,10 +43,10 @@ def pieces(record: Record, decode: Decode) -> tuple[Piece, ...]:
     A character spread over several tokens goes to the piece that completes it, so the pieces always concatenate to the text.
     """
     text = record.output_text
-    if decode(record.output_ids) != text:
+    if record.timing == "answer" or decode(record.output_ids) != text:
         return (Piece(text, 0, False),)
     found, start = [], 0
-    for tokens, step, bonus in _ends(record.steps):
+    for tokens, step, bonus in _ends(record.steps, record.prefill_tokens):
         head = decode(record.output_ids[:tokens])
         if text.startswith(head) and len(head) > start:
             found.append(Piece(text[start : len(head)], step, bonus))
@@ -55,10 +55,12 @@ def pieces(record: Record, decode: Decode) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def _ends(steps: Steps) -> Iterator[tuple[int, int, bool]]:
-    """(output tokens so far, step, whether the last of them is a bonus) at each cut; clipping takes the bonus first."""
-    yield 1, 0, False
-    tokens = 1
+def _ends(steps: Steps, tokens: int) -> Iterator[tuple[int, int, bool]]:
+    """(output tokens so far, step, whether the last of them is a bonus) at each cut; clipping takes the bonus first.
+
+    ``tokens`` are the prefill's.
+    """
+    yield tokens, 0, False
     for step, (accepted, emitted) in enumerate(zip(steps.accepted, steps.emitted, strict=True), start=1):
         drafts = min(accepted, emitted)
         if drafts:
@@ -91,7 +93,7 @@ def _sample(run: Run, answers: dict[str, Record], decode: Decode | None, prompt:
 
 def _answer(label: str, record: Record, vanilla: Record | None, decode: Decode | None) -> Answer:
     steps = len(record.steps.emitted)
-    note = [f"{record.token_count} tokens in {steps} steps"]
+    note = [f"{record.token_count} tokens{f' in {steps} steps' if record.timing != 'answer' else ''}"]
     if record.method == BASELINE or decode is None:
         shown: tuple[Piece, ...] = (Piece(record.output_text, 0, False),)
     else:
