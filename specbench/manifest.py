@@ -69,9 +69,14 @@ class RunManifest:
     hf_columns: dict[str, str]
     drafter_files: dict[str, str]
     resumed: list[dict[str, Any]] = field(default_factory=list)  # created, environment, git and argv of every later start
-    prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
+    prepared: list[dict[str, Any]] = field(default_factory=list)  # of every start and worker: seconds and peak bytes before its first turn
     config: dict[str, Any] | None = None  # --config, as read: ``resume`` needs no file
     status: str = "running"
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Of every start."""
+        return [self.environment, *(start["environment"] for start in self.resumed)]
 
     def identity(self) -> dict[str, Any]:
         """Flat facts that decide what a record means; two runs that agree on them may share a directory."""

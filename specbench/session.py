@@ -15,7 +15,7 @@ from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import prompts, suites, targets
-from specbench.environment import environment, git_state
+from specbench.environment import device_id, environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
 from specbench.options import Options
@@ -40,13 +40,7 @@ def prepare(options: Options) -> Session:
     if options.config:
         options.config.check(target=target_name, dtype=dtype, device=device, backend=backend_name)
     arms = resolve(options.methods, options.overrides, device, backend_name, options.aa, options.config)
-    suite = suites.load(
-        options.suite or ("file" if options.suite_file else "mini"),
-        suite_file=options.suite_file,
-        limit=options.limit,
-        categories=options.categories,
-        hf_columns=options.hf_columns,
-    )
+    suite = suite_of(options)
     settings = Settings(
         methods=list(arms),
         target=target_name,
@@ -71,6 +65,17 @@ def prepare(options: Options) -> Session:
     with targets.within_memory(target_name, dtype, device):
         loaded = targets.load(target_name, device=device, dtype=dtype, attention=options.attention, drafter_files=options.drafter_files)
         return _assemble(options, settings, loaded, suite, arms)
+
+
+def suite_of(options: Options) -> Suite:
+    """The questions asked for. Raises UserError as ``suites.load`` does."""
+    return suites.load(
+        options.suite or ("file" if options.suite_file else "mini"),
+        suite_file=options.suite_file,
+        limit=options.limit,
+        categories=options.categories,
+        hf_columns=options.hf_columns,
+    )
 
 
 def resolve(
@@ -158,7 +163,7 @@ def _assemble(options: Options, settings: Settings, loaded: Loaded, suite: Suite
         config=asdict(options.config) if options.config else None,
     )
     stop_ids = prompts.stop_ids(loaded.model, loaded.tokenizer)
-    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest)
+    return Session(loaded.model, loaded.tokenizer, stop_ids, tuple(arms), suite, warmup, manifest, device_id(loaded.model.device))
 
 
 def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:
