@@ -2,6 +2,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,29 @@ def test_state_that_outlives_a_question_is_not_shared(options, monkeypatch):
 def test_without_ray_there_is_one_line(options, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'specbench\[ray\]'"), started(options, 2, "local", quiet()):
+        pass
+
+
+def cluster(*nodes, init=lambda *asked, **named: None):
+    resources = [{"Alive": True, "Resources": node} for node in nodes]
+    return SimpleNamespace(init=init, nodes=lambda: [*resources, {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}], __version__="2")
+
+
+def unreachable(*asked, **named):
+    raise ConnectionError("Could not find any running Ray instance.\nPlease start one")
+
+
+@pytest.mark.parametrize(
+    ("ray", "said"),
+    [
+        (cluster({"CPU": 2}, {"CPU": 1}), "--workers 4 needs as many CPUs, the Ray cluster at there has 3"),
+        (cluster({"CPU": 64, "GPU": 3}), "--workers 4 needs as many GPUs, the Ray cluster at there has 3"),
+        (cluster(init=unreachable), r"no Ray cluster at there \(Could not find any running Ray instance. Please start one\)"),
+    ],
+)
+def test_a_cluster_that_will_not_do_is_one_line(options, monkeypatch, ray, said):
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(UserError, match=said), started(replace(options, device=None), 4, "there", quiet()):
         pass
 
 

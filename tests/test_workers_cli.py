@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 from worker_processes import but_for_times, lines_of, quiet, small_options, until
 
@@ -50,14 +51,12 @@ def test_ctrl_c_ends_every_process_and_the_run_resumes(tmp_path):
     assert all(undisturbed.get(record.key, record) == record for record in but_for_times(out))
 
 
-def test_resume_takes_workers_too(tmp_path, monkeypatch, capsys):
+def test_resume_takes_workers_too(tmp_path, monkeypatch):
     asked = []
     options = small_options(tmp_path)
     prepare(options).manifest.write(tmp_path)
     monkeypatch.setattr(cli, "_measure", lambda *arguments: asked.append(arguments[1:]))
     for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"]):
-        try:
+        with pytest.raises(SystemExit):
             cli.main(["resume", str(tmp_path), *arguments])
-        except SystemExit as end:
-            assert not end.code
     assert asked == [(tmp_path, None, None), (tmp_path, 2, None), (tmp_path, 4, "local")]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from worker_processes import but_for_times, quiet, small_options
 
-from methods.core.errors import UserError
 from specbench import records
 from specbench.manifest import RunManifest
 from specbench.progress import RunProgress
@@ -38,8 +37,6 @@ def test_a_local_ray_gives_the_records_of_one_process_though_an_actor_is_killed(
     monkeypatch.setattr(RunProgress, "add", kill_one)
     console = quiet()
     with started(options, 2, "local", console) as crew:
-        with pytest.raises(UserError, match="--workers 999 needs as many CPUs"):
-            Actors(options, 999, "auto")
         run(crew, tmp_path / "ray", console)
     assert len(pids) == 3
     assert "worker 0: ended (" in console.file.getvalue()
