@@ -101,13 +101,13 @@ class Workers:
         self._place.close()
 
     def _deal(self, work: Work) -> bool:
-        """Whether any question is in hand."""
+        """Whether any question is in hand, or waits for workers that are being made ready."""
         for seat in self._seats:
             if seat.stage is Stage.FREE:
                 seat.question = seat.question or work.next()
                 if seat.question is not None:
                     seat.ask(Stage.ANSWERING, seat.question.id, work.known(seat.question))
-        return any(seat.question is not None for seat in self._seats)
+        return work.waiting or any(seat.question is not None for seat in self._seats)
 
     def _asked(self) -> dict[Worker, _Seat]:
         return {seat.worker: seat for seat in self._seats if seat.stage is not Stage.FREE}
@@ -151,9 +151,11 @@ class Workers:
 
     def _replace(self, seat: _Seat, why: str) -> None:
         """Another worker for the seat, with the question in hand if it may be tried again."""
+        over = seat.question if seat.stage is Stage.ANSWERING else None
+        seat.stage = Stage.FREE  # nothing more is heard of it
         seat.worker.stop()
         self._fruitless += 1
-        if seat.stage is Stage.ANSWERING and self._work and seat.question and not self._work.lost(seat.question, why):
+        if over is not None and self._work is not None and not self._work.lost(over, why):
             seat.question = None
         if self._fruitless > TRIES * self._count:  # as many can end over one bad question each
             raise UserError(

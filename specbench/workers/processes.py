@@ -14,6 +14,8 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from methods.core.errors import UserError
 from specbench.options import Options
 from specbench.threads import patient_threads
@@ -60,8 +62,6 @@ class Processes:
     """A ``protocol.Place``: this machine. Raises UserError where it has fewer GPUs, or cores, than workers."""
 
     def __init__(self, options: Options, workers: int):
-        import torch
-
         self.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.facts: dict[str, Any] = {}
         self._options, self._workers = replace(options, device=self.device), workers
@@ -113,7 +113,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 def serve(pipe: Connection, options: Options, index: int, workers: int) -> None:
     """A worker's whole life: it does what it is asked until it is killed, or this process' parent is no more."""
     threading.Thread(target=_end_with_the_crew, daemon=True).start()
-    from specbench.workers.bench import Bench
+    from specbench.workers.bench import Bench  # takes seconds, in which the crew may end
 
     bench = Bench(options, index, workers)
     while True:

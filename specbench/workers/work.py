@@ -29,6 +29,11 @@ class Work:
         """A question for a worker that is free; None where all are dealt."""
         return self._todo.popleft() if self._todo else None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is one."""
+        return bool(self._todo)
+
     def known(self, question: Question) -> list[Record]:
         return list(self._known[question.id].values())
 
