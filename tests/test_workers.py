@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _forked(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # what the server of forks finds its imports by
     monkeypatch.setattr(processes, "CONTEXT", forked())
 
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench import runner
 from specbench.environment import device_id
-from specbench.memory import unhindered
+from specbench.memory import freeze
 from specbench.options import Options
 from specbench.records import Record
 from specbench.session import prepare
@@ -25,7 +24,6 @@ class Bench:
 
     def __init__(self, options: Options, index: int, workers: int):
         self._options, self._index, self._workers = options, index, workers
-        self._for_good = ExitStack()
         self._answers: Iterator[Record] = iter(())
 
     def do(self, what: str, *arguments: object) -> Reply:
@@ -44,7 +42,7 @@ class Bench:
     def warm(self) -> Warmed:
         said = io.StringIO()
         facts = runner.warm_up(self._session, Console(file=said))
-        self._for_good.enter_context(unhindered())
+        freeze()
         return Warmed(facts, said.getvalue().splitlines())
 
     def answer(self, question_id: str, done: Sequence[Record]) -> Record | Finished:
