@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,6 +186,17 @@ def cluster(*nodes, init=lambda *asked, **named: None):
 
 def unreachable(*asked, **named):
     raise ConnectionError("Could not find any running Ray instance.\nPlease start one")
+
+
+def test_where_nothing_answers_ray_is_not_asked(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", cluster(init=lambda *asked, **named: pytest.fail("it would wait")))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with (
+        pytest.raises(UserError, match=rf"no Ray cluster at 127.0.0.1:{port} \(.*refused"),
+        started(options, 2, f"127.0.0.1:{port}", quiet()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -13,7 +14,8 @@ from specbench.threads import SETTLED_BY, patient_threads
 from specbench.workers.protocol import Ended, Reply
 
 LOCAL = "local"
-REACHED = (ConnectionError, OSError, RuntimeError, ValueError)  # what ray.init raises for an address that is none, or not of a cluster
+PATIENCE_S = 10.0  # for a cluster to answer
+NO_CLUSTER = (OSError, RuntimeError, ValueError)  # what ray.init raises for an address that is none, or of something else
 
 
 class Actor:
@@ -30,7 +32,7 @@ class Actor:
         try:
             reply: Reply = self._ray.get(self.ref)
         except self._ray.exceptions.RayError as error:  # the actor died, or raised what is no UserError
-            return Ended(" ".join(str(error).split())[-300:])
+            return Ended(str(error).rstrip().splitlines()[-1][:200])
         return reply
 
     def stop(self) -> None:
@@ -98,10 +100,18 @@ def _connect(ray: ModuleType, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark reports to nobody
     local = {"include_dashboard": False} if address == LOCAL else {}
     try:
+        _call(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except REACHED as error:
+    except NO_CLUSTER as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no Ray cluster at {address} ({reason}); give the address `ray start` printed, or `{LOCAL}`") from None
+
+
+def _call(address: str) -> None:
+    """Raise OSError where nothing answers at HOST:PORT, for which Ray itself would wait many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
 
 
 def _share(cpus: Sequence[int], workers: int) -> int:
