@@ -6,6 +6,7 @@ torch is imported inside the commands: how its threads wait has to be set first,
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,12 +28,16 @@ from specbench.train.cli import card, held_out, train
 from specbench.tune.cli import tune
 
 if TYPE_CHECKING:
+    from specbench.crew import Crew
     from specbench.options import Options
+    from specbench.runner import Session
 
 DEFAULT_METHODS = ["vanilla", "medusa", "eagle2", "s4c"]
 RESULTS = Path("results")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 FAULT = 70  # sysexits' EX_SOFTWARE
+WORKERS = typer.Option(metavar="N", help="Share the questions among N GPUs, or among N processes of a CPU; default: this process alone.")
+RAY = typer.Option(metavar="ADDRESS", help="Where the workers are: a Ray cluster, or `local` to start one here (specbench[ray]).")
 
 app = typer.Typer(
     name="specbench",
@@ -90,6 +95,8 @@ def run(
     endpoint_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the server calls the model; needed if it has several.")
     ] = None,
+    workers: Annotated[int | None, WORKERS] = None,
+    ray_address: Annotated[str | None, RAY] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: results/<suite>-<target>-<hash of the settings>.")] = None,
 ) -> None:
     """Answer every question with every method and report. The same command again does only what is missing.
@@ -128,11 +135,15 @@ def run(
         base_url=base_url,
         endpoint_model=endpoint_model,
     )
-    _measure(options, out)
+    _measure(options, out, workers, ray_address)
 
 
 @app.command()
-def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `specbench run` wrote.")]) -> None:
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `specbench run` wrote.")],
+    workers: Annotated[int | None, WORKERS] = None,
+    ray_address: Annotated[str | None, RAY] = None,
+) -> None:
     """Finish a run that was cut off, with the settings in its manifest.
 
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
@@ -140,7 +151,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="What `sp
     from specbench.manifest import RunManifest
     from specbench.options import Options
 
-    _measure(Options.of(RunManifest.read(run_dir)), run_dir)
+    _measure(Options.of(RunManifest.read(run_dir)), run_dir, workers, ray_address)
 
 
 @app.command()
@@ -221,21 +232,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(FAULT) from None
 
 
-def _measure(options: "Options", out: Path | None) -> None:
+def _measure(options: "Options", out: Path | None, workers: int | None, ray_address: str | None) -> None:
     from specbench import runner
     from specbench.rundir import check_writable
     from specbench.session import prepare
+    from specbench.workers.start import started
 
     check_writable(out or RESULTS)
-    session = prepare(options)
-    run_dir = out or RESULTS / f"{session.manifest.name}-{session.manifest.fingerprint()}"
-    if session.manifest.target["note"]:
-        console.print(session.manifest.target["note"], markup=False)
-    try:
-        runner.run(session, run_dir, console)
-    except KeyboardInterrupt:
-        print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    alone = workers is None and ray_address is None
+    whole: AbstractContextManager[Session | Crew]
+    whole = nullcontext(prepare(options)) if alone else started(options, workers, ray_address, console)
+    with whole as session:
+        manifest = session.manifest
+        run_dir = out or RESULTS / f"{manifest.name}-{manifest.fingerprint()}"
+        if manifest.target["note"]:
+            console.print(manifest.target["note"], markup=False)
+        try:
+            runner.run(session, run_dir, console)
+        except KeyboardInterrupt:
+            print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
     _report([run_dir], run_dir / "report", show_prompts=False)
 
 

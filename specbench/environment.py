@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
     }
+
+
+def device_id(device: torch.device, index: int | None = None, workers: int = 1) -> str:
+    """What a record says it ran on, "KIND #WHICH"; times compare within a kind only (``records.device_kind``).
+
+    On CUDA the GPU's name and its UUID. On a CPU its model, the process' threads and the ``workers`` that share it, all of which
+    move times; which of them is ``index``.
+    """
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        return f"{gpu.name} #GPU-{gpu.uuid}"
+    kind = f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    return f"{kind} #cpu" if index is None else f"{kind}, {workers} workers #cpu worker {index}"
+
+
+def joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One environment of several workers': of a fact on which they differ, every value."""
+    first = environments[0]
+    apart = {key: sorted({str(each.get(key)) for each in environments}) for key in first}
+    return {key: value if len(apart[key]) == 1 else ", ".join(apart[key]) for key, value in first.items()}
 
 
 def git_state() -> dict[str, Any]:

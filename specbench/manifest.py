@@ -77,7 +77,7 @@ class RunManifest:
     hf_columns: dict[str, str]
     drafter_files: dict[str, str]
     resumed: list[dict[str, Any]] = field(default_factory=list)  # created, environment, git and argv of every later start
-    prepared: list[dict[str, float]] = field(default_factory=list)  # of every start: seconds and peak bytes before the first timed turn
+    prepared: list[dict[str, Any]] = field(default_factory=list)  # of every start and worker: seconds and peak bytes before its first turn
     config: dict[str, Any] | None = None  # --config, as read: ``resume`` needs no file
     status: str = "running"
 
@@ -85,6 +85,11 @@ class RunManifest:
     def own(self) -> dict[str, MethodFacts]:
         """The arms that specbench decoded, without those of other engines."""
         return {name: facts for name, facts in self.methods.items() if not facts.engine}
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Of every start."""
+        return [self.environment, *(start["environment"] for start in self.resumed)]
 
     def identity(self) -> dict[str, Any]:
         """Flat facts that decide what a record means; two runs that agree on them may share a directory."""

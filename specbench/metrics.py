@@ -1,7 +1,7 @@
 """Every definition by name, each a function of sums over questions, with its bootstrap interval; and the comparison table.
 
 A method is compared with vanilla on the same (question, turn, repeat) only, and a question of which any turn failed in
-either arm is left out of both (see ``turns.pair``).
+either arm, or whose turns ran on different kinds of device, is left out of both (see ``turns.pair``).
 """
 
 from collections.abc import Callable, Sequence
@@ -207,6 +207,7 @@ def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
         "questions": rows["question_id"].nunique(),
         "turns": len(rows),
         "excluded_questions": both.excluded,
+        "mixed_questions": both.mixed,
         **flat,
         "accounting_error": accounting_error(measured, method),
         "tokens_per_s": tokens_per_s(rows),

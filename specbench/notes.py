@@ -48,7 +48,7 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
         "Sampling": f"temperature {temperature}, at most {limit} tokens a turn, seed {seed}, "
         f"{asked.repeats} repeat(s), second turns see {'vanilla' if asked.turns == 'shared' else 'the arm'}'s first answer",
         "Arithmetic": f"{asked.dtype} on {processor(manifest)}{_layers(made_for)}, attention {asked.attention}, back end {asked.backend}, "
-        f"{place.get('threads')} threads",
+        f"{place.get('threads')} threads" + (f" in each of {place['workers']} workers" if "workers" in place else ""),
         "Versions": ", ".join(f"{name} {place[name]}" for name in ("python", "torch", "transformers", "driver") if place.get(name)),
         "Code": f"{manifest.git.get('sha', 'no checkout')}{', with local changes' if manifest.git.get('dirty') else ''}",
         "Command": " ".join(["specbench", *manifest.argv]),

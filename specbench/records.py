@@ -72,6 +72,7 @@ class Record:
     prefill_s: float = 0.0
     total_s: float = 0.0  # the turn end to end: prefill, drafting, verification, commits
     peak_bytes: int = 0  # peak memory while the turn ran: allocator's on CUDA, the process' on CPU
+    device: str = ""  # that it ran on, "KIND #WHICH" (environment.device_id); "" where not recorded
     steps: Steps = field(default_factory=Steps)
     timing: str = "parts"  # known of the decoding: the "parts" of each step, whole "rounds", or no more than the "answer"
     drafting: Drafting | None = None  # the server's own counts, where no step is known
@@ -99,6 +100,11 @@ class Record:
     @property
     def token_count(self) -> int:
         return len(self.output_ids) if self.tokens is None else self.tokens
+
+
+def device_kind(device: str) -> str:
+    """What a record's device shares with those on which times compare with its own: the GPU's model, or a CPU and its load."""
+    return device.partition(" #")[0]
 
 
 def to_line(record: Record) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from methods.core.errors import UserError
 from methods.core.target import ContextOverflow, Target
 from specbench import prompts, records, rundir
 from specbench.answers import Answerer, Arm
+from specbench.crew import Crew, Sink
 from specbench.manifest import RunManifest
 from specbench.memory import PeakMemory, unhindered
 from specbench.progress import RunProgress
@@ -40,6 +41,7 @@ class Session:
     suite: Suite
     warmup: tuple[Question, ...]
     manifest: RunManifest
+    device: str  # what records say they ran on
     peers: tuple[Answerer, ...] = ()  # other engines, which answer beside the arms
 
     @property
@@ -56,42 +58,56 @@ class Session:
         return self.arms[0].target
 
 
-class Sink(Protocol):
-    def add(self, record: Record) -> None: ...
+class Alone:
+    """A session measured in this process."""
+
+    def __init__(self, session: Session):
+        self.manifest, self._session = session.manifest, session
+        self.prepared: list[dict[str, Any]] = []
+
+    def warm_up(self, console: Console) -> None:
+        console.print(f"making {len(self._session.answerers)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
+        self.prepared.append(warm_up(self._session, console))
+
+    def measure(self, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
+        measure(self._session, done, write, progress)
 
 
-def run(session: Session, run_dir: Path, console: Console) -> None:
-    """Measure what the directory does not hold yet.
+def run(session: Session | Crew, run_dir: Path, console: Console) -> None:
+    """Measure what the directory does not hold yet, in this process or by a crew of workers.
 
     Ctrl-C leaves a run that resumes and passes on; a full disk is a UserError. Either way every finished turn is kept.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with rundir.claimed(run_dir):
-            _run(session, run_dir, console)
+            _run(Alone(session) if isinstance(session, Session) else session, run_dir, console)
     except OSError as error:
         raise UserError(f"cannot write to {run_dir} ({error.strerror}); make room, then: specbench resume {run_dir}") from None
 
 
-def _run(session: Session, run_dir: Path, console: Console) -> None:
-    manifest, done = rundir.open_run(session.manifest, run_dir, console)
+def _run(crew: Crew, run_dir: Path, console: Console) -> None:
+    manifest, done = rundir.open_run(crew.manifest, run_dir, console)
     total = manifest.units_total
+
+    def note(status: str) -> None:
+        replace(manifest, status=status, prepared=[*manifest.prepared, *crew.prepared]).write(run_dir)
+
     if len(done) == total:
         console.print(f"{run_dir}: all {total} turns are measured", markup=False, soft_wrap=True)
     else:
         progress = RunProgress(console, manifest.settings.methods, total, done)
         try:
-            console.print(f"making {len(session.answerers)} arms ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
-            manifest = replace(manifest, prepared=[*manifest.prepared, warm_up(session, console)])
-            manifest.write(run_dir)
+            crew.warm_up(console)
+            note("running")
             with contextlib.closing(records.Writer(run_dir)) as writer, progress:
-                measure(session, done, writer.write, progress)
+                crew.measure(done, writer.write, progress)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk: the manifest on it goes on saying "running"
-                replace(manifest, status="interrupted").write(run_dir)
+                note("interrupted")
             raise
     if manifest.status != "complete":
-        replace(manifest, status="complete").write(run_dir)
+        note("complete")
 
 
 def warm_up(session: Session, console: Console) -> dict[str, float]:
@@ -115,14 +131,19 @@ def warm_up(session: Session, console: Console) -> dict[str, float]:
 def measure(session: Session, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
     """One record for each unit not in ``done``, by arms that are warm."""
     settings = session.manifest.settings
-    measurer = _Measurer(session, done)
     with unhindered():
-        for unit in units(session.suite.questions, settings.methods, settings.repeats):
-            if unit.key not in measurer.known:
-                record = measurer.attempt(unit, settings.max_new_tokens)
-                write(record)
-                measurer.known[unit.key] = record
-                progress.add(record)
+        for record in answers(session, done, units(session.suite.questions, settings.methods, settings.repeats)):
+            write(record)
+            progress.add(record)
+
+
+def answers(session: Session, done: Iterable[Record], wanted: Iterable[Unit]) -> Iterator[Record]:
+    """One record for each unit wanted and not in ``done``, by arms that are warm."""
+    measurer = _Measurer(session, done)
+    for unit in wanted:
+        if unit.key not in measurer.known:
+            measurer.known[unit.key] = measurer.attempt(unit, session.manifest.settings.max_new_tokens)
+            yield measurer.known[unit.key]
 
 
 class _Measurer:
@@ -136,7 +157,7 @@ class _Measurer:
 
     def attempt(self, unit: Unit, max_new_tokens: int) -> Record:
         """The unit's record; what goes wrong with this turn alone is its error, so that the run goes on."""
-        facts = Record(unit.method, unit.question.id, unit.question.category, unit.turn, unit.repeat, status="error")
+        facts = Record(*unit.facts, status="error", device=self._session.device)
         source = unit.method if self._settings.turns == "own" else BASELINE
         before = [self.known[source, unit.question.id, turn, unit.repeat] for turn in range(unit.turn)]
         for earlier in before:

@@ -15,7 +15,7 @@ from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import peers, suites, targets
-from specbench.environment import environment, git_state
+from specbench.environment import device_id, environment, git_state
 from specbench.manifest import MethodFacts, RunManifest, Settings
 from specbench.memory import free
 from specbench.options import Options
@@ -45,13 +45,7 @@ def prepare(options: Options) -> Session:
     peers.check(asked, options)
     if options.device_map and any(each.backend != EAGER.name for each in arms.values()):
         raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others make pieces ready for a single device")
-    suite = suites.load(
-        options.suite or ("file" if options.suite_file else "mini"),
-        suite_file=options.suite_file,
-        limit=options.limit,
-        categories=options.categories,
-        hf_columns=options.hf_columns,
-    )
+    suite = suite_of(options)
     settings = Settings(
         methods=[*arms, *others],
         target=target_name,
@@ -95,6 +89,17 @@ def _load(options: Options, settings: Settings) -> Loaded:
         system_prompt=settings.system_prompt,
         thinking=settings.thinking,
         device_map=settings.device_map,
+    )
+
+
+def suite_of(options: Options) -> Suite:
+    """The questions asked for. Raises UserError as ``suites.load`` does."""
+    return suites.load(
+        options.suite or ("file" if options.suite_file else "mini"),
+        suite_file=options.suite_file,
+        limit=options.limit,
+        categories=options.categories,
+        hf_columns=options.hf_columns,
     )
 
 
@@ -189,7 +194,8 @@ def _assemble(
         config=asdict(options.config) if options.config else None,
     )
     others = tuple(each.answerer for each in ready_peers)
-    return Session(loaded.model, loaded.chat, loaded.stop_ids, tuple(arms), suite, warmup, manifest, others)
+    device = device_id(loaded.model.device)
+    return Session(loaded.model, loaded.chat, loaded.stop_ids, tuple(arms), suite, warmup, manifest, device, others)
 
 
 def _check_packed_fits(loaded: Loaded, backends: Collection[str]) -> None:

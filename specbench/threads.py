@@ -6,6 +6,7 @@ import os
 # of 8 ms takes 850; put to sleep at once it takes 50 microseconds to wake, a hundred times a token. Spinning this long spans
 # the gap between two products.
 SPINS = "1000"
+SETTLED_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what a process elsewhere has to be told
 
 
 def patient_threads() -> None:

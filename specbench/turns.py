@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from specbench.agreement import repetition
-from specbench.records import BASELINE, Record
+from specbench.records import BASELINE, Record, device_kind
 
 OVERALL = "overall"
 KEY = ["question_id", "turn", "repeat"]
 CELL = ["category", "question_id", "repeat"]
 FACTS = [
     "method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "prefill_tokens", "stop", "prefill_s", "total_s",
-    "peak_bytes", "timing",
+    "peak_bytes", "timing", "device",
 ]  # fmt: skip
 PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
 LISTS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_step"]  # what a table has no place for
@@ -74,7 +74,12 @@ class Pair:
 
     method: pd.DataFrame
     reference: pd.DataFrame
-    excluded: int  # questions left out of both arms because a turn failed in one of them
+    failed: int  # questions left out of both arms because a turn failed in one of them
+    mixed: int  # questions left out of both because their turns ran on devices of different kinds
+
+    @property
+    def excluded(self) -> int:
+        return self.failed + self.mixed
 
     @property
     def comparable(self) -> bool:
@@ -94,12 +99,19 @@ def pair(turns: pd.DataFrame, method: str, reference: str = BASELINE) -> Pair:
     """The rows on which ``method`` is compared with ``reference``; where that did not run, all of the method's sound questions."""
     arms = turns[turns["method"].isin([method, reference])]
     failed = set(arms.loc[arms["status"] != "ok", "question_id"])
-    sound = arms[~arms["question_id"].isin(failed)]
+    mixed = _mixed(arms) - failed
+    sound = arms[~arms["question_id"].isin(failed | mixed)]
     ours, theirs = sound[sound["method"] == method], sound[sound["method"] == reference]
     if (turns["method"] == reference).any():
         keys = pd.MultiIndex.from_frame(ours[KEY]), pd.MultiIndex.from_frame(theirs[KEY])
         ours, theirs = ours[keys[0].isin(keys[1])], theirs[keys[1].isin(keys[0])]
-    return Pair(ours, theirs, len(failed))
+    return Pair(ours, theirs, len(failed), len(mixed))
+
+
+def _mixed(arms: pd.DataFrame) -> set[str]:
+    """Questions of which one repeat, all turns and arms together, ran on devices of more than one kind: a ratio would compare those."""
+    kinds = arms["device"].map(device_kind).groupby([arms["question_id"], arms["repeat"]]).nunique()
+    return set(kinds[kinds > 1].index.get_level_values("question_id"))
 
 
 def sums(frame: pd.DataFrame, levels: list[str]) -> pd.DataFrame:

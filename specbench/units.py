@@ -19,6 +19,11 @@ class Unit(NamedTuple):
     def key(self) -> tuple[str, str, int, int]:
         return (self.method, self.question.id, self.turn, self.repeat)
 
+    @property
+    def facts(self) -> tuple[str, str, str, int, int]:
+        """A record's first fields."""
+        return (self.method, self.question.id, self.question.category, self.turn, self.repeat)
+
 
 def units(questions: Sequence[Question], methods: Sequence[str], repeats: int) -> Iterator[Unit]:
     """Every unit in the order it is measured.

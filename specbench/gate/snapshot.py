@@ -13,7 +13,7 @@ from methods.core.errors import UserError
 from specbench import breakdown, metrics, records
 from specbench.imports.run import IMPORTED
 from specbench.manifest import RunManifest
-from specbench.records import AGAIN, BASELINE, Record
+from specbench.records import AGAIN, BASELINE, Record, device_kind
 from specbench.turns import pair, turns_frame
 
 # Paths and names of what a hash identifies, and what may differ between the two sides.
@@ -121,7 +121,9 @@ def identity(manifest: RunManifest) -> dict[str, Any]:
     asked = {name: value for name, value in asdict(manifest.settings).items() if name not in NOT_IDENTITY}
     if not manifest.settings.temperature:
         del asked["seed"]
-    machine = ("gpu",) if manifest.environment.get("gpu") else ("cpu", "threads")
+    machine = ["gpu"] if manifest.environment.get("gpu") else ["cpu", "threads"]
+    if any("workers" in each for each in manifest.environments):
+        machine.append("workers")  # they share memory bandwidth, or the host's cores
     return asked | {
         "questions": manifest.categories,
         "template_sha256": manifest.template_sha256,
@@ -170,8 +172,7 @@ def _short(value: Any) -> str:
 
 def _ever(manifest: RunManifest, name: str) -> str:
     """A fact of the environment; of a run resumed elsewhere all values it had, so that it equals no other's."""
-    starts = [manifest.environment, *(start["environment"] for start in manifest.resumed)]
-    return " then ".join(dict.fromkeys(str(each.get(name)) for each in starts))
+    return " then ".join(dict.fromkeys(str(each.get(name)) for each in manifest.environments))
 
 
 def _facts(manifest: RunManifest) -> dict[str, Any]:
@@ -191,6 +192,9 @@ def _finished(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
         raise UserError(f"{run_dir} is unfinished: {len(keys)} of {planned} turns; first: specbench resume {run_dir}")
     if len(found) > planned or not _one_plan(found, manifest):
         raise UserError(f"{run_dir} does not hold each of its {planned} planned turns once; the files were edited, measure again")
+    kinds = sorted({device_kind(record.device) for record in found if record.device})
+    if len(kinds) > 1:
+        raise UserError(f"{run_dir} was measured on devices of {len(kinds)} kinds ({'; '.join(kinds)}); the gate compares runs on one kind")
     return turns_frame(record for record in found if record.method in manifest.own)
 
 

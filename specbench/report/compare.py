@@ -8,7 +8,7 @@ from specbench.report.blocks import Block, Bullets, Heading, Paragraph
 from specbench.report.run import Run
 from specbench.tables import TextTable
 
-PLACE = ("gpu", "cpu", "driver", "cuda", "threads", "python", "torch", "transformers")
+PLACE = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
 NEVER = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another: what differs is listed."
 
 

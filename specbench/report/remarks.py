@@ -7,7 +7,7 @@ from specbench.imports.run import IMPORTED
 from specbench.metrics import PHYSICS_MARGIN
 from specbench.peers import is_peer
 from specbench.peers.usage import REMARKED
-from specbench.records import AGAIN
+from specbench.records import AGAIN, device_kind
 from specbench.report.run import Run
 from specbench.stats import FEWEST
 from specbench.tables import TextTable
@@ -97,7 +97,10 @@ def warnings(run: Run) -> list[str]:
             f"more than {PHYSICS_MARGIN - 1:.0%} beyond the interval, which cannot be at batch 1; its times or counts are wrong."
         )
     for row in numbers[(numbers["category"] == OVERALL) & (numbers["excluded_questions"] > 0)].to_dict("records"):
-        lines.append(f"{labels[row['method']]}: {row['excluded_questions']} question(s) with a failed turn left out of both arms.")
+        failed, mixed = row["excluded_questions"] - row["mixed_questions"], row["mixed_questions"]
+        why = [f"{failed} question(s) with a failed turn"] if failed else []
+        why += [f"{mixed} question(s) whose turns ran on devices of different kinds"] if mixed else []
+        lines.append(f"{labels[row['method']]}: {' and '.join(why)} left out of both arms.")
     if run.judged is not None and run.judged.explained.violations:
         lines.append(
             "The losslessness report found outputs that are not the target's; violations: "
@@ -161,7 +164,7 @@ def caveats(run: Run) -> list[str]:
     few = [run.categories[str(category)] for category, questions in least.items() if questions < FEWEST]
     if few:
         lines.append(f"Fewer than {FEWEST} questions, where a 95 % interval covers less than that: {', '.join(few)}.")
-    lines += [*outputs(run), *_apart(run)]
+    lines += [*outputs(run), *_apart(run), *devices(run)]
     if not run.noise:
         lines.append("No arm ran twice (specbench run --aa METHOD), so this run does not say how large a difference is noise.")
     if manifest.settings.repeats == 1:
@@ -171,10 +174,34 @@ def caveats(run: Run) -> list[str]:
     if manifest.git.get("dirty"):
         lines.append("The code had local changes that no commit records.")
     if manifest.target.get("label") != IMPORTED:
-        lines.append(
-            "Batch size 1, one machine, one process. Trees and depths are those under “Machine and settings”, not each method's best."
-        )
+        where = "one target in each worker" if _workers(run) > 1 else "one machine, one process"
+        lines.append(f"Batch size 1, {where}. Trees and depths are those under “Machine and settings”, not each method's best.")
     return lines
+
+
+def devices(run: Run) -> list[str]:
+    """What ran beside each other, and on what, where that is more than one process on one device."""
+    workers, lines = _workers(run), []
+    ran = run.turns.loc[(run.turns["status"] == "ok") & (run.turns["device"] != ""), ["device", "question_id"]]
+    if workers > 1 and run.manifest.settings.device == "cpu":
+        lines.append(
+            f"Measured by {workers} processes on CPUs; those on one machine share its memory bandwidth, so that every arm is slower than "
+            "alone and a speedup holds under that load only; one process (no --workers) gives the number to quote."
+        )
+    elif workers > 1 or ran["device"].nunique() > 1:
+        lines.append(
+            f"Measured on {ran['device'].nunique()} devices by up to {workers} worker(s) at a time, a question's arms on one of them; "
+            "workers on one host share its cores."
+        )
+    kinds = ran.groupby(ran["device"].map(device_kind))["question_id"].nunique()
+    if len(kinds) > 1:
+        listed = "; ".join(f"{kind}: {count} question(s)" for kind, count in kinds.items())
+        lines.append(f"Devices of {len(kinds)} kinds, {listed}: no ratio is formed across two, but numbers over all questions hold both.")
+    return lines
+
+
+def _workers(run: Run) -> int:
+    return max(each.get("workers", 1) for each in run.manifest.environments)
 
 
 def outputs(run: Run) -> list[str]:

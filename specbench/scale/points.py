@@ -76,10 +76,10 @@ def _of_target(name: str, found: Found, run_dir: Path) -> tuple[list[dict[str, A
         both = pair(turns, method)
         if both.method["steps"].sum():
             rows.append(_row(name, method, found, manifest, both, answered) | shared)
-        if both.excluded:
+        if both.failed:
             first = next(record.error for record in answered if record.method in (method, BASELINE) and record.error)
             failures.append(
-                f"{name}, {manifest.methods[method].title}: {both.excluded} question(s), a turn of each failed, the first: {first}"
+                f"{name}, {manifest.methods[method].title}: {both.failed} question(s), a turn of each failed, the first: {first}"
             )
     return rows, failures
 
