@@ -207,9 +207,12 @@ def test_answers_at_a_temperature_are_drawn_and_seeded(corpus_file, monkeypatch)
     model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0)
     model.generation_config.repetition_penalty, model.generation_config.top_k = 1.5, 1  # a checkpoint's own habits are not the target
     asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    greedy = generate.answers(model, chat, asked, 12)
+    model.generation_config.repetition_penalty = None
+    assert greedy == generate.answers(model, chat, asked, 12)
     drawn = [generate.answers(model, chat, asked, 12, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0] != generate.answers(model, chat, asked, 12)
+    assert drawn[0] != greedy
 
 
 def split_at(tokens, marker):

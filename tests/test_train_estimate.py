@@ -59,7 +59,8 @@ def test_the_figures_are_their_formulas(tmp_path):
     assert found.checkpoint() == 2 * (4000 + 6000)
     assert found.export() == 2000
     assert found.answers() == 2 * 2 * 2 * 8 * (1024 + 160) * 64 * 2
-    assert found.memory() == found.target() + found.answers()
+    assert found.forward() == 128 * (4 * 32 + 3 * 64) * 2
+    assert found.memory() == found.target() + 8000 + 6000 + 5000 + found.features() + found.forward()
     rates, steps = counting.Rates(1e9, 1e6), 40_000 // 256
     assert found.reading(rates) == pytest.approx(2 * 2 * layer * steps * 128 / 1e9)
     assert found.learning(rates) == pytest.approx(steps * 11e6 / 1e9)

@@ -13,12 +13,12 @@ from methods.core import weights
 from methods.registry import METHODS
 from specbench import records, targets
 from specbench.cli import main
-from specbench.train import corpus, texts
+from specbench.train import corpus, features, texts
 from specbench.train.chat import ChatFormat
 from specbench.train.drafter import KINDS
 from specbench.train.texts import Windows
 
-STEPS, BETTER, TAUGHT = 40, 0.4, 150
+STEPS, BETTER, TAUGHT = 60, 0.4, 150
 RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "--max-new-tokens", "40"]
 
 
@@ -133,14 +133,22 @@ def test_a_corpus_alone_will_do_and_options_are_told(place, tmp_path, capsys):
     assert "own:" not in capsys.readouterr().out
 
 
-def test_a_target_spread_by_a_map_trains_the_same_drafter(place, tmp_path, capsys):
+def test_a_target_spread_by_a_map_trains_the_same_drafter(place, tmp_path, capsys, monkeypatch):
     """On one kind of device here: what moves tensors between GPUs is in place, and changes nothing."""
     pytest.importorskip("accelerate")
+    hooked, compute = [], features.compute
+
+    def watched(model, reads, tokens_BT):
+        hooked.append(all(hasattr(layer, "_hf_hook") for layer in model.model.layers))
+        return compute(model, reads, tokens_BT)
+
+    monkeypatch.setattr(features, "compute", watched)
     (tmp_path / "map.json").write_text('{"0": "cpu", "1": "cpu"}')
     for name, more in (("whole", []), ("spread", ["--device-map", tmp_path / "map.json"])):
         work = ["--work", tmp_path / name, "--out", tmp_path / f"{name}.safetensors"]
         assert train(place, "eagle", *more, *work, steps=3) == 0
     assert_same(tmp_path / "whole.safetensors", tmp_path / "spread.safetensors")
+    assert hooked == [False] * (len(hooked) // 2) + [True] * (len(hooked) // 2)
 
 
 def test_numbers_go_to_tensorboard(place, tmp_path, capsys):
@@ -159,7 +167,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_loaded(place, tmp_path, 
         return " ".join(capsys.readouterr().err.split())
 
     assert "--seq takes 1024 tokens, more than the target's context of 512" in refused("medusa", "--seq", "1024")
-    assert "--tokens is 10,240, less than a step's 25,600" in refused("medusa", "--accumulate", "100")
+    assert "--tokens is 15,360, less than a step's 25,600" in refused("medusa", "--accumulate", "100")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "--log-dir needs the package tensorboard" in refused("medusa", "--log-dir", str(tmp_path / "log"))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")

@@ -68,9 +68,9 @@ class Estimate:
         return a_token * longest * generate.BATCH
 
     def memory(self) -> int:
-        """target + the larger of the answers' keys and values and all that training holds"""
+        """the sum, without the answers' keys and values: those come before, and fewer at once where 64 do not fit"""
         training = self.weights() + self.optimizer() + self.activations() + self.features() + self.forward()
-        return self.target() + max(training, self.answers())
+        return self.target() + training
 
     def text(self) -> int:
         """tokens of the budget x (2 or 4 bytes and 1), if no text is read twice"""
@@ -114,7 +114,9 @@ def estimate(job: Job, console: Console) -> Estimate:
     found = Estimate(config, drafter, job.recipe, processes, targets.DTYPES[target_dtype(job.device)])
     if rank == 0:
         rates = measure(job.device)
-        console.print(f"{job.target}: {found.parameters:,} parameters, {job.kind}: {drafter.parameters:,}; {processes} processes, in each:")
+        console.print(
+            f"{job.target}: {found.parameters:,} parameters, {job.kind}: {drafter.parameters:,}; of {processes} process(es), each:"
+        )
         console.print(_table(found, rates))
         console.print(
             f"measured here, on {job.device}: {rates.flops / 1e12:,.2f} TFLOP/s, {rates.bytes / 1e9:,.1f} GB/s; training reaches a part"
@@ -144,18 +146,22 @@ def _table(found: Estimate, rates: Rates) -> Table:
             ("activations", found.activations),
             ("features", found.features),
             ("target's forward pass", found.forward),
+            ("all of it", found.memory),
             ("answers being written", found.answers),
-            ("memory, all", found.memory),
         ],
         "disk": [("text", found.text), ("features", found.cache), ("checkpoint", found.checkpoint), ("drafter", found.export)],
         "time": [("target reads", found.reading), ("drafter learns", found.learning), ("target answers", found.writing)],
     }
     for part, rows in parts.items():
         for name, figure in rows:
-            amount = _duration(figure(rates)) if part == "time" else f"{figure() / 2**30:,.2f} GiB"
+            amount = _duration(figure(rates)) if part == "time" else _size(figure())
             table.add_row(f"{part}: {name}", amount, figure.__doc__)
         table.add_section()
     return table
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _duration(seconds: float) -> str:
