@@ -181,7 +181,8 @@ def test_without_ray_there_is_one_line(options, monkeypatch):
 
 def cluster(*nodes, init=lambda *asked, **named: None):
     resources = [{"Alive": True, "Resources": node} for node in nodes]
-    return SimpleNamespace(init=init, nodes=lambda: [*resources, {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}], __version__="2")
+    nodes = [*resources, {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}]
+    return SimpleNamespace(init=init, nodes=lambda: nodes, shutdown=nodes.clear, __version__="2")
 
 
 def unreachable(*asked, **named):
@@ -202,8 +203,8 @@ def test_where_nothing_answers_ray_is_not_asked(options, monkeypatch):
 @pytest.mark.parametrize(
     ("ray", "said"),
     [
-        (cluster({"CPU": 2}, {"CPU": 1}), "--workers 4 needs as many CPUs, the Ray cluster at there has 3"),
-        (cluster({"CPU": 64, "GPU": 3}), "--workers 4 needs as many GPUs, the Ray cluster at there has 3"),
+        (cluster({"CPU": 2}, {"CPU": 1}), "--workers 4 on the Ray cluster at there, which has 3 CPUs: each needs one"),
+        (cluster({"CPU": 64, "GPU": 3}), "--workers 4 on the Ray cluster at there, which has 3 GPUs: each needs one"),
         (cluster(init=unreachable), r"no Ray cluster at there \(Could not find any running Ray instance. Please start one\)"),
     ],
 )
@@ -211,6 +212,7 @@ def test_a_cluster_that_will_not_do_is_one_line(options, monkeypatch, ray, said)
     monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(UserError, match=said), started(replace(options, device=None), 4, "there", quiet()):
         pass
+    assert not ray.nodes() or ray.init is unreachable
 
 
 @pytest.mark.parametrize(("cpus", "workers", "share"), [([4, 4], 2, 4), ([4, 3], 3, 2), ([3, 3], 3, 1), ([1], 2, 0), ([], 2, 0)])

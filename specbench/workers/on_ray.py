@@ -11,6 +11,7 @@ from typing import Any
 from methods.core.errors import UserError
 from specbench.options import Options
 from specbench.threads import SETTLED_BY, patient_threads
+from specbench.workers.bench import Bench
 from specbench.workers.protocol import Ended, Reply
 
 LOCAL = "local"
@@ -55,14 +56,12 @@ class Actors:
         self._options, self._workers = replace(options, device=self.device), workers
         cpus = [int(node.get("CPU", 0)) for node in nodes]
         self._cpus = 0 if self.device == "cuda" else _share(cpus, workers)
-        if self.device == "cuda" and gpus < workers:
-            raise UserError(f"--workers {workers} needs as many GPUs, the Ray cluster at {address} has {gpus}; ask for fewer")
-        if self.device == "cpu" and not self._cpus:
-            raise UserError(f"--workers {workers} needs as many CPUs, the Ray cluster at {address} has {sum(cpus)}; ask for fewer")
+        if not self._cpus and (self.device == "cpu" or gpus < workers):  # Ray would wait for machines to join
+            self.close()
+            has = f"{sum(cpus)} CPUs" if self.device == "cpu" else f"{gpus} GPUs"
+            raise UserError(f"--workers {workers} on the Ray cluster at {address}, which has {has}: each needs one; ask for fewer")
 
     def start(self, index: int) -> Actor:
-        from specbench.workers.bench import Bench
-
         remote = self._ray.remote(Bench).options(
             num_cpus=self._cpus,
             num_gpus=1 if self.device == "cuda" else 0,
