@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from methods.core.errors import UserError
 from specbench.agree_cli import agree
@@ -198,7 +198,7 @@ def targets() -> None:
     A folder of a checkpoint works too, and any hub id of a supported model type.
     """
     from specbench.targets import TARGETS
-    from specbench.targets.families import FAMILIES
+    from specbench.targets.families import FAMILIES, ids
     from specbench.targets.shapes import SHAPES
 
     table = Table("target", "what it is")
@@ -206,10 +206,11 @@ def targets() -> None:
         what = f"cost-matched: the shipped target in the shape of {SHAPES[name].like}" if name in SHAPES else "the shipped target"
         table.add_row(name, what)
     console.print(table)
-    table = Table("hub id", "family", "template", "known drafters")
+    longest = max(map(len, ids()))
+    table = Table(Column("hub id", min_width=longest), "template", "drafters known for it", box=None)
     for family in FAMILIES:
         for name, drafters in family.targets.items():
-            table.add_row(name, family.title, family.template, "\n".join(f"{kind}: {drafter}" for kind, drafter in drafters.items()))
+            table.add_row(name, family.template, ", ".join(drafters))
     console.print(table)
 
 
