@@ -37,7 +37,7 @@ RESULTS = Path("results")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 FAULT = 70  # sysexits' EX_SOFTWARE
 WORKERS = typer.Option(metavar="N", help="Share the questions among N GPUs, or among N processes of a CPU; default: this process alone.")
-RAY = typer.Option(metavar="ADDRESS", help="Where the workers are: a Ray cluster, or `local` to start one here (specbench[ray]).")
+RAY = typer.Option(metavar="ADDRESS", help="Where the workers are: a Ray cluster, or `local` to start one here (the extra `ray`).")
 
 app = typer.Typer(
     name="specbench",

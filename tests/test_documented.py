@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "run": "--method --target --revision --template --system-prompt --thinking --suite --suite-file --hf-column --limit --categories "
     "--max-new-tokens --temperature --seed --dtype --device --device-map --attention "
-    "--backend --repeats --turns --set --config --drafter --aa --out",
-    "resume": "",
+    "--backend --repeats --turns --set --config --drafter --aa --base-url --endpoint-model --workers --ray-address --out",
+    "resume": "--workers --ray-address",
     "report": "--out --show-prompts",
     "agree": "--json",
     "verify": "--claim --method --json",
