@@ -9,6 +9,7 @@ import typer.main
 from specbench import cli
 from specbench.claims.verdict import EXIT_CODES as VERDICTS
 from specbench.gate.rules import EXIT_CODES as GATE
+from specbench.targets.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,3 +103,16 @@ def test_the_readmes_numbers_are_the_reports():
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_models_is_the_families():
+    guide = (ROOT / "docs/real-models.md").read_text(encoding="utf-8")
+    header, _, *rows = (cells(line) for line in guide.split("## Models and methods")[1].split("\n## ")[0].splitlines() if line.startswith("|"))
+    kinds = [name.split(",")[0] for name in header[2:]]
+    known = [
+        [target, family.template, *("yes" if kind in drafters else "·" for kind in kinds)]
+        for family in FAMILIES
+        for target, drafters in family.targets.items()
+    ]
+    assert rows == known
+    assert {kind for family in FAMILIES for drafters in family.targets.values() for kind in drafters} <= set(kinds)
