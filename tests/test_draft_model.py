@@ -200,7 +200,7 @@ def test_another_tokenizer_is_refused_in_one_line(folder, tmp_path):
 
 
 def test_what_is_no_model_is_refused(folder, tmp_path):
-    assert "draft model 'nowhere' is no" in refusal(folder, "nowhere")
+    assert "draft model 'nowhere' is neither a folder here nor a hub id" in refusal(folder, "nowhere")
     assert "cannot be loaded" in refusal(folder, other(folder, tmp_path / "draft", intermediate_size=7))
     assert lacking(resolve("sps", {}, "cpu").method).endswith("give one: --drafter sps=FOLDER or sps=HUB_ID")
 

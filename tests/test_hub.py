@@ -163,6 +163,21 @@ def test_what_goes_wrong_with_a_repository_is_one_line_with_the_next_step(cache,
     assert "drafter own/tiny-llama" in str(caught.value).replace("'", "")
 
 
+@pytest.mark.parametrize("error", [errors.OfflineModeIsEnabled("offline"), errors.HTTPError("no such host")])
+def test_without_a_hub_the_cache_is_asked_whatever_the_client_does(cache, files, monkeypatch, error):
+    snapshot, ask = keep(cache, NAME, COMMIT, files, "main"), hub.snapshot_download
+
+    def snapshot_download(*names, local_files_only, **options):
+        if not local_files_only:
+            raise error
+        return ask(*names, local_files_only=True, **options)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert hub.folder(NAME, COMMIT) == snapshot
+    with pytest.raises(UserError, match="is not whole in the local cache"):
+        hub.folder(NAME, OLDER)
+
+
 def test_what_is_not_cached_is_not_found_offline(cache):
     with pytest.raises(UserError, match=f"target {NAME} {UNREACHED} {NAME}"):
         hub.folder(NAME)

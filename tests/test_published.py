@@ -214,4 +214,4 @@ def test_cost_matched_targets_and_methods_nobody_published_for_are_refused(folde
     with pytest.raises(UserError, match=r"tiny-160m is cost-matched: .* run that one, --target FOLDER or HUB_ID$"):
         matched.drafter_for(resolve("medusa", {}, "cpu"))
     assert "no published layout of s4c is known" in refusal(folder, "s4c", tmp_path)
-    assert "'nobody/nothing' is no" in refusal(folder, "medusa", "nobody/nothing")
+    assert "nobody/nothing is not whole in the local cache" in refusal(folder, "medusa", "nobody/nothing")

@@ -63,8 +63,17 @@ def cached(name: str, revision: str | None = None) -> Path | None:
 
 
 def _fetched(name: str, revision: str | None, weights: list[str], what: str) -> Path:
+    def snapshot(local: bool) -> Path:
+        patterns = [*TEXTS, *weights]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=NEVER, local_files_only=local))
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, *weights], ignore_patterns=NEVER))
+        try:
+            return snapshot(local=False)
+        except (ConnectionError, HTTPError) as error:
+            if isinstance(error, HfHubHTTPError):  # the hub was reached
+                raise
+            return snapshot(local=True)  # which clients before 2.0 do not try by themselves for a commit
     except (OSError, HTTPError, HFValidationError, RuntimeError) as error:  # hf_xet, which moves large files, raises RuntimeErrors
         raise _explained(error, name, revision, what) from None
 
