@@ -52,7 +52,9 @@ def test_what_is_saved_is_loaded(kind, architecture, tmp_path):
     assert not any(parameter.requires_grad for parameter in back.module.parameters())
     for name, tensor in module.state_dict().items():
         kept = tensor.bfloat16().float() if tensor.is_floating_point() else tensor
-        assert torch.equal(back.module.state_dict()[name], kept), name
+        found = back.module.state_dict()[name]
+        assert found.dtype == kept.dtype, name
+        assert torch.equal(found, kept), name
     assert list(tmp_path.iterdir()) == [path]
 
 
