@@ -37,6 +37,8 @@ class Method:
 METHODS = {
     "vanilla": Method("Vanilla", "methods.vanilla"),
     "pld": Method("Prompt lookup", "methods.prompt_lookup", cpu={"nodes": 10}, cuda={"nodes": 10}),
+    # On a CPU the largest that is verified nearly for free: on 18 held-out corpus prompts MAT was 1.69 with 4 drafts, 1.88 with 7,
+    # 2.06 with 15, 2.15 with 31, 2.40 with 80.
     "recycling": Method("Token Recycling", "methods.token_recycling", cpu={"nodes": 15}, cuda={"nodes": 80}),
     "sps": Method(
         "Draft model", "methods.draft_model", "sps", cpu={"nodes": 3}, cuda={"nodes": 5}, model=True, acceptance="speculative_sampling"
