@@ -45,7 +45,7 @@ class DraftModel:
         self.stack = Stack(ready.base_model, model.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
         target.caches.append(self.cache)
-        self.nodes, self.device = nodes, target.device
+        self.nodes, self.device, self.parents = nodes, target.device, tuple(range(-1, nodes))
         self.last_known, self.vocabulary = model.config.vocab_size - 1, target.config.vocab_size
         self.common = min(model.config.vocab_size, self.vocabulary)
         self.sizes = (1 + nodes,)
@@ -71,7 +71,7 @@ class DraftModel:
         """K drafts after what a round committed; ``noise_KV`` is drawn outside, since a piece may be run twice."""
         _, length, emitted_P, _ = accepted
         places_P = torch.arange(len(emitted_P), device=self.device)
-        state_1D = self._extend(emitted_P, self.cache.length, places_P[:, None] >= places_P, span)[length[None] - 1]
+        state_1D = self._extend(self._embedded(emitted_P), self.cache.length, places_P[:, None] >= places_P, span)[length[None] - 1]
         own_11 = torch.ones(1, 1, dtype=torch.bool, device=self.device)
         tokens, tops, q = [emitted_P[-1:]], [], []
         for k in range(self.nodes):
@@ -83,15 +83,14 @@ class DraftModel:
             tokens.append(top.indices)
             tops.append(top.values)
             if k < self.nodes - 1:  # what follows the last draft is the target's to say
-                state_1D = self._extend(tokens[-1], self.cache.length + length + k, own_11, span)
+                state_1D = self._extend(self.embed(tokens[-1]), self.cache.length + length + k, own_11, span)
         q_NV = F.pad(torch.cat(q), (0, self.vocabulary - self.common, 1, 0)) if q else None  # the root was drawn by nobody here
-        shape = shape_of(tuple(range(-1, self.nodes)), self.device)
-        return DraftTree(torch.cat(tokens), shape, q_NV, torch.cat(tops).isnan().any())
+        return DraftTree(torch.cat(tokens), shape_of(self.parents, self.device), q_NV, torch.cat(tops).isnan().any())
 
-    def _extend(self, tokens_N: Tensor, start: Tensor, sees_NN: Tensor, span: int) -> Tensor:
+    def _extend(self, vectors_ND: Tensor, start: Tensor, sees_NN: Tensor, span: int) -> Tensor:
         """Last hidden states ND of N tokens in a row, written from row ``start`` on; they see all before them."""
-        positions_N = start + torch.arange(len(tokens_N), device=self.device)
-        return self.stack.extend(self._embedded(tokens_N), positions_N, start, self.cache.mask(start, sees_NN, span)).out_ND
+        positions_N = start + torch.arange(len(vectors_ND), device=self.device)
+        return self.stack.extend(vectors_ND, positions_N, start, self.cache.mask(start, sees_NN, span)).out_ND
 
     def _embedded(self, tokens_N: Tensor) -> Tensor:
         """An id the target alone has is read as the last of the drafter's."""

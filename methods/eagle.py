@@ -152,7 +152,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     if checkpoint.config.get("qkv_bias", False):
         layer.bias_attention()
     if EMBEDDING in checkpoint.tensors:
-        layer.embed_tokens = nn.Embedding(*target.get_input_embeddings().weight.shape)
+        layer.embed_tokens = nn.Embedding(target.config.vocab_size, target.config.hidden_size)
     return checkpoint.fitted(module, lambda own: own.removeprefix("layer.").removeprefix("body."), TEMPLATE)
 
 

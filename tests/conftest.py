@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is: no test asks the hub
 
 import pytest
 import torch

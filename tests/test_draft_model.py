@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_models import (
     FAMILIES,
@@ -29,8 +31,12 @@ from methods.core.errors import UserError
 from methods.draft_model import DraftModel
 from methods.registry import lacking, resolve
 from specbench import targets
-from specbench.cli import main
 from specbench.manifest import RunManifest
+from specbench.options import Options
+from specbench.records import read
+from specbench.runner import run as measure
+from specbench.session import prepare
+from specbench.targets import checkpoint
 
 NODES = 4
 
@@ -162,14 +168,16 @@ def other(folder, place, **changes):
 
 
 def test_it_is_loaded_run_and_told_of(folder, tmp_path):
-    draft, suite = other(folder, tmp_path / "draft"), write_suite(tmp_path / "suite.jsonl")
-    arguments = ["run", "--target", str(folder), "--method", "sps:nodes=2", "--suite-file", str(suite), "--out", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--drafter", f"sps={draft}", "--limit", "1", "--max-new-tokens", "8", "--dtype", "fp32", "--device", "cpu"])
-    assert stop.value.code == 0
-    facts = RunManifest.read(tmp_path / "run").methods["sps:nodes=2"]
+    draft, suite = other(folder, tmp_path / "draft"), write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
+    options = Options(["sps:nodes=2"], str(folder), suite_file=suite, max_new_tokens=8, dtype="fp32", device="cpu")
+    with pytest.raises(UserError, match=r"^sps drafts with a small model .*give one: --drafter sps=FOLDER or sps=HUB_ID$"):
+        prepare(options)
+    measure(prepare(replace(options, drafter_files={"sps": draft})), tmp_path / "run", Console())
+    facts, (records, _) = RunManifest.read(tmp_path / "run").methods["sps:nodes=2"], read(tmp_path / "run")
     assert (facts.drafter, facts.acceptance, facts.config) == (str(draft), "speculative_sampling", {"nodes": 2})
-    assert facts.weights_sha256 == targets._sha256(draft)
+    assert facts.weights_sha256 == checkpoint.sha256(draft)
+    assert {record.status for record in records} == {"ok"}
+    assert len({tuple(record.output_ids) for record in records}) == 1
 
 
 def refusal(folder, draft):
@@ -192,17 +200,23 @@ def test_another_tokenizer_is_refused_in_one_line(folder, tmp_path):
 
 
 def test_what_is_no_model_is_refused(folder, tmp_path):
-    assert "draft model 'nowhere' is no" in refusal(folder, "nowhere")
+    assert "draft model 'nowhere' is neither a folder here nor a hub id" in refusal(folder, "nowhere")
     assert "cannot be loaded" in refusal(folder, other(folder, tmp_path / "draft", intermediate_size=7))
     assert lacking(resolve("sps", {}, "cpu").method).endswith("give one: --drafter sps=FOLDER or sps=HUB_ID")
 
 
-def test_temperature_zero_draws_nothing():
+def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
+    """Acceptance would be no fair coin if drafts were drawn from the numbers it is tossed with."""
     target = small_target()
     drafter = begun(DraftModel(small_model(), NODES, target), target, PROMPT)
     before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert torch.equal(drafter.rng.get_state(), before)
-    drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0))
+    seeds = set()
+    for seed in (5, 6):
+        drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0, seed=seed))
+        seeds |= {seed, drafter.rng.initial_seed()}
+    assert len(seeds) == 4
+    before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert not torch.equal(drafter.rng.get_state(), before)

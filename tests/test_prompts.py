@@ -60,8 +60,6 @@ def test_vicuna_is_fastchats_byte_for_byte(llama, turns, answers, text):
 def test_a_whole_conversation_ends_with_its_last_answer(llama):
     talk = [*conversation(["Hi there"], []), {"role": "assistant", "content": "Hello."}]
     assert Chat(llama, "vicuna_v1.1").text(talk, prompt=False) == f"{SYSTEM} USER: Hi there ASSISTANT: Hello.</s>"
-    brief = Chat(llama, "vicuna_v1.1", system="Be brief.")
-    assert brief.text([{"role": "system", "content": "Be long."}, *talk], prompt=False) == "Be brief. USER: Hi there ASSISTANT: Hello.</s>"
 
 
 def test_another_system_prompt_takes_the_place_of_vicunas(llama):
@@ -90,8 +88,10 @@ def test_the_tokenizers_own_template_is_its_apply_chat_template(own):
     assert Chat(own).encode(["a", "c"], ["b"]) == list(expected)
 
 
-def test_a_system_prompt_comes_first(own):
-    assert Chat(own, system="S").text(conversation(["a"], [])) == "<|system|>S<|end|><|user|>a<|end|><|assistant|>"
+def test_a_system_prompt_comes_first_and_alone(own):
+    put = "<|system|>S<|end|><|user|>a<|end|><|assistant|>"
+    assert Chat(own, system="S").text(conversation(["a"], [])) == put
+    assert Chat(own, system="S").text([{"role": "system", "content": "its own"}, *conversation(["a"], [])]) == put
 
 
 def test_thinking_is_asked_of_templates_that_know_it(own, tmp_path):

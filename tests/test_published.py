@@ -1,5 +1,7 @@
 """Drafters as others publish them, through the public path: chosen, read, checked, and computing what their layout says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from published_drafters import LAYOUTS, REFERENCE, tensors_of, write
@@ -194,6 +196,8 @@ def test_a_drafter_tells_where_it_is_from_and_methods_share_it(folder, model, tm
     assert target.drafter_for(resolve("eagle2", {}, "cpu")) is drafter
     assert drafter_of(folder, "eagle", path).sha256 == drafter.sha256
     assert drafter.module.layer.fc.weight.dtype == torch.float64
+    shipped = targets.load("tiny", device="cpu", dtype="bf16", attention="sdpa").drafter_for(resolve("eagle", {}, "cpu"))
+    assert shipped.source == "drafters/eagle.safetensors"
 
 
 @pytest.mark.parametrize(("base", "warned"), [("someone/target", False), ("lmsys/vicuna-7b-v1.3", True), (None, False)])
@@ -206,6 +210,8 @@ def test_a_drafter_that_names_another_target_is_warned_of(base, warned, folder, 
 
 def test_cost_matched_targets_and_methods_nobody_published_for_are_refused(folder, model, tmp_path):
     write(tmp_path, "medusa", tensors_of("medusa", model))
-    assert "tiny-160m is cost-matched" in refusal("tiny-160m", "medusa", tmp_path)
+    matched = replace(loaded(folder, medusa=tmp_path), name="tiny-160m", small=model)
+    with pytest.raises(UserError, match=r"tiny-160m is cost-matched: .* run that one, --target FOLDER or HUB_ID$"):
+        matched.drafter_for(resolve("medusa", {}, "cpu"))
     assert "no published layout of s4c is known" in refusal(folder, "s4c", tmp_path)
-    assert "'nobody/nothing' is no" in refusal(folder, "medusa", "nobody/nothing")
+    assert "nobody/nothing is not whole in the local cache" in refusal(folder, "medusa", "nobody/nothing")

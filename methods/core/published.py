@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -73,7 +73,7 @@ class Checkpoint:
 
     def sharing(self, target: PreTrainedModel) -> "Checkpoint":
         """Without ``embed_tokens.weight`` where that is the target's own, in the target's dtype."""
-        own, theirs = target.get_input_embeddings().weight, self.tensors.get(EMBEDDING)
+        own, theirs = cast(Tensor, target.get_input_embeddings().weight), self.tensors.get(EMBEDDING)
         if theirs is None or theirs.shape != own.shape or not torch.equal(theirs.to(own.device, own.dtype), own):
             return self
         return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if name != EMBEDDING})

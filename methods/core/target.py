@@ -71,8 +71,9 @@ class Target:
         ``reads`` are the layers whose input comes back in ``deep_ND``.
         """
         wide = padded(tree, self.backend.tree_size(tree.size))
-        scores = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, self.cache.span(past + wide.size), reads)
-        return Scores(*(rows if rows is None else rows[: tree.size] for rows in scores))
+        span, size = self.cache.span(past + wide.size), tree.size
+        logits_NV, features_ND, deep_ND = self._forward(wide.tokens_N, wide.shape.depths_N, wide.shape.sees_NN, span, reads)
+        return Scores(logits_NV[:size], features_ND[:size], None if deep_ND is None else deep_ND[:size])
 
     def commit(self, accepted: Accepted) -> None:
         """Of the tree scored last, keep the nodes of the accepted path and drop the rest."""

@@ -45,7 +45,8 @@ def load(target: "Loaded", method: Method, source: str) -> Trained:
     path = Path(source) if source.endswith(FILES) else hub.folder(source, what=f"{method.weights} drafter")
     foreign = path.suffix != ".safetensors" or ((path.parent / CONFIG).is_file() and not weights.is_ours(path))
     trained = _published(target, method.weights, code, path, source) if foreign else _own(target, method.weights, code, path)
-    return replace(trained, module=trained.module.to(target.model.device, target.model.dtype))
+    told = str(path.relative_to(target.folder)) if path.is_relative_to(target.folder) else source
+    return replace(trained, module=trained.module.to(target.model.device, target.model.dtype), source=told)
 
 
 def _own(target: "Loaded", kind: str, code: Any, path: Path) -> Trained:
