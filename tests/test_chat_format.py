@@ -79,6 +79,13 @@ def test_the_built_in_vicuna_template_is_trained_on_as_it_is_run():
     assert tokenizer.decode(said.tokens_T.tolist()).startswith("Be brief. USER:")
 
 
+def test_an_answer_whose_prompt_is_written_otherwise_later_does_not_count():
+    tokenizer, chat = format_of("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.role }}", "{{ m.role }}{{ ' alone' if messages | length == 1 }}")
+    [tokens] = chat.encode([chat.render(MESSAGES, prompt=False)])
+    assert runs(tokenizer, tokens) == ANSWERS["chatml"][1:]
+
+
 def test_a_token_that_straddles_the_beginning_is_the_answers():
     """A prompt that ends in ``ASSISTANT:`` is answered by a token that begins with the blank."""
     tokenizer, chat = format_of("vicuna")

@@ -113,6 +113,14 @@ def test_two_processes_write_the_text_that_one_does(place, alone):
     assert texts[0] == texts[1]
 
 
+def test_each_process_may_have_several_parts_of_a_step(place, alone):
+    """Their gradients are added up before they are exchanged."""
+    mine, one = job(place, "medusa", "several", accumulate=2), job(place, "medusa", "all", accumulate=4)
+    assert trained(mine, 2) == [0, 0]
+    drafter.train(one, QUIET)
+    assert apart(state(mine), state(one)) < CLOSE
+
+
 def test_parts_that_differ_make_another_training(place, alone):
     """What the tolerance has to tell apart: one part of each step left out."""
     mine = job(place, KINDS[0], "half")
