@@ -30,7 +30,7 @@ class Process:
     def __init__(self, options: Options, index: int, workers: int):
         self.pipe, theirs = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=serve, args=(theirs, options, index, workers), daemon=True)
-        resource_tracker.ensure_running()  # which unblocks what is blocked below, the first time
+        _begin_tracking()
         # A terminal sends Ctrl-C to every process of the group: with it blocked from birth a worker goes on until it is stopped.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -94,6 +94,15 @@ class Processes:
             return {"OMP_NUM_THREADS": str(self._threads)}
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return {"CUDA_VISIBLE_DEVICES": visible.split(",")[index].strip() if visible else str(index)}
+
+
+def _begin_tracking() -> None:
+    """Python's own clean-up after processes, started before it would unblock what a worker's start blocks.
+
+    It removes what a worker that was stopped leaves in the system, and has no need to warn of that on the user's terminal.
+    """
+    with _environment({"PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}):
+        resource_tracker.ensure_running()
 
 
 @contextlib.contextmanager
