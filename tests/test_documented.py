@@ -107,7 +107,9 @@ def cells(line: str) -> list[str]:
 
 def test_the_table_of_models_is_the_families():
     guide = (ROOT / "docs/real-models.md").read_text(encoding="utf-8")
-    header, _, *rows = (cells(line) for line in guide.split("## Models and methods")[1].split("\n## ")[0].splitlines() if line.startswith("|"))
+    header, _, *rows = (
+        cells(line) for line in guide.split("## Models and methods")[1].split("\n## ")[0].splitlines() if line.startswith("|")
+    )
     kinds = [name.split(",")[0] for name in header[2:]]
     known = [
         [target, family.template, *("yes" if kind in drafters else "·" for kind in kinds)]
