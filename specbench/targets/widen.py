@@ -20,6 +20,7 @@ from specbench.targets.shapes import Shape
 AXES = {
     "embed_tokens.weight": ("vocab", "stream"),
     "lm_head.weight": ("vocab", "stream"),
+    "lm_head.bias": ("vocab",),
     "q_proj.weight": ("query", "stream"),
     "k_proj.weight": ("key", "stream"),
     "v_proj.weight": ("key", "stream"),
@@ -42,7 +43,7 @@ AXES = {
     "out.weight": ("vocab", "stream"),
     "out.bias": ("vocab",),
 }
-HEADS = ("lm_head.weight", "out.weight")
+HEADS = ("lm_head.weight", "out.weight")  # what tokens are chosen by
 SPREAD = 0.02  # standard deviation of the filler weights
 NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
 
@@ -88,10 +89,11 @@ def group_of(config: PreTrainedConfig) -> int:
 
 
 def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The large shape's model on ``device``, computing what ``small`` does."""
+    """The large shape's model on ``device``, computing what ``small`` does. Its head has a bias to rule filler tokens out."""
     config = wide_config(small.config, shape, name)
     with torch.device(device):
         large = type(small)._from_config(config, attn_implementation=small.config._attn_implementation, dtype=dtype)
+        large.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True, dtype=dtype)
     fill(large, small, config, small.config)
     return large.eval().requires_grad_(False)
 
@@ -100,7 +102,7 @@ def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dty
 def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_config: PreTrainedConfig, seed: int = 0) -> None:
     """Overwrite ``large``'s parameters so that it computes what ``small`` does, on the device where they are.
 
-    Heads that have more tokens than the small one's get a bias, which rules those out.
+    Heads with more tokens than the small one's rule those out by a bias; a drafter's get one for that.
     """
     source = dict(small.named_parameters())
     rng = torch.Generator(next(large.parameters()).device).manual_seed(seed)
