@@ -44,6 +44,15 @@ def test_what_is_counted_is_what_training_holds(kind, tmp_path):
     assert found.optimizer == sum(each.nbytes for each in state if each.ndim)
 
 
+def test_what_is_kept_for_several_is_counted_once():
+    given = torch.randn(100, requires_grad=True)
+    kept = counting._Kept([given])
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        power = (given * given).exp()  # keeps what was given, and its own result
+        (power * power).sum().backward()  # the same again, twice
+    assert kept.bytes == 400
+
+
 def test_the_figures_are_their_formulas(tmp_path):
     write_target(tmp_path)
     config = estimate._config(str(tmp_path), None)
