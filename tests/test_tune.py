@@ -268,7 +268,7 @@ def test_prompts_may_come_from_a_corpus_held_out_part(tmp_path):
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        (["vanilla"], "vanilla drafts nothing, so that there is nothing to tune; choose from pld, medusa"),
+        (["vanilla"], "vanilla drafts nothing, so that there is nothing to tune; choose from pld, "),
         (["s4c:nodes=8"], "tune takes methods, not variants such as 's4c:nodes=8'; pass --method s4c"),
         (["eagel"], "did you mean 'eagle'"),
     ],
