@@ -36,7 +36,9 @@ def refusal(act, *given, **named):
 def test_what_cannot_be_is_refused_before_anything_is_loaded(options, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("specbench.targets.load", None)
     assert "hf-assisted needs a draft model" in refusal(prepare, options)
-    assert "no config.json there" in refusal(prepare, dataclasses.replace(options, drafter_files={"hf-assisted": tmp_path}))
+    assert "hf-generate runs a target on one device" in refusal(
+        prepare, dataclasses.replace(options, methods=["hf-generate"], device_map="auto")
+    )
     assert "add --method endpoint" in refusal(prepare, dataclasses.replace(options, methods=["pld"], base_url="http://localhost"))
     assert "endpoint needs a server" in refusal(prepare, dataclasses.replace(options, methods=["endpoint"]))
     assert "did you mean 'hf-generate'?" in refusal(apart, ["hf-genrate"], None)
@@ -54,7 +56,8 @@ def test_a_draft_model_of_another_vocabulary_is_refused(options, tmp_path):
     facts["model"]["vocab"] = {f"{sign}{sign}" if sign == "a" else sign: place for sign, place in facts["model"]["vocab"].items()}
     (other / "tokenizer.json").write_text(json.dumps(facts))
     asked = dataclasses.replace(options, methods=["hf-assisted"], drafter_files={"hf-assisted": other})
-    assert "its vocabulary (" in refusal(prepare, asked)
+    assert "has another tokenizer" in refusal(prepare, asked)
+    assert "draft model" in refusal(prepare, dataclasses.replace(asked, drafter_files={"hf-assisted": tmp_path}))
 
 
 def test_methods_lists_the_peers_and_what_they_need(capsys, monkeypatch):

@@ -165,12 +165,17 @@ def test_what_cannot_be_is_said_before_a_worker_starts(options, monkeypatch, wor
         pass
 
 
-def test_state_that_outlives_a_question_is_not_shared(options, monkeypatch):
-    arms = prepare(options).manifest.methods
-    keeping = {name: type("Arm", (), {"config": type("Config", (), {"scope": "session"})}) for name in arms}
-    monkeypatch.setattr(start, "resolve", lambda *asked: keeping)
-    with pytest.raises(UserError, match=r"^vanilla, pld: state that outlives a question is not shared by workers"):
-        start._checked(options)
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("recycling:scope=session", r"^recycling:scope=session: state that outlives a question is not shared by workers"),
+        ("endpoint", "endpoint asks one server"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(options, method, said):
+    start._checked(replace(options, methods=["recycling", "hf-generate"]))
+    with pytest.raises(UserError, match=said):
+        start._checked(replace(options, methods=[method]))
 
 
 def test_without_ray_there_is_one_line(options, monkeypatch):

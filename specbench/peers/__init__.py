@@ -33,7 +33,9 @@ class Peer:
 PEERS = {
     "hf-generate": Peer("generate", "specbench.peers.generate", "Plain"),
     "hf-pld": Peer("generate, prompt lookup", "specbench.peers.generate", "Lookup"),
-    "hf-assisted": Peer("generate, assisted", "specbench.peers.generate", "Assisted", "a draft model: --drafter hf-assisted=FOLDER", True),
+    "hf-assisted": Peer(
+        "generate, assisted", "specbench.peers.generate", "Assisted", "a draft model: --drafter hf-assisted=FOLDER|HUB_ID", True
+    ),
     "endpoint": Peer("Endpoint", "specbench.peers.endpoint", "Config", "a server: --base-url URL"),
 }
 

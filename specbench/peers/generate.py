@@ -20,7 +20,7 @@ from specbench.answers import Answer, synchronize
 from specbench.manifest import MethodFacts
 from specbench.options import Options
 from specbench.peers import Ready, ResolvedPeer
-from specbench.peers.assistant import assistant, assistant_folder
+from specbench.peers.assistant import assistant, source_of
 from specbench.records import Steps
 from specbench.targets import Loaded
 
@@ -154,17 +154,19 @@ class Generate:
 
 
 def check(peer: ResolvedPeer, options: Options) -> None:
+    if options.device_map:
+        raise UserError(f"{peer.arm} runs a target on one device, and --device-map spreads it; leave one of them out")
     if isinstance(peer.config, Assisted):
-        assistant_folder(peer.arm, options)
+        source_of(peer.arm, options, options.target or "")
 
 
 def build(peer: ResolvedPeer, loaded: Loaded, target: Target, options: Options) -> Ready:
     config, drafting, sha256 = asdict(peer.config), dict(peer.config.arguments), None
     if isinstance(peer.config, Assisted):
-        folder = assistant_folder(peer.arm, options)
-        model, sha256 = assistant(folder, loaded, peer.config.nodes)
-        drafting["assistant_model"] = model
-        config["assistant"] = str(folder)
+        drafter = assistant(source_of(peer.arm, options, loaded.name), loaded, peer.config.nodes)
+        sha256 = drafter.sha256
+        drafting["assistant_model"] = drafter.module
+        config["assistant"] = drafter.source
     facts = MethodFacts(
         title=peer.title,
         lossless=True,

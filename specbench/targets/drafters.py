@@ -40,7 +40,7 @@ def load(target: "Loaded", method: Method, source: str) -> Trained:
     """The drafter at a ``place``, in the target's dtype on its device. Raises UserError for what is none, or none for this target."""
     assert method.weights is not None, "this method needs no drafter"
     if method.model:
-        return _draft_model(target, source)
+        return draft_model(target, source)
     code: Any = importlib.import_module(method.module)
     path = Path(source) if source.endswith(FILES) else hub.folder(source, what=f"{method.weights} drafter")
     foreign = path.suffix != ".safetensors" or ((path.parent / CONFIG).is_file() and not weights.is_ours(path))
@@ -81,7 +81,8 @@ def _published(target: "Loaded", kind: str, code: Any, path: Path, source: str) 
     return code.published(read, target.model)
 
 
-def _draft_model(target: "Loaded", source: str) -> Trained[PreTrainedModel]:
+def draft_model(target: "Loaded", source: str) -> Trained[PreTrainedModel]:
+    """An ordinary model with the target's tokens, in its dtype on its device. Raises UserError where it is none."""
     folder = hub.folder(source, what="draft model")
     with checkpoint.readable(folder, "draft model"):
         config = checkpoint.config(folder, target.model.config._attn_implementation, "draft model")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from methods.core.backend import DEFAULT_BACKEND
 from methods.core.errors import UserError
+from specbench import peers
 from specbench.options import Options
 from specbench.session import resolve, suite_of
 from specbench.suites import Suite
@@ -36,11 +37,12 @@ def _checked(options: Options) -> Suite:
     """The questions; raises UserError for what is unknown, and for what cannot be shared among workers."""
     if options.device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {options.device} with --workers: every worker has a device of its own; choices: cpu, cuda")
-    arms = resolve(
-        options.methods, options.overrides, options.device or "cpu", options.backend or DEFAULT_BACKEND, options.aa, options.config
-    )
-    # What an arm keeps from question to question (recycling's scope) would be another in every worker.
-    keeping = [name for name, arm in arms.items() if getattr(arm.config, "scope", "turn") == "session"]
+    own, others = peers.apart(options.methods, options.aa)
+    arms = resolve(own, options.overrides, options.device or "cpu", options.backend or DEFAULT_BACKEND, options.aa, options.config)
+    asked = [name for name in others if name.partition(":")[0] == "endpoint"]
+    if asked:
+        raise UserError(f"{asked[0]} asks one server, which several workers would ask at once; leave out --workers")
+    keeping = [name for name, arm in arms.items() if arm.state]  # it would be another in every worker
     if keeping:
         raise UserError(
             f"{', '.join(keeping)}: state that outlives a question is not shared by workers; leave out --workers or scope=session"
