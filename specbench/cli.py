@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from methods.core.errors import UserError
 from specbench.agree_cli import agree
@@ -20,6 +19,7 @@ from specbench.arguments import pairs
 from specbench.claims.cli import verify
 from specbench.gate.cli import baseline, check
 from specbench.imports.cli import import_answers
+from specbench.listing import methods, targets
 from specbench.profiling.cli import profile
 from specbench.roofline.cli import roofline
 from specbench.scale.cli import scale
@@ -174,47 +174,7 @@ def report(
     _report(runs, out or runs[0] / "report", show_prompts)
 
 
-@app.command()
-def methods() -> None:
-    """The methods that can be measured, and their options; then other engines, which answer beside them as reference rows."""
-    from methods.registry import METHODS, options
-    from specbench import peers
-
-    table = Table("method", "title", "drafter", "options (--set)")
-    for name, row in METHODS.items():
-        drafter = f"{'a model' if row.model else 'trained'}: {row.weights}" if row.weights else "none to train"
-        table.add_row(name, row.title, drafter, ", ".join(options(name)))
-    console.print(table)
-    others = Table("different engine", "title", "needs", "options (--method NAME:KEY=VALUE)")
-    for name, peer in peers.PEERS.items():
-        others.add_row(name, peer.title, peer.needs, ", ".join(peers.options(name)))
-    console.print(others)
-
-
-@app.command()
-def targets() -> None:
-    """The targets that ship or can be built here, and those of the hub whose template and drafters are known.
-
-    A folder of a checkpoint works too, and any hub id of a supported model type.
-    """
-    from specbench.targets import TARGETS
-    from specbench.targets.families import FAMILIES, ids
-    from specbench.targets.shapes import SHAPES
-
-    table = Table("target", "what it is")
-    for name in TARGETS:
-        what = f"cost-matched: the shipped target in the shape of {SHAPES[name].like}" if name in SHAPES else "the shipped target"
-        table.add_row(name, what)
-    console.print(table)
-    longest = max(map(len, ids()))
-    table = Table(Column("hub id", min_width=longest), "template", "drafters known for it", box=None)
-    for family in FAMILIES:
-        for name, drafters in family.targets.items():
-            table.add_row(name, family.template, ", ".join(drafters))
-    console.print(table)
-
-
-for command in (agree, verify, check, roofline, tune, profile, scale, train, card, held_out):
+for command in (methods, targets, agree, verify, check, roofline, tune, profile, scale, train, card, held_out):
     app.command()(command)
 app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")

@@ -85,7 +85,7 @@ def test_mistral_v0_1_is_refused_for_its_sliding_window(tmp_path):
 
 
 def test_targets_lists_families_and_their_drafters(capsys, monkeypatch):
-    monkeypatch.setattr("specbench.cli.console.width", 200)
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["targets"])
     told = capsys.readouterr().out

@@ -72,7 +72,7 @@ def test_training_improves_held_out_acceptance(architecture, tmp_path):
     loop.fit(
         module,
         loop.optimizers(module, 2e-2),
-        lambda step: module.loss(seen, seen.positions(256)),
+        lambda step: [module.loss(seen, seen.positions(256))],
         steps=60,
         tokens_per_step=256,
         state_file=tmp_path / "state.pt",

@@ -61,7 +61,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(options, tmp_path):
 
 
 def test_methods_lists_the_peers_and_what_they_need(capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "_width", 200)
+    monkeypatch.setenv("COLUMNS", "200")
     assert ended(["methods"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PEERS)

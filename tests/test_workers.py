@@ -155,6 +155,7 @@ def test_what_a_worker_refuses_is_the_runs_one_line(options, tmp_path):
         (2, None, {"device": "cuda:1"}, "--device cuda:1 with --workers: .*; choices: cpu, cuda"),
         (999, None, {}, r"--workers 999 on \d+ CPU cores"),
         (999, None, {"device": "cuda"}, r"--workers 999 needs as many GPUs, torch sees \d+"),
+        (2, None, {"device_map": "auto"}, "--device-map spreads one target"),
         (2, None, {"methods": ["pdl"]}, "unknown method 'pdl'"),
         (2, None, {"categories": ["numbrs"]}, "unknown category"),
     ],

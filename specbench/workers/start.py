@@ -37,6 +37,8 @@ def _checked(options: Options) -> Suite:
     """The questions; raises UserError for what is unknown, and for what cannot be shared among workers."""
     if options.device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {options.device} with --workers: every worker has a device of its own; choices: cpu, cuda")
+    if options.device_map:
+        raise UserError("--device-map spreads one target over the GPUs that --workers would give a target each; leave one of them out")
     own, others = peers.apart(options.methods, options.aa)
     arms = resolve(own, options.overrides, options.device or "cpu", options.backend or DEFAULT_BACKEND, options.aa, options.config)
     asked = [name for name in others if name.partition(":")[0] == "endpoint"]
