@@ -9,13 +9,14 @@ from tiny_target import write_target
 from transformers import MistralConfig, MistralForCausalLM
 
 from methods.core.errors import UserError
+from methods.registry import METHODS
 from specbench import targets
 from specbench.cli import main
 from specbench.prompts import CHAT, TEMPLATES
 from specbench.targets import families, hub
 from specbench.targets.families import FAMILIES, drafter_of, family_of
 
-KINDS = {"medusa", "hydra", "eagle", "eagle3", "sps"}
+KINDS = {row.weights for row in METHODS.values()}
 VICUNA = "lmsys/vicuna-7b-v1.3"
 
 
@@ -90,6 +91,6 @@ def test_targets_lists_families_and_their_drafters(capsys, monkeypatch):
         main(["targets"])
     told = capsys.readouterr().out
     assert "tiny-160m" in told
-    for identity in families.ids():
-        assert identity in told
-    assert "medusa: FasterDecoding/medusa-vicuna-33b-v1.3" in told
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in told.splitlines() if "/" in line}
+    assert rows.keys() == set(families.ids())
+    assert rows["lmsys/vicuna-33b-v1.3"] == ["vicuna_v1.1", "medusa, hydra, eagle, sps"]

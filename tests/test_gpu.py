@@ -230,9 +230,9 @@ def test_where_nothing_fits_the_least_is_begun():
 
 
 def test_a_planned_session_is_the_one_that_a_resume_prepares(tmp_path):
-    from specbench.targets import _sha256, shipped_folder
+    from specbench.targets import checkpoint, shipped_folder
 
-    facts = {"target": "tiny", "target_sha256": _sha256(shipped_folder()), "dtype": "fp32", "device": "cpu", "backend": "static"}
+    facts = {"target": "tiny", "target_sha256": checkpoint.sha256(shipped_folder()), "dtype": "fp32", "device": "cpu", "backend": "static"}
     config.write(tmp_path / "tune.toml", {"pld": {"nodes": 4}}, facts, {})
     work = Work(ASKED, tmp_path, 100)
     work.finish("environment", {"suite": "mini", "suite_note": "why"})
