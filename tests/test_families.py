@@ -91,6 +91,6 @@ def test_targets_lists_families_and_their_drafters(capsys, monkeypatch):
         main(["targets"])
     told = capsys.readouterr().out
     assert "tiny-160m" in told
-    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in told.splitlines() if "/" in line}
+    rows = {line.split()[0]: line.rstrip().split(maxsplit=2)[1:] for line in told.splitlines() if "/" in line}
     assert rows.keys() == set(families.ids())
     assert rows["lmsys/vicuna-33b-v1.3"] == ["vicuna_v1.1", "medusa, hydra, eagle, sps"]
