@@ -5,6 +5,7 @@ TORCH_FROM := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url
 RUNS ?= $(patsubst %/manifest.json,%,$(wildcard results/*/manifest.json))
 CORPUS ?= $(SPECBENCH_DATA)/corpus/core.jsonl.xz
 MIN ?= .venv-min
+TESTS_AT_ONCE := -n 2  # more would share the cores that tests of workers and of compiled code count on
 
 .PHONY: install demo test test-min check report bench wheel train gpu gpu-train on-gpu
 
@@ -20,18 +21,18 @@ demo: install
 	$(BIN)/specbench run --limit 2 --max-new-tokens 64
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS_AT_ONCE)
 
 # With the oldest transformers that pyproject.toml allows and without `datasets`: what a GPU machine may have, tried where time is free.
 test-min: $(MIN)/installed
-	$(MIN)/bin/python -m pytest
+	$(MIN)/bin/python -m pytest $(TESTS_AT_ONCE)
 
 $(MIN)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(MIN)
 	grep -vE '^(transformers|huggingface_hub|datasets)==' constraints.txt > $(MIN)/constraints.txt
 	echo transformers==5.17.0 >> $(MIN)/constraints.txt
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) --no-deps --constraint $(MIN)/constraints.txt torch
-	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(MIN)/constraints.txt --editable . pytest html5lib pyyaml
+	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(MIN)/constraints.txt --editable . pytest pytest-xdist html5lib pyyaml
 	touch $@
 
 check: install
