@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from specbench.peers import is_peer
 from specbench.progress import LINE_EVERY_S
 from specbench.tables import NONE, TextTable, number, percent
 
@@ -28,6 +29,7 @@ def agree(
 ) -> None:
     """Compare every arm's tokens with vanilla's and ask the target, in fp32, about each first difference.
 
+    Other engines are compared too, but decide nothing.
     Exit code 0: no violation; 1: a token differs where the target was not torn between the two; 2: cannot be compared.
     """
     from specbench.divergence import explain
@@ -41,7 +43,7 @@ def agree(
         console.print(table(explained).rich())
         for line in (explained.rule, *violations(explained)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if explained.violations:
+    if any(not is_peer(each.method) for each in explained.violations):
         raise SystemExit(1)
 
 
@@ -86,18 +88,22 @@ def _row(arm: "ArmAgreement") -> list[str]:
     same = f"{arm.same} ({percent(arm.share)})" if arm.compared else NONE
     widest = f"{arm.widest_tie:.2g}" if arm.ties else NONE
     counts = [str(len(arm.ties)), str(len(arm.violations))]
-    return [arm.method, str(arm.compared), same, *counts, where, widest, str(arm.other_prompt), str(arm.unanswered)]
+    return [_named(arm.method), str(arm.compared), same, *counts, where, widest, str(arm.other_prompt), str(arm.unanswered)]
 
 
 def violations(explained: "Explained") -> Iterator[str]:
     """One printable line each: where it is, both tokens and what surrounds them, control characters escaped."""
     for each in explained.violations:
-        place = f"{each.method}, question {each.question_id}, turn {each.turn + 1}, repeat {each.repeat + 1}, token {each.position}"
+        place = f"{_named(each.method)}, question {each.question_id}, turn {each.turn + 1}, repeat {each.repeat + 1}, token {each.position}"
         line = (
             f"violation: {place}: {_side(each, 1)} where vanilla has {_side(each, 0)}, after {each.before!r}; "
             f"top-1/top-2 gap {each.gap:.3g}, {each.shortfall:.3g} below the first choice, tolerance {each.tolerance:.2g}"
         )
         yield "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
+def _named(method: str) -> str:
+    return f"{method} (different engine)" if is_peer(method) else method
 
 
 def _side(each: "Divergence", side: int) -> str:

@@ -40,6 +40,9 @@ class Settings:
     device_map: str | None = None
 
 
+LATER = {"revision": None, "template": "chat", "system_prompt": None, "thinking": None, "device_map": None}
+
+
 @dataclass(frozen=True)
 class MethodFacts:
     """A method as it ran: its row of the table and its resolved configuration."""
@@ -103,7 +106,10 @@ class RunManifest:
 
     def fingerprint(self) -> str:
         """Eight hex digits of the identity, for a directory name that the same command finds again."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        # What came to be asked after the first runs counts only where it was: the same command finds those runs too.
+        later = {name: default for name, default in LATER.items() if getattr(self.settings, name) == default}
+        flat = {key: value for key, value in self.identity().items() if key not in later}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
     def write(self, run_dir: Path) -> None:
         """Replaces the file as a whole: a process killed at any moment leaves the old manifest or the new one."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -55,7 +55,7 @@ class Chat:
         if self.thinking and THINKING not in self.source:
             raise UserError(f"the template {self.template} of {self._where} knows no thinking mode; leave --thinking out")
         tried = self._tried()
-        if self.system is not None and replace(self, system=None)._tried() == tried:
+        if self.system is not None and self.system.strip() not in tried:
             raise UserError(f"the template {self.template} of {self._where} has no place for a system prompt; leave --system-prompt out")
 
     @property
@@ -104,7 +104,7 @@ class Chat:
     def _tried(self) -> str:
         try:
             return self.text(conversation(["A question?"], []))
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             reason = " ".join(str(error).split())[:200]
             cure = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
             raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {cure}") from None

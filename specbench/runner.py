@@ -209,6 +209,7 @@ class _Measurer:
             prefill_s=round(answer.prefill_s, 7),
             total_s=round(answer.total_s, 7),
             peak_bytes=peak_bytes,
+            device="" if answer.elsewhere else facts.device,
             steps=answer.steps,
             timing=answer.timing,
             drafting=answer.drafting,

@@ -45,6 +45,9 @@ def prepare(options: Options) -> Session:
     peers.check(asked, options)
     if options.device_map and any(each.backend != EAGER.name for each in arms.values()):
         raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others make pieces ready for a single device")
+    keeping = [name for name, each in arms.items() if each.state]
+    if keeping and options.repeats > 1:
+        raise UserError(f"{keeping[0]} keeps state across questions, and a repeat would find its own answers there; leave out --repeats")
     suite = suite_of(options)
     settings = Settings(
         methods=[*arms, *others],

@@ -109,7 +109,11 @@ def pair(turns: pd.DataFrame, method: str, reference: str = BASELINE) -> Pair:
 
 
 def _mixed(arms: pd.DataFrame) -> set[str]:
-    """Questions of which one repeat, all turns and arms together, ran on devices of more than one kind: a ratio would compare those."""
+    """Questions of which one repeat, all turns and arms together, ran on devices of more than one kind: a ratio would compare those.
+
+    Whose device is unknown, a server, says nothing here; remarks do.
+    """
+    arms = arms[arms["timing"] != "answer"]
     kinds = arms["device"].map(device_kind).groupby([arms["question_id"], arms["repeat"]]).nunique()
     return set(kinds[kinds > 1].index.get_level_values("question_id"))
 

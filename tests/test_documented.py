@@ -25,7 +25,7 @@ COMMANDS = {
     "baseline set": "--out",
     "import": "--format --baseline --tokenizer --name --out",
     "roofline": "--target --method --past --nodes --dtype --device --backend --out",
-    "tune": "--method --target --suite-file --data --prompts --max-new-tokens --dtype --device --backend --out",
+    "tune": "--method --target --suite-file --data --prompts --max-new-tokens --dtype --device --backend --drafter --out",
     "profile": "--method --target --suite --suite-file --max-new-tokens --dtype --device --backend --out",
     "scale": "--method --target --suite --limit --max-new-tokens --dtype --device --backend --out",
     "methods": "",

@@ -4,10 +4,12 @@ import pytest
 import torch
 from small_models import CPU, OTHER_PROMPT, PROMPT, Beside, Oracle, begun, build, greedy_text, paths_of, plant, run, small_target, told
 
+from methods.core.kv_cache import KVCache
 from methods.core.recycling import SuccessorTable
 from methods.core.tree import PADDING
 from methods.prompt_lookup import Config, PromptLookup
 from methods.registry import METHODS
+from specbench.answers import Arm
 
 RIGHTS = (2, 0, 4, 1, 3)
 VARIANTS = [
@@ -157,3 +159,30 @@ def test_recycling_stays_within_its_extra_nodes_and_siblings_differ():
     assert {tree.size for tree in trees} == set(drafter.sizes) == {13}
     assert max(len(paths_of(tree)) for tree in trees) == 13
     assert all(len(set(paths_of(tree))) == len(paths_of(tree)) for tree in trees)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_turn_after_one_that_left_no_numbers_is_the_targets_text(name):
+    target = small_target()
+    arm = Arm(name, target, *build(name, target))
+    run(target, arm.drafter, OTHER_PROMPT, 12)
+    for cache in caches_of(arm):
+        for buffer in cache.buffers:
+            buffer.fill_(torch.nan)
+    arm.recover()
+    assert run(target, arm.drafter, PROMPT, 20).tokens == greedy_text()[len(PROMPT) :][:20]
+
+
+def caches_of(arm):
+    """All that an arm keeps, found without asking the target."""
+    found, seen, left = [], set(), [arm.target, arm.drafter]
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, torch.nn.Module):
+            continue
+        seen.add(id(each))
+        if isinstance(each, KVCache):
+            found.append(each)
+        else:
+            left += [value for value in getattr(each, "__dict__", {}).values() if getattr(value, "__module__", "").startswith("methods")]
+    return found

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from specbench.manifest import RunManifest
 from specbench.options import Options
 from specbench.peers import counters
 from specbench.peers.client import Client, ServerError
-from specbench.peers.counters import parsed, timed
+from specbench.peers.counters import ENGINES, Counters, parsed, timed
 from specbench.records import Drafting
 from specbench.runner import run
 from specbench.session import prepare
@@ -235,3 +236,37 @@ def test_a_client_gives_up_in_one_line(monkeypatch):
     with pytest.raises(ServerError, match=r"http://no-such-host\.invalid: "):
         Client.of("http://no-such-host.invalid").get("/v1/models")
     assert Client.of("https://host/some/path/v1/").address == "https://host/some/path"
+
+
+def test_rounds_without_drafts_are_rounds():
+    names = ENGINES[0]
+    told = [[0] * 5, [1, 101, 10, 30, 50]]
+    texts = ["\n".join(f"{name} {value}" for name, value in zip(dataclasses.astuple(names), values, strict=True)) for values in told]
+    client = SimpleNamespace(get=lambda path: texts.pop(0))
+    counters = Counters(client, names)
+    assert counters.since(counters.read_or_none(), 101) == Drafting(70, 30, 50), "10 rounds with drafts, and 60 without"
+
+
+def test_a_server_silent_about_its_counters_costs_no_answer():
+    def silent(path):
+        raise ServerError("it did not answer in time")
+
+    counters = Counters(SimpleNamespace(get=silent), ENGINES[0])
+    assert counters.read_or_none() is None
+    assert counters.since({}, 3) is None
+
+
+@pytest.mark.parametrize("address", ["http://my host:1", f"http://{'a' * 70}.com", "http://localhost/\u00e9", "http://[::1", "ftp://x"])
+def test_a_mistyped_address_is_one_line(address):
+    with pytest.raises(UserError, match="is no address of a server"):
+        Client.of(address)
+
+
+def test_a_key_is_sent_without_the_line_end_it_was_read_with_and_never_shown(folder, monkeypatch):
+    monkeypatch.setenv("SPECBENCH_API_KEY", "sk-secret\n")
+    with Server(folder) as server:
+        Client.of(server.url).get("/metrics")
+    monkeypatch.setenv("SPECBENCH_API_KEY", "sk-s\u00e9cret")
+    with pytest.raises(UserError, match="SPECBENCH_API_KEY holds characters") as said:
+        Client.of("http://localhost")
+    assert "cret" not in str(said.value)

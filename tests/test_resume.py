@@ -218,3 +218,10 @@ def test_another_machine_is_noticed(undisturbed, tmp_path):
     console = quiet()
     rundir.open_run(old, tmp_path, console)
     assert f"times may not compare: cpu abacus -> {old.environment['cpu']}" in console.file.getvalue()
+
+
+def test_what_came_to_be_asked_later_does_not_move_older_runs():
+    manifest = RunManifest.read(Path(__file__).parents[1] / "results/spec-bench-tiny-160m-cpu-fp32")
+    assert manifest.fingerprint() == "ce92f5a4", "as it was before templates could be chosen"
+    settings = dataclasses.replace(manifest.settings, system_prompt="Be brief.")
+    assert dataclasses.replace(manifest, settings=settings).fingerprint() != "ce92f5a4"

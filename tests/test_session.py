@@ -1,5 +1,7 @@
 """How a run's options meet: the device's defaults, a tuned config, --set, the arm's own; and what a resume finds again."""
 
+import dataclasses
+
 import pytest
 from rich.console import Console
 from small_models import CPU
@@ -98,3 +100,8 @@ def test_arms_of_one_back_end_share_their_target(options):
     assert static.target is not vanilla.target
     assert [each.target.backend.name for each in prepared.arms] == ["eager", "eager", "static"]
     assert static.target.device == CPU
+
+
+def test_a_repeat_finds_no_state_of_its_own(options):
+    with pytest.raises(UserError, match="recycling:scope=session keeps state across questions"):
+        prepare(dataclasses.replace(options, methods=["recycling:scope=session"], repeats=2))

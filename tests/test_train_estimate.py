@@ -82,16 +82,26 @@ def test_an_estimate_loads_nothing(kind, tmp_path, monkeypatch, capsys):
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     monkeypatch.setattr(counting, "SIZES", {"cpu": (64, 2**16)})
+    asked = ["train", kind, "--target", str(tmp_path), "--data", "nothing.jsonl", "--estimate"]
     with pytest.raises(SystemExit) as end:
-        main(["train", kind, "--target", str(tmp_path), "--data", "nothing.jsonl", "--estimate"])
+        main([*asked, "--seq", "128"])
     shown = " ".join(capsys.readouterr().out.split())
     assert not end.value.code
     for word in ("memory: optimiser", "disk: features", "time: target reads", "measured here, on cpu"):
         assert word in shown, shown
+    with pytest.raises(SystemExit) as end:
+        main([*asked, "--seq", "4096"])
+    assert end.value.code == 2
+    assert "--seq takes 4096 tokens, more than the target's context" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*asked, "--seq", "128", "--device", "cuda"])
+    shown = capsys.readouterr().out
+    assert not end.value.code
+    assert ("time: target reads" in shown) == torch.cuda.is_available()
 
 
 def test_an_estimate_of_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"the config\.json of target .*none cannot be read"):
+    with pytest.raises(UserError, match="none' is neither a folder here nor a hub id"):
         estimate.estimate(job("medusa", tmp_path / "none", tmp_path), None)
     with pytest.raises(UserError, match="unknown trainable method 'medsua'"):
         estimate.estimate(job("medsua", tmp_path, tmp_path), None)

@@ -9,6 +9,7 @@ from rich.console import Console
 from small_models import entered, features_of, greedy_text, small_model, trained
 from torch import nn
 
+from methods.core.errors import UserError
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
 from specbench.train import loop
 from specbench.train.acceptance import RANKS, rank_accuracy
@@ -149,7 +150,7 @@ def test_a_finished_training_is_not_run_again(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     module = fresh_module("medusa", {})
-    with pytest.raises(FloatingPointError, match="nan at step 0"):
+    with pytest.raises(UserError, match="nan at step 0; lower --lr"):
         fit(module, text_batch(), 3, tmp_path / "state.pt", lambda step: module.heads[0].linear.weight.sum() * float("nan"))
     assert not (tmp_path / "state.pt").exists()
 

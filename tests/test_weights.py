@@ -146,3 +146,12 @@ def test_tensors_are_named_as_in_the_file():
     tensors.pop("file.heads.2.out.weight")
     with pytest.raises(UserError, match=r"file do not fit the target: file\.heads\.2\.out\.weight \(64, 32\) is missing"):
         weights.fit(module, tensors, "file", named)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_rotary_frequencies_stay_as_exact_as_a_targets(kind):
+    module = weights.settled(trained(kind, small_model()).module.float(), torch.device("cpu"), torch.bfloat16)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    frequencies = [buffer for name, buffer in module.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies
+    assert {buffer.dtype for buffer in frequencies} == {torch.float32}

@@ -75,6 +75,14 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+def settled(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """The module on its device, parameters alone in the dtype: rotary frequencies are buffers, and stay as exact as a target's."""
+    module.to(device)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
 def about(path: Path) -> dict[str, Any]:
     """What a file of ours says of itself."""
     return _read(path, path.stem)[0]

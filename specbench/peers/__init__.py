@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from specbench.targets import Loaded
 
 
+SHARED_WITH = "sps"  # whose draft model serves where a peer has none of its own
+
+
 @dataclass(frozen=True)
 class Peer:
     """A row: the module that asks the engine, the class of its options there, and what it needs beside the target."""
@@ -55,7 +58,7 @@ class ResolvedPeer:
     @property
     def drafter_keys(self) -> set[str]:
         """What --drafter may call its draft model."""
-        return {self.arm, self.name} if PEERS[self.name].drafter else set()
+        return {self.arm, self.name, SHARED_WITH} if PEERS[self.name].drafter else set()
 
 
 class Ready(NamedTuple):

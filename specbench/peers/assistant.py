@@ -7,9 +7,8 @@ from transformers import PreTrainedModel
 from methods.core.errors import UserError
 from methods.core.weights import Trained
 from specbench.options import Options
+from specbench.peers import SHARED_WITH
 from specbench.targets import Loaded, drafters, families
-
-SHARED_WITH = "sps"  # whose draft model serves where hf-assisted has none of its own
 
 
 def source_of(arm: str, options: Options, target: str) -> str:

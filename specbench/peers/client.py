@@ -47,10 +47,15 @@ class Client:
         try:
             parts = urlsplit(base_url)
             known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is no number
+            known = known and base_url.isascii() and base_url.isprintable() and " " not in base_url
+            (parts.hostname or "").encode("idna")
+        except ValueError:  # a port that is no number, a name that is too long
             known = False
         if not known:
             raise UserError(f"--base-url {base_url!r} is no address of a server; give one such as http://localhost:8000")
+        for name in KEYS:
+            if not (os.environ.get(name, "").strip() or "-").isascii():
+                raise UserError(f"{name} holds characters that no key has; set it anew, or unset it")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(f"--base-url may hold no user, password or query: the manifest keeps it; put the key into {KEYS[0]}")
         return cls(parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1"))
@@ -102,7 +107,7 @@ class Client:
         return connection
 
     def _asked(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> HTTPResponse:
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        key = next((found for name in KEYS if (found := os.environ.get(name, "").strip())), None)
         headers = {"Content-Type": "application/json", "Connection": "close"} | ({"Authorization": f"Bearer {key}"} if key else {})
         connection.request(method, self.path + path, body, headers)
         response = connection.getresponse()

@@ -54,20 +54,24 @@ class Counters:
             return None
         return next((cls(client, names) for names in ENGINES if {names.requests, names.tokens, names.rounds} <= totals.keys()), None)
 
-    def read(self) -> Totals:
-        """Raises ServerError."""
-        return parsed(self.client.get("/metrics"))
+    def read_or_none(self) -> Totals | None:
+        """None where the server does not say just now: its answers are worth more than its counters."""
+        try:
+            return parsed(self.client.get("/metrics"))
+        except ServerError:
+            return None
 
     def since(self, before: Totals, tokens: int) -> Drafting | None:
         """What was counted of an answer of ``tokens``; None where the counters grew by another request's too, or not by all of it."""
         deadline = time.monotonic() + LAG_S
-        while self._grown(before, after := self.read()) < (1, tokens) and time.monotonic() < deadline:
+        while (after := self.read_or_none()) is not None and self._grown(before, after) < (1, tokens) and time.monotonic() < deadline:
             time.sleep(EVERY_S)
-        if self._grown(before, after) != (1, tokens):
+        if after is None or self._grown(before, after) != (1, tokens):
             return None
         rounds = _growth(before, after, self.names.rounds)
         # SGLang counts rounds alone: every one emits what it accepted and one token more, the prefill the first of the answer.
         accepted = tokens - 1 - rounds if self.names.accepted is None else _growth(before, after, self.names.accepted)
+        rounds = max(rounds, tokens - 1 - accepted)  # vLLM counts those that had drafts alone
         drafted = None if self.names.drafted is None else _growth(before, after, self.names.drafted)
         return Drafting(rounds, accepted, drafted) if rounds > 0 and accepted >= 0 else None
 

@@ -86,11 +86,11 @@ class Endpoint:
     def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
         """Raises ServerError where no answer came, or one that cannot be counted. Its counters are read outside the time that counts."""
         limit = room(prompt, sampling, self.target.context)
-        before = self.counters.read() if self.counters else {}
+        before = self.counters.read_or_none() if self.counters else None
         reply = self.ask(prompt, sampling, limit)
         tokens = self.counted(reply, prompt)
         drafting = timed(reply.timings, tokens)
-        if drafting is None and self.counters:
+        if drafting is None and self.counters and before is not None:
             drafting = self.counters.since(before, tokens)
         return Answer(
             output_ids=reply.ids,

@@ -85,9 +85,10 @@ class Loaded:
         source = drafters.place(self, resolved)
         if source is None:
             return None
-        if source not in self._drafters:
-            self._drafters[source] = drafters.load(self, resolved.method, source)
-        return self._drafters[source]
+        key = f"{resolved.method.weights}={source}"
+        if key not in self._drafters:
+            self._drafters[key] = drafters.load(self, resolved.method, source)
+        return self._drafters[key]
 
 
 def default_name(device: str) -> str:

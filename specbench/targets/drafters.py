@@ -43,10 +43,12 @@ def load(target: "Loaded", method: Method, source: str) -> Trained:
         return draft_model(target, source)
     code: Any = importlib.import_module(method.module)
     path = Path(source) if source.endswith(FILES) else hub.folder(source, what=f"{method.weights} drafter")
+    if source.endswith(FILES) and not path.is_file():
+        raise UserError(f"{method.weights} drafter {source} does not exist; give a file, a folder or a hub id")
     foreign = path.suffix != ".safetensors" or ((path.parent / CONFIG).is_file() and not weights.is_ours(path))
     trained = _published(target, method.weights, code, path, source) if foreign else _own(target, method.weights, code, path)
     told = str(path.relative_to(target.folder)) if path.is_relative_to(target.folder) else source
-    return replace(trained, module=trained.module.to(target.model.device, target.model.dtype), source=told)
+    return replace(trained, module=weights.settled(trained.module, target.model.device, target.model.dtype), source=told)
 
 
 def _own(target: "Loaded", kind: str, code: Any, path: Path) -> Trained:
@@ -61,7 +63,7 @@ def _own(target: "Loaded", kind: str, code: Any, path: Path) -> Trained:
     if target.small is None:
         return trained
     with torch.device(target.model.device):
-        wide = code.Module(target.model.config, trained.module.architecture).to(target.model.dtype)
+        wide = weights.settled(code.Module(target.model.config, trained.module.architecture), target.model.device, target.model.dtype)
     fill(wide, trained.module, target.model.config, inner.config, seed=1)
     return replace(trained, module=wide.eval().requires_grad_(False))
 

@@ -146,22 +146,27 @@ def family_of(target: str) -> Family:
 
 
 def drafter_of(target: str, kind: str) -> str | None:
-    """The hub id of the drafter of that kind known for a target, given by hub id or folder; None where none is."""
-    return family_of(target).targets.get(_known(target) or "", {}).get(kind)
+    """The hub id of the drafter of that kind known for a target, given by hub id or folder; None where none is.
+
+    What a folder was saved as does not count here: a fine-tuned model's config names the one it began as.
+    """
+    return family_of(target).targets.get(_known(target, tuned=False) or "", {}).get(kind)
 
 
-def _known(target: str) -> str | None:
+def _known(target: str, *, tuned: bool = True) -> str | None:
     """The table's hub id of a target. A folder is known by its name, by the hub's cache around it, or by what its config was saved as."""
     if not Path(target).is_dir():
         return {_key(identity): identity for identity in ids()}.get(_key(target))
     names = {_key(identity).rpartition("/")[2]: identity for identity in ids()}
-    found = (names.get(_key(name).rpartition("/")[2]) for name in _names(Path(target)))
+    found = (names.get(_key(name).rpartition("/")[2]) for name in _names(Path(target), tuned))
     return next((identity for identity in found if identity), None)
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path, tuned: bool) -> list[str]:
     """What a folder may be called."""
     cache = [part.rpartition("--")[2] for part in folder.absolute().parts if part.startswith("models--")]
+    if not tuned:
+        return [folder.absolute().name, *cache]
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):  # a checkpoint without a config is refused elsewhere, in its own words

@@ -52,6 +52,11 @@ def folder(name: str, revision: str | None = None, what: str = "target") -> Path
     return found
 
 
+def texts(name: str, revision: str | None = None, what: str = "target") -> Path:
+    """A folder with a hub id's texts, its config among them, and whatever weights the cache holds; a folder as it is."""
+    return folder(name, revision, what) if not is_id(name) else _fetched(name, revision, [], what)
+
+
 def cached(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub id as far as the cache holds it, without asking the hub; a folder as it is; None where there is neither."""
     if not is_id(name):

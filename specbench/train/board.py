@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from methods.core.errors import UserError
+from specbench.train import files
 
 
 class Board:
@@ -16,7 +17,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("--log-dir needs the package tensorboard; install it with: pip install 'specbench[train]'") from None
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(files.folder(folder)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._writer:

@@ -44,7 +44,10 @@ def read(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterat
         except (ValueError, KeyError, TypeError, StopIteration):
             texts = False
         if not texts:
-            raise UserError(f"{where}: not a chat record; each line needs messages with a user turn")
+            raise UserError(
+                f"{where}: not a chat record; each line is one record, with messages (role, content) or ShareGPT's conversations "
+                "(from, value), and a user turn among them"
+            )
         for key in needs:
             if not isinstance(record.get(key), str):
                 raise UserError(f"{where}: the record has no {key!r}, a text; each line needs {', '.join(needs)} here")

@@ -14,12 +14,12 @@ from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
 from methods.core.target import refuse
 from specbench import targets
-from specbench.targets import checkpoint
+from specbench.targets import checkpoint, hub
 from specbench.train import generate
 from specbench.train.counting import WEIGHT, Drafter, Rates, count, measure
 from specbench.train.drafter import drafter_of, target_dtype
 from specbench.train.features import STORED
-from specbench.train.material import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT
+from specbench.train.material import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT, check_context
 from specbench.train.recipe import Job, Recipe
 
 EXPORTED = 2  # bytes of a weight on disk
@@ -73,11 +73,11 @@ class Estimate:
         return self.target() + training
 
     def text(self) -> int:
-        """tokens of the budget x (2 or 4 bytes and 1), if no text is read twice"""
+        """at most tokens of the budget x (2 or 4 bytes and 1): text that is read more than once is kept once"""
         return self._recipe.tokens * ((2 if self._config.vocab_size <= 2**16 else 4) + 1)
 
     def cache(self) -> int:
-        """tokens of the budget x width x (1 + layers read) x 2, if no text is read twice; with --cache-features"""
+        """at most tokens of the budget x width x (1 + layers read) x 2: of text read more than once, once; with --cache-features"""
         return self._recipe.tokens * self._feature * STORED.itemsize
 
     def checkpoint(self) -> int:
@@ -107,28 +107,30 @@ class Estimate:
 def estimate(job: Job, console: Console) -> Estimate:
     """Print what a job will take of each process; loads nothing. Raises UserError for what could not be trained."""
     code, architecture = drafter_of(job)
-    targets.check_device(job.device)
     config = _config(job.target, job.revision)
+    check_context(job.recipe, config.max_position_embeddings)
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     drafter = count(code.Module, architecture, config, job.recipe)
     found = Estimate(config, drafter, job.recipe, processes, targets.DTYPES[target_dtype(job.device)])
     if rank == 0:
-        rates = measure(job.device)
+        rates = None if job.device.startswith("cuda") and not torch.cuda.is_available() else measure(job.device)
         console.print(
             f"{job.target}: {found.parameters:,} parameters, {job.kind}: {drafter.parameters:,}; of {processes} process(es), each:"
         )
         console.print(_table(found, rates))
         console.print(
             f"measured here, on {job.device}: {rates.flops / 1e12:,.2f} TFLOP/s, {rates.bytes / 1e9:,.1f} GB/s; training reaches a part"
+            if rates
+            else f"no {job.device} device is here to measure, so no times are told"
         )
     return found
 
 
 def _config(name: str, revision: str | None) -> PreTrainedConfig:
     """Of a folder or, alone of all files, from the hub."""
-    where = targets.shipped_folder() if name == targets.SHIPPED else name
+    where = targets.shipped_folder() if name == targets.SHIPPED else hub.texts(name, revision)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(where, revision=revision, attn_implementation="sdpa", trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(where, attn_implementation="sdpa", trust_remote_code=False)
     except checkpoint.BROKEN as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the config.json of target {name} cannot be read ({reason}); pass a folder or a hub id that has one") from None
@@ -136,7 +138,7 @@ def _config(name: str, revision: str | None) -> PreTrainedConfig:
     return config
 
 
-def _table(found: Estimate, rates: Rates) -> Table:
+def _table(found: Estimate, rates: Rates | None) -> Table:
     table = Table("", "", "formula", title="Estimate")
     parts: dict[str, list[tuple[str, Callable[..., float]]]] = {
         "memory": [
@@ -154,6 +156,8 @@ def _table(found: Estimate, rates: Rates) -> Table:
     }
     for part, rows in parts.items():
         for name, figure in rows:
+            if part == "time" and rates is None:
+                continue
             amount = _duration(figure(rates)) if part == "time" else _size(figure())
             table.add_row(f"{part}: {name}", amount, figure.__doc__)
         table.add_section()

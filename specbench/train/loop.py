@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from methods.core.errors import UserError
 from specbench.train import files
 from specbench.train.world import ALONE, World
 
@@ -112,7 +113,7 @@ def _advance(
         (loss * world.size).backward()  # what a parallel module exchanges is averaged
         total += loss.detach()
     if not math.isfinite(value := world.sum(total).item()):
-        raise FloatingPointError(f"loss is {value} at step {step}")
+        raise UserError(f"the loss is {value} at step {step}; lower --lr, then train from the beginning")
     nn.utils.clip_grad_norm_(module.parameters(), clip)
     for optimizer in optimizers:
         optimizer.step()

@@ -26,6 +26,9 @@ HELD_OUT_PER_CATEGORY = 24
 HELD_OUT_BATCHES = 8
 
 
+OFTEN = 4  # reads of the target's own text beyond which it is learnt by heart rather than learnt from
+
+
 def check_context(recipe: Recipe, context: int) -> None:
     """Raise UserError where the target cannot read a window, or a prompt and the answer it is to write."""
     for option, tokens in (("seq", recipe.seq), ("max-new-tokens", recipe.max_new_tokens + 1)):
@@ -90,7 +93,14 @@ def phases(
     for name, count in steps.items():
         if count:
             tokens = count * recipe.step_tokens(world.size)
-            console.print(f"{name}: {len(windows[name].text.tokens_T):,} tokens, read {tokens / len(windows[name]) / recipe.seq:.2f} times")
+            times = tokens / len(windows[name]) / recipe.seq
+            console.print(f"{name}: {len(windows[name].text.tokens_T):,} tokens, read {times:.2f} times")
+            if name == "own" and times > OFTEN:
+                console.print(
+                    f"warning: the target's own text will be learnt by heart: it is read {times:.0f} times; have it answer more prompts "
+                    f"(--regenerate, now {recipe.regenerate} of each category), or train on fewer --tokens",
+                    soft_wrap=True,
+                )
     if not job.cache_features:
         return [Phase(windows[name], partial(_computed, model, windows[name], reads), count) for name, count in steps.items() if count]
     caches = {}

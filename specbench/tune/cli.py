@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from specbench.arguments import pairs
+
 
 def tune(
     method: Annotated[
@@ -24,6 +26,9 @@ def tune(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     backend: Annotated[str | None, typer.Option(help="static (default) or eager.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; default: results/tune-<target>-<device>-<backend>.toml.")] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=FILE|FOLDER|HUB_ID", help="Whose drafter a method uses, as in specbench run.")
+    ] = None,
 ) -> None:
     """Choose tree sizes for this device by recorded acceptance and measured costs; `specbench run --config FILE` uses them.
 
@@ -36,7 +41,8 @@ def tune(
     from specbench.tune.run import Options, run
 
     console = Console()
-    options = Options(method or (), target, dtype, device, backend, suite_file, data, prompts, max_new_tokens)
+    files = {kind: Path(file) for kind, file in pairs("--drafter", drafter).items()}
+    options = Options(method or (), target, dtype, device, backend, suite_file, data, prompts, max_new_tokens, files)
     check_writable(out.parent if out else RESULTS)
     tuning = run(options, console)
     facts = tuning.facts

@@ -1,7 +1,7 @@
 """Tunes: costs measured once, answers recorded once for all methods, settings replayed, the choice checked by running it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -14,7 +14,7 @@ from rich.progress import track
 from methods import registry
 from methods.core.acceptance import Sampling
 from methods.core.backend import DEFAULT_BACKEND, EAGER, Backend, backend
-from methods.core.errors import UserError
+from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import targets
@@ -46,11 +46,16 @@ class Options:
     data: str | None = None
     prompts: int = 20
     max_new_tokens: int = 64
+    drafter_files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 2:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 2: drafts start at the second token")
         settings.refuse(self.methods)
+        kinds = {kind for name in self.methods or settings.TUNABLE if (kind := registry.METHODS[name].weights)}
+        for key in self.drafter_files:
+            if key not in kinds:
+                raise unknown("kind in --drafter", key, kinds)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,16 @@ def run(options: Options, console: Console) -> Tuning:
         arms = [arm for each in choices for arm in (check.arm_of(each.method, each.best.setting), each.method)]
         make_room()
         console.print("checking the choices: each beside the method's default and vanilla, on the tuning prompts")
-        asked = RunOptions(arms, name, suite="file", max_new_tokens=options.max_new_tokens, dtype=dtype, device=device, backend=chosen.name)
+        asked = RunOptions(
+            arms,
+            name,
+            suite="file",
+            max_new_tokens=options.max_new_tokens,
+            dtype=dtype,
+            device=device,
+            backend=chosen.name,
+            drafter_files=options.drafter_files,
+        )
         return Tuning(choices, check.measured(asked, suite, console), facts, note)
 
 
@@ -97,7 +111,7 @@ def _chosen(
     options: Options, suite: Suite, name: str, dtype: str, device: str, chosen: Backend, console: Console
 ) -> tuple[list[Choice], dict[str, str | int], str]:
     """The choices, the config file's facts and the target's note; nothing that keeps the target in memory, which the check loads again."""
-    loaded = targets.load(name, device=device, dtype=dtype, attention="sdpa")
+    loaded = targets.load(name, device=device, dtype=dtype, attention="sdpa", drafter_files=options.drafter_files)
     asked = [loaded.chat.encode(question.turns, []) for question in suite.questions]
     spaces = _spaces(options.methods, loaded, device)
     room = max(options.max_new_tokens, cost.ROUND_TOKENS)

@@ -60,6 +60,7 @@ def space_of(resolved: Resolved, trained: Trained | None) -> Space:
     if "depth" not in registry.options(resolved.name) or getattr(resolved.config, "policy", "grown") != "grown":
         return Space(len(trained.choices(MOST)) or MOST if trained else MOST)
     deepest = getattr(trained.module.architecture, "depth", MAX_DEPTH - 1) if trained else MAX_DEPTH - 1
+    deepest = max(deepest, resolved.config.depth)  # a layer that repeats drafts deeper than it was trained
     return Space(MOST, tuple(range(max(1, deepest - DEPTHS + 1), deepest + 1)))
 
 
