@@ -139,6 +139,10 @@ def test_what_a_model_asks_of_generate_changes_nothing(session, name, monkeypatc
     monkeypatch.setattr(config, "repetition_penalty", 50.0)
     monkeypatch.setattr(config, "top_k", 1)
     monkeypatch.setattr(config, "suppress_tokens", greedy[:1])
+    monkeypatch.setattr(config, "encoder_repetition_penalty", 4.0)
+    monkeypatch.setattr(config, "max_time", 1e-9)
+    monkeypatch.setattr(config, "stop_strings", ["a"])
+    monkeypatch.setattr(config, "return_dict_in_generate", True)
     arm = peer(session, name)
     assert arm.answer(asked(session), Sampling(TOKENS)).output_ids == greedy
     hot = [arm.answer(asked(session), Sampling(TOKENS, temperature=3.0, seed=seed)).output_ids for seed in (1, 1, 2)]

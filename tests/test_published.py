@@ -134,6 +134,12 @@ def test_a_config_that_is_not_the_files_is_refused(layout, config, message, fold
     assert message in refusal(folder, layout, tmp_path)
 
 
+@pytest.mark.parametrize("config", [{"rope_theta": "a"}, {"num_key_value_heads": 0}, {"head_dim": -8}, {"intermediate_size": -1}])
+def test_a_config_no_layer_can_be_built_of_is_one_line(config, folder, model, tmp_path):
+    write(tmp_path, "eagle", tensors_of("eagle", model), **config)
+    assert "eagle drafter" in refusal(folder, "eagle", tmp_path)
+
+
 def test_a_config_is_needed_and_is_json(folder, model, tmp_path):
     path = write(tmp_path, "eagle", tensors_of("eagle", model), "pt")
     for text, message in (("{", "config.json cannot be read"), ("[]", "config.json is not a JSON object")):

@@ -38,6 +38,10 @@ AS_IT_IS: Mapping[str, Any] = {
     "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
     "guidance_scale": None,
+    "encoder_repetition_penalty": 1.0,
+    "max_time": None,
+    "stop_strings": None,
+    "return_dict_in_generate": False,
 }
 FROM_ALL_OF_P: Mapping[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 

@@ -80,7 +80,13 @@ def _published(target: "Loaded", kind: str, code: Any, path: Path, source: str) 
     base = str(read.config.get("base_model_name_or_path") or "")
     if base and Path(base).name.lower() not in (Path(target.name).name.lower(), target.folder.name.lower()):
         print(f"warning: {kind} drafter {source} says it is for {base!r}, and the target is {target.name}", file=sys.stderr)
-    return code.published(read, target.model)
+    try:
+        return code.published(read, target.model)
+    except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{kind} drafter {source}: no drafter can be built as its {CONFIG} says ({reason}); mend it") from None
 
 
 def draft_model(target: "Loaded", source: str) -> Trained[PreTrainedModel]:
