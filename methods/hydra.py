@@ -20,7 +20,7 @@ from transformers import LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
-from methods.core.errors import UserError
+from methods.core.errors import UserError, check_range
 from methods.core.feature_layer import FeatureStream, layer_config
 from methods.core.policies import TreePolicy, check_tree
 from methods.core.published import CONFIG, Checkpoint
@@ -52,9 +52,8 @@ class Architecture:
     prefix: Literal["layer", "none"] = "layer"
 
     def __post_init__(self) -> None:
-        for name, value, most in (("heads", self.heads, MAX_DEPTH - 1), ("layers", self.layers, MAX_LAYERS)):
-            if not 1 <= value <= most:
-                raise UserError(f"{name} is {value}; choose 1 to {most}")
+        check_range("heads", self.heads, MAX_DEPTH - 1)
+        check_range("layers", self.layers, MAX_LAYERS)
 
 
 class PrefixLayer(nn.Module):

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
-from methods.core.errors import UserError
+from methods.core.errors import check_range
 from methods.core.policies import TreePolicy, check_tree, choices_of
 from methods.core.published import Checkpoint
 from methods.core.target import Scores, Target
@@ -42,9 +42,8 @@ class Architecture:
     blocks: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, most in (("heads", self.heads, MAX_DEPTH - 1), ("blocks", self.blocks, MAX_BLOCKS)):
-            if not 1 <= value <= most:
-                raise UserError(f"{name} is {value}; choose 1 to {most}")
+        check_range("heads", self.heads, MAX_DEPTH - 1)
+        check_range("blocks", self.blocks, MAX_BLOCKS)
 
 
 class Residual(nn.Module):

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
-from methods.core.errors import UserError
+from methods.core.errors import UserError, check_range
 from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
@@ -62,8 +62,7 @@ class Architecture:
     depth: int = 5
 
     def __post_init__(self) -> None:
-        if not 2 <= self.depth < MAX_DEPTH:
-            raise UserError(f"depth is {self.depth}; choose 2 to {MAX_DEPTH - 1}")
+        check_range("depth", self.depth, MAX_DEPTH - 1, least=2)
 
 
 class LightHead(nn.Module):

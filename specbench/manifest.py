@@ -90,6 +90,11 @@ class RunManifest:
         return {name: facts for name, facts in self.methods.items() if not facts.engine}
 
     @property
+    def served(self) -> bool:
+        """Whether servers answered beside this machine."""
+        return any(facts.backend == "server" for facts in self.methods.values())
+
+    @property
     def environments(self) -> list[dict[str, Any]]:
         """Of every start."""
         return [self.environment, *(start["environment"] for start in self.resumed)]

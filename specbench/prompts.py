@@ -28,10 +28,8 @@ VICUNA_V1_1 = (
 )
 TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without special tokens, which the tokenizer then adds: its BOS, where it has one
 THINKING = "enable_thinking"  # what chat templates that know two modes call the switch
-DATE, DAY = (
-    "date_string",
-    "26 Jul 2024",
-)  # Llama 3.2's writes today's date, with which no prompt could be made again; its day without a clock
+DATE = "date_string"  # Llama 3.2's writes today's date, with which no prompt could be made again
+DAY = "26 Jul 2024"  # its own day where it has no clock
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from methods.core.errors import UserError
+from methods.core.errors import UserError, check_range
 from methods.core.target import MAX_NODES
 from methods.core.tree import DraftTree, grown_shape, shape_of
 
@@ -31,9 +31,9 @@ def choices_of(text: str) -> tuple[Choice, ...]:
 
 def check_tree(nodes: int, depth: int = 1, width: int = 1) -> None:
     """For the methods' Configs: raise UserError on a tree that cannot be drafted or verified."""
-    for name, value, most in (("nodes", nodes, MAX_NODES - 1), ("depth", depth, MAX_NODES - 1), ("width", width, MAX_WIDTH)):
-        if not 1 <= value <= most:
-            raise UserError(f"{name} is {value}; choose 1 to {most}")
+    check_range("nodes", nodes, MAX_NODES - 1)
+    check_range("depth", depth, MAX_NODES - 1)
+    check_range("width", width, MAX_WIDTH)
     if (depth - 1) * width > MAX_NODES:  # rows a drafter's cache has to spare
         raise UserError(f"depth {depth} x width {width} grows too large a tree; keep (depth - 1) x width within {MAX_NODES}")
 

@@ -126,7 +126,7 @@ def engines(run: Run) -> list[str]:
     lines = [
         f"Different engine, timed by this run's clock: {', '.join(run.peers.values())}. Speedup over specbench's vanilla holds what the "
         "engine gains and what its method does, in one; no claim and no gate is held against it."
-        + (" A server's hardware is unknown here." if any(facts.backend == "server" for facts in run.manifest.methods.values()) else "")
+        + (" A server's hardware is unknown here." if run.manifest.served else "")
     ]
     for name, label in run.peers.items():
         rows = run.turns[(run.turns["method"] == name) & (run.turns["status"] == "ok")]
@@ -176,7 +176,7 @@ def caveats(run: Run) -> list[str]:
         lines.append("The code had local changes that no commit records.")
     if manifest.target.get("label") != IMPORTED:
         where = "one target in each worker" if _workers(run) > 1 else "one machine, one process"
-        where += ", but for rows of servers" if any(facts.backend == "server" for facts in manifest.methods.values()) else ""
+        where += ", but for rows of servers" if manifest.served else ""
         lines.append(f"Batch size 1, {where}. Trees and depths are those under “Machine and settings”, not each method's best.")
     return lines
 
