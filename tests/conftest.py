@@ -16,6 +16,10 @@ torch.set_num_threads(1)
 session.DEFAULT_BACKEND = "eager"  # compiling takes seconds a shape: the tests of the static back end ask for it
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="Rewrite the files under tests/golden.")
+
+
 @pytest.fixture
 def exact_math(monkeypatch):
     """transformers' norms and its eager softmax compute in fp32 whatever they are given: too coarse for an fp64 comparison."""
