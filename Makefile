@@ -44,7 +44,7 @@ report: install
 	for run in $(RUNS); do $(BIN)/specbench report $$run --out reports/$$(basename $$run) || exit 1; done
 
 bench: install
-	$(BIN)/python -m specbench.bench
+	$(BIN)/python -m specbench.cli.bench
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -66,17 +66,17 @@ TRAINED := training/gpu
 # make ends with 2 whatever the command ended with; outcome.txt in its folder tells wrong results from something left to do.
 # TUNING=FILE: prompts to tune on.
 gpu: on-gpu
-	$(ON_GPU) -m specbench.gpu $(if $(TUNING),--tuning $(TUNING)) $(if $(GPU_OUT),--out $(GPU_OUT))
+	$(ON_GPU) -m tools.gpu_visit $(if $(TUNING),--tuning $(TUNING)) $(if $(GPU_OUT),--out $(GPU_OUT))
 
 # The larger preset and its drafters on CUDA, left where `train` leaves its own; resumes where it was interrupted.
 gpu-train: on-gpu
-	$(ON_GPU) -m specbench.gpu.ship fits tiny
+	$(ON_GPU) -m specbench.train.ship fits tiny
 	$(ON_GPU) -m specbench train target --preset tiny --data $(CORPUS) --out $(TRAINED) --device cuda
-	$(ON_GPU) -m specbench.gpu.ship shard $(TRAINED)
+	$(ON_GPU) -m specbench.train.ship shard $(TRAINED)
 	for kind in medusa eagle s4c; do $(ON_GPU) -m specbench train $$kind --target $(TRAINED) --data $(CORPUS) \
 		--tokens $(GPU_DRAFTER_TOKENS) --work $(TRAINED)/work --device cuda || exit 1; done
 	$(ON_GPU) -m specbench card $(TRAINED) --data $(CORPUS)
-	$(ON_GPU) -m specbench.gpu.ship leave $(TRAINED)
+	$(ON_GPU) -m specbench.train.ship leave $(TRAINED)
 
 on-gpu:
 	@test $(ON_GPU) = $(PYTHON) || $(MAKE) install

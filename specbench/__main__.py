@@ -1,5 +1,5 @@
 """``python -m specbench``."""
 
-from specbench.cli import main
+from specbench.cli.app import main
 
 main()

@@ -10,7 +10,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from specbench import session
+from specbench.measure import session
 
 torch.set_num_threads(1)
 session.DEFAULT_BACKEND = "eager"  # compiling takes seconds a shape: the tests of the static back end ask for it

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import trained
-from tiny_target import write_suite, write_target
+from helpers.small_models import trained
+from helpers.tiny_target import write_suite, write_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from methods import registry
 from methods.core import weights
-from specbench import cli, session
-from specbench.memory import PeakMemory
+from specbench.cli import app
+from specbench.measure import session
 from specbench.targets import checkpoint
+from specbench.util.memory import PeakMemory
 
 GOLDEN = Path(__file__).parent / "golden"
 TICK_S = 2.0**-10  # a power of two, so that differences of clock readings are exact
@@ -55,7 +56,7 @@ def measured(tmp_path, monkeypatch) -> Path:
     arguments = ["--target", "target", "--suite-file", "suite.jsonl", "--device", "cpu", "--dtype", "fp64", "--max-new-tokens", "16"]
     arms = [option for name in registry.METHODS for option in ("--method", name)]
     with pytest.raises(SystemExit) as end:
-        cli.main(["run", *arguments, *arms, "--aa", "s4c", "--drafter", "sps=draft", "--out", "run"])
+        app.main(["run", *arguments, *arms, "--aa", "s4c", "--drafter", "sps=draft", "--out", "run"])
     assert not end.value.code
     return Path("run")
 

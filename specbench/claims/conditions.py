@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from specbench.claims import UNKNOWN, Claim
-from specbench.imports.run import IMPORTED
-from specbench.manifest import MethodFacts, RunManifest
-from specbench.notes import COST_MATCHED
-from specbench.records import AGAIN, BASELINE
+from specbench.store.describe import COST_MATCHED
+from specbench.store.manifest import IMPORTED, MethodFacts, RunManifest
+from specbench.store.records import AGAIN, BASELINE
 
 SAME, DIFFERS = "same", "differs"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
+from specbench.analysis.stats import Estimate
 from specbench.claims import UNKNOWN
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import Judged, Verdict
-from specbench.stats import Estimate
-from specbench.tables import TextTable, escape, number
+from specbench.util.table import TextTable, number
+from specbench.util.text import escape
 
 SCHEMA = 1
 Part = str | TextTable

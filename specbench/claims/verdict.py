@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from methods.core.errors import UserError, unknown
-from specbench import metrics
+from specbench.analysis import metrics
+from specbench.analysis.frames import pair
+from specbench.analysis.metrics import Measured
+from specbench.analysis.stats import FEWEST, Estimate
 from specbench.claims import Claim, claims
 from specbench.claims.conditions import SAME, Condition, Extent, conditions, same_suite
-from specbench.manifest import MethodFacts, RunManifest
-from specbench.metrics import Measured
-from specbench.notes import cost_matched
-from specbench.records import BASELINE
-from specbench.stats import FEWEST, Estimate
-from specbench.tables import method_label
-from specbench.turns import pair
+from specbench.report.tables import method_label
+from specbench.store.describe import cost_matched
+from specbench.store.manifest import MethodFacts, RunManifest
+from specbench.store.records import BASELINE
 
 REPRODUCED, ABOVE, BELOW = "reproduced", "above", "below"
 INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"

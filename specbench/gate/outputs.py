@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from specbench.gate.rules import Outcome, Result
-from specbench.tables import escape, visible
+from specbench.util.text import escape, visible
 
 SCHEMA = 1
 STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow", Outcome.NOT_APPLICABLE: "dim"}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from methods.core.errors import UserError
-from specbench.agreement import agreement
+from specbench.analysis.agreement import agreement
+from specbench.analysis.stats import FEWEST, Estimate, geometric_mean
 from specbench.gate.snapshot import Arm, Depth, Side, Snapshot
-from specbench.records import BASELINE
-from specbench.stats import FEWEST, Estimate, geometric_mean
+from specbench.store.records import BASELINE
 
 if TYPE_CHECKING:
-    from specbench.divergence import Explained
+    from specbench.lossless.divergence import Explained
 
 LEAST_MAT = 0.98  # of the baseline's
 LEAST_RATE = 0.95

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from methods.core.errors import UserError
-from specbench import breakdown, metrics, records
-from specbench.imports.run import IMPORTED
-from specbench.manifest import RunManifest
-from specbench.records import AGAIN, BASELINE, Record, device_kind
-from specbench.turns import pair, turns_frame
+from specbench.analysis import breakdown, metrics
+from specbench.analysis.frames import pair, turns_frame
+from specbench.store import records
+from specbench.store.manifest import IMPORTED, RunManifest
+from specbench.store.records import AGAIN, BASELINE, Record, device_kind
 
 # Paths and names of what a hash identifies, and what may differ between the two sides.
 NOT_IDENTITY = ("methods", "target", "suite", "repeats", "revision", "template", "system_prompt", "thinking")  # hashes stand for some

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.tables import TextTable
+from specbench.util.table import TextTable
 
 
 @dataclass(frozen=True)

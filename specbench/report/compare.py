@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from specbench import notes, tables
-from specbench.manifest import RunManifest, differences
+from specbench.report import tables
 from specbench.report.blocks import Block, Bullets, Heading, Paragraph
 from specbench.report.run import Run
-from specbench.tables import TextTable
+from specbench.store import describe
+from specbench.store.manifest import RunManifest, differences
+from specbench.util.table import NONE, TextTable
 
 PLACE = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
 NEVER = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another: what differs is listed."
@@ -34,11 +35,11 @@ def conditions(old: RunManifest, new: RunManifest) -> list[str]:
 
 def _rows(run: Run) -> list[list[str]]:
     manifest = run.manifest
-    where = [run.slug, notes.target(manifest), notes.processor(manifest), manifest.settings.dtype, manifest.settings.suite]
+    where = [run.slug, describe.target(manifest), describe.processor(manifest), manifest.settings.dtype, manifest.settings.suite]
     if not run.answered:
-        return [[*where, "nothing answered", *[tables.NONE] * len(tables.SHORT)]]
+        return [[*where, "nothing answered", *[NONE] * len(tables.SHORT)]]
     return [[*where, run.methods[name], *(cell(row) for cell in tables.SHORT.values())] for name, row in run.overall.items()]
 
 
 def _text(fact: object) -> str:
-    return ", ".join(fact) if isinstance(fact, list) else str(fact) if fact is not None else tables.NONE
+    return ", ".join(fact) if isinstance(fact, list) else str(fact) if fact is not None else NONE

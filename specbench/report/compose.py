@@ -4,14 +4,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from specbench import figures, notes, tables
+from specbench.analysis.metrics import SPEEDUPS
 from specbench.claims.verdict import Verdict
-from specbench.metrics import SPEEDUPS
-from specbench.records import BASELINE
-from specbench.report import compare, lossless, reading, remarks, samples, verdict
+from specbench.report import compare, figures, findings, lossless, reading, samples, tables, verdict
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, Terms
 from specbench.report.run import Run
-from specbench.tables import visible
+from specbench.store import describe
+from specbench.store.records import BASELINE
+from specbench.util.table import number
+from specbench.util.text import visible
 
 TITLE = "Spec-Bench report"
 ARMS = "Every arm, all categories together"
@@ -44,29 +45,29 @@ CAPTIONS = {  # and what a reader who cannot see the figure is told
 
 def report(runs: Sequence[Run], out: Path, show_prompts: bool) -> list[Block]:
     """Everything in reading order; draws the figures into the runs' folders under ``out``."""
-    opening = [Paragraph(line) for line in notes.cost_matched([run.manifest for run in runs])]
+    opening = [Paragraph(line) for line in describe.cost_matched([run.manifest for run in runs])]
     beside = compare.blocks(runs) if len(runs) > 1 else []
     return [Heading(1, TITLE), *opening, *beside, *(block for run in runs for block in _run(run, out / run.slug, show_prompts))]
 
 
 def _run(run: Run, folder: Path, show_prompts: bool) -> list[Block]:
-    whole, *missing = remarks.state(run)
+    whole, *missing = findings.state(run)
     found: list[Block] = [Heading(2, f"Run {run.manifest.name}"), Paragraph(whole, warning=bool(missing))]
     if missing or len(run.turns) < run.manifest.units_total or not (run.turns["status"] == "ok").all():
-        found += [*map(Paragraph, missing), remarks.turn_counts(run)]
+        found += [*map(Paragraph, missing), findings.turn_counts(run)]
     claimed = verdict.judged(run) if run.answered else None
     if run.answered:
         found += _results(run, claimed, folder)
-    failed = remarks.failures(run)
+    failed = findings.failures(run)
     if failed is not None:
         found += [Heading(3, "Failed turns"), failed]
     if run.answered:
         shown = samples.blocks(run, show_prompts)
         found += [Heading(3, "Sample outputs"), *shown] if shown else []
         found += verdict.detail(claimed)
-    found += [Heading(3, "Machine and settings"), Terms(notes.conditions(run.manifest))]
+    found += [Heading(3, "Machine and settings"), Terms(describe.conditions(run.manifest))]
     if run.answered:
-        found += [Heading(3, "Definitions"), Terms(reading.definitions()), Heading(3, "Caveats"), Bullets(remarks.caveats(run))]
+        found += [Heading(3, "Definitions"), Terms(reading.definitions()), Heading(3, "Caveats"), Bullets(findings.caveats(run))]
     return found
 
 
@@ -75,12 +76,12 @@ def _results(run: Run, claimed: Verdict | None, folder: Path) -> list[Block]:
     return [
         Heading(3, "Verdict"),
         *verdict.opening(run, claimed),
-        *(Paragraph(line, warning=True) for line in remarks.outputs(run)),
-        *map(Paragraph, remarks.fastest(run)),
+        *(Paragraph(line, warning=True) for line in findings.outputs(run)),
+        *map(Paragraph, findings.fastest(run)),
         Heading(3, "All categories"),
         *_main(run),
-        *map(Paragraph, remarks.noise(run)),
-        *(Paragraph(line, warning=True) for line in remarks.warnings(run)),
+        *map(Paragraph, findings.noise(run)),
+        *(Paragraph(line, warning=True) for line in findings.warnings(run)),
         *_present(drawn, "speedup", "round_cost"),
         *_by_category(run),
         *_by_definition(run),
@@ -105,7 +106,7 @@ def _figures(run: Run, folder: Path) -> dict[str, Figure]:
     methods, categories = (
         {name: textwrap.fill(visible(label), LEGEND) for name, label in labels.items()} for labels in (run.shown, run.categories)
     )
-    look = figures.Look(methods, categories, visible(remarks.subtitle(run)))
+    look = figures.Look(methods, categories, visible(findings.subtitle(run)))
     paths = figures.draw(run.comparison, run.split, run.acceptance, run.along, look, folder)
     return {name: Figure(path, *CAPTIONS[name]) for name, path in paths.items()}
 
@@ -116,7 +117,7 @@ def _present(drawn: Mapping[str, Figure], *names: str) -> list[Block]:
 
 def _by_category(run: Run) -> list[Block]:
     speedup: tables.Cell = lambda row: tables.with_interval(row, "speedup")  # noqa: E731
-    mat: tables.Cell = lambda row: tables.number(row["mat"])  # noqa: E731
+    mat: tables.Cell = lambda row: number(row["mat"])  # noqa: E731
     return [
         Heading(3, "By category"),
         tables.by_category(run.comparison, run.shown, run.categories, speedup, "Speedup by category, with 95 % intervals"),

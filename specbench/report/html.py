@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from specbench.report.blocks import Block, Heading
-from specbench.tables import visible
+from specbench.util.text import visible
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The main and per-category numbers as LaTeX tables for a paper, to be read by \\input; they need the booktabs package."""
 
-from specbench import notes, tables
-from specbench.report import remarks
+from specbench.report import findings, tables
 from specbench.report.run import Run
-from specbench.tables import TextTable
+from specbench.store import describe
+from specbench.util.table import NONE, TextTable, number
+from specbench.util.text import visible
 
 SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
     "\\": r"\textbackslash{}",
@@ -16,7 +17,7 @@ SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
     "`": r"\textasciigrave{}",
     "[": "{[}",  # after a row's end it would open an optional argument
     "]": "{]}",
-    tables.NONE: "---",
+    NONE: "---",
     "\N{EN DASH}": "--",
     "\N{MIDDLE DOT}": r"\textperiodcentered{}",
 }
@@ -24,22 +25,22 @@ SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
 
 def render(run: Run) -> str:
     """Three tables: all categories, speedup by category, MAT by category; the caption names the conditions."""
-    speedup: tables.Cell = lambda row: tables.number(row["speedup"])  # noqa: E731
-    mat: tables.Cell = lambda row: tables.number(row["mat"])  # noqa: E731
+    speedup: tables.Cell = lambda row: number(row["speedup"])  # noqa: E731
+    mat: tables.Cell = lambda row: number(row["mat"])  # noqa: E731
     found = {
         "main": tables.headline(run.comparison, run.methods, tables.SHORT, "All categories"),
         "speedup": tables.by_category(run.comparison, run.shown, run.categories, speedup, "End-to-end speedup over vanilla by category"),
         "mat": tables.by_category(run.comparison, run.shown, run.categories, mat, "Mean accepted tokens by category"),
     }
-    label = " ".join(notes.cost_matched([run.manifest]))
-    where = f"{remarks.subtitle(run)}. {label}".strip()
+    label = " ".join(describe.cost_matched([run.manifest]))
+    where = f"{findings.subtitle(run)}. {label}".strip()
     parts = [_table(table, f"{table.title}: {where}", f"tab:{run.slug}-{name}") for name, table in found.items()]
     return "\n\n".join(["% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}", *parts]) + "\n"
 
 
 def escape(text: str) -> str:
     """Text on one line that LaTeX sets as it stands."""
-    return " ".join("".join(SIGNS.get(sign, sign) for sign in tables.visible(text)).split())
+    return " ".join("".join(SIGNS.get(sign, sign) for sign in visible(text)).split())
 
 
 def _table(table: TextTable, caption: str, label: str) -> str:

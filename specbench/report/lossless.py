@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.core.errors import UserError
-from specbench import agree_cli
-from specbench.agreement import first_divergence, without_ids
-from specbench.manifest import RunManifest
-from specbench.records import BASELINE, Record
+from specbench.analysis.agreement import first_divergence, without_ids
+from specbench.lossless import text
 from specbench.report.blocks import Block, Bullets, Paragraph
+from specbench.store.manifest import RunManifest
+from specbench.store.records import BASELINE, Record
 
 if TYPE_CHECKING:
-    from specbench.divergence import ArmAgreement, Divergence, Explained
+    from specbench.lossless.divergence import ArmAgreement, Divergence, Explained
 
 FILE = "agreement.json"
 NOT_JUDGED = (
@@ -41,8 +41,8 @@ def read(run_dir: Path, manifest: RunManifest, records: Sequence[Record]) -> Jud
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         schema, name, rule = fields["schema"], fields["run"], str(fields["tolerance"]["rule"])
-        if schema != agree_cli.SCHEMA:
-            raise UserError(f"{path}: agreement schema {schema}, this version reads {agree_cli.SCHEMA}; {again}")
+        if schema != text.SCHEMA:
+            raise UserError(f"{path}: agreement schema {schema}, this version reads {text.SCHEMA}; {again}")
         if name != manifest.name:
             raise UserError(f"{path} is of the run {name!r}, not of {manifest.name!r}; {again}")
         explained = _explained(fields)
@@ -58,24 +58,24 @@ def blocks(judged: Judged | None, manifest: RunManifest, labels: Mapping[str, st
     if judged is None:
         return [] if manifest.settings.temperature else [Paragraph(NOT_JUDGED)]
     found = replace(judged.explained, arms=tuple(_labelled(arm, labels) for arm in judged.explained.arms))
-    lines = list(agree_cli.violations(found))
+    lines = list(text.violations(found))
     end: Block = Bullets(lines) if lines else Paragraph("No violation: every difference is a numeric tie by that rule.")
-    return [agree_cli.table(found), Paragraph(judged.rule), end]
+    return [text.table(found), Paragraph(judged.rule), end]
 
 
 def _explained(fields: dict[str, Any]) -> "Explained":
     """Raises ValueError where the parts do not give the whole: a file that was edited or is cut short."""
-    from specbench.divergence import Explained
+    from specbench.lossless.divergence import Explained
 
     explained = Explained(fields["run"], fields["dtype"], tuple(map(_arm, fields["arms"])))
-    formed = json.loads(json.dumps(agree_cli.as_fields(explained)))
+    formed = json.loads(json.dumps(text.as_fields(explained)))
     if any(formed[name] != fields[name] for name in ("violations", "arms")):
         raise ValueError("its numbers contradict one another")
     return explained
 
 
 def _arm(fields: dict[str, Any]) -> "ArmAgreement":
-    from specbench.divergence import ArmAgreement
+    from specbench.lossless.divergence import ArmAgreement
 
     apart = fields["not_compared"]
     divergences = tuple(map(_divergence, fields["divergences"]))
@@ -83,7 +83,7 @@ def _arm(fields: dict[str, Any]) -> "ArmAgreement":
 
 
 def _divergence(fields: dict[str, Any]) -> "Divergence":
-    from specbench.divergence import Divergence
+    from specbench.lossless.divergence import Divergence
 
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if name != "verdict"}
     return Divergence(**own | {"shortfall": inf if own["shortfall"] is None else own["shortfall"]})

@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 
 from specbench.report.blocks import Answer, Block, Bullets, Figure, Heading, Paragraph, Sample, Terms
-from specbench.tables import TextTable, escape, visible
+from specbench.util.table import TextTable
+from specbench.util.text import escape, visible
 
 BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"  # begins a step
 

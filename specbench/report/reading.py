@@ -2,7 +2,7 @@
 
 import inspect
 
-from specbench.metrics import DEFINITIONS
+from specbench.analysis.metrics import DEFINITIONS
 
 COLUMNS = (
     ("Speedup", "definition speedup below, with a 95 % bootstrap interval over questions, stratified by category."),

@@ -10,14 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from specbench import breakdown, metrics, records, tables
-from specbench.manifest import RunManifest
-from specbench.records import AGAIN, BASELINE, Record
-from specbench.report import lossless
+from specbench.analysis import breakdown, metrics
+from specbench.analysis.frames import OVERALL, turns_frame
+from specbench.analysis.stats import Estimate
+from specbench.report import lossless, tables
 from specbench.report.lossless import Judged
-from specbench.stats import Estimate
+from specbench.store import records
+from specbench.store.manifest import RunManifest
+from specbench.store.records import AGAIN, BASELINE, Record
 from specbench.suites import TITLES
-from specbench.turns import OVERALL, turns_frame
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from methods.core.errors import UserError
 from specbench import suites
-from specbench.manifest import RunManifest
-from specbench.records import BASELINE, Record, Steps
 from specbench.report.blocks import Answer, Block, Paragraph, Piece, Sample
 from specbench.report.run import Run
+from specbench.store.manifest import RunManifest
+from specbench.store.records import BASELINE, Record, Steps
 from specbench.suites import TITLES
 
 OWN_SUITES = ("mini",)  # ours to print; others' prompts are their authors'

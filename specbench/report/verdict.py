@@ -2,12 +2,12 @@
 
 from itertools import takewhile
 
-from specbench import notes
 from specbench.claims import UNKNOWN, named, text
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import Verdict, judge
 from specbench.report.blocks import Block, Heading, Paragraph
 from specbench.report.run import Run
+from specbench.store import describe
 
 CLAIM = "s4c"
 
@@ -24,7 +24,7 @@ def opening(run: Run, verdict: Verdict | None) -> list[Block]:
         return [Paragraph(f"No published claim is judged: the run has no {named(CLAIM).arm} arm.")]
     differing, unknown = verdict.named(DIFFERS), verdict.named(UNKNOWN)
     lines = [f"Conditions that differ: {_list(differing)}. Unknown, which counts as different: {_list(unknown)}."]
-    label = notes.cost_matched([run.manifest])  # the report begins with it
+    label = describe.cost_matched([run.manifest])  # the report begins with it
     return [_sentence(line) for line in [*_sentences(verdict), *lines] if line not in label]
 
 

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from methods.core.errors import UserError, unknown
 from methods.core.weights import Trained
 from methods.registry import Resolved
-from specbench.prompts import Chat
 from specbench.targets import checkpoint, drafters, families, hub, placement
+from specbench.targets.chat import Chat
 from specbench.targets.shapes import SHAPES
 from specbench.targets.widen import widened
 

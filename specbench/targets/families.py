@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.prompts import CHAT
+from specbench.targets.chat import CHAT
 
 
 @dataclass(frozen=True)

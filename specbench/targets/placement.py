@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
 from methods.core.errors import UserError
-from specbench.memory import free
+from specbench.util.memory import free
 
 AUTO = "auto"
 AT_HOME = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from methods.core import weights
 from methods.core.errors import UserError
 from specbench import suites, targets
-from specbench.agreement import repetition
-from specbench.train import corpus, files, generate, texts
-from specbench.train.chat import ChatFormat
+from specbench.analysis.agreement import repetition
+from specbench.train.data import corpus, generate, texts
+from specbench.train.data.chat import ChatFormat
+from specbench.train.data.texts import Windows
 from specbench.train.target import FACTS
-from specbench.train.texts import Windows
+from specbench.util import files
 
 WINDOW = 1024
 REPETITIVE = 0.5  # an output counts as fallen into repetition when more of its 4-grams than this occurred before

@@ -20,12 +20,14 @@ from methods.registry import METHODS, parse_option
 from specbench import targets
 from specbench.targets import placement
 from specbench.targets.shapes import SHAPES
-from specbench.train import corpus, files, loop, material
+from specbench.train import loop
 from specbench.train.acceptance import line, rank_accuracy
-from specbench.train.board import Board
-from specbench.train.lessons import Lessons
+from specbench.train.batches import Lessons
+from specbench.train.data import corpus, material
+from specbench.train.distributed import World, joined
 from specbench.train.recipe import Job
-from specbench.train.world import World, joined
+from specbench.train.tensorboard import Board
+from specbench.util import files
 
 EVALUATIONS = 12
 

@@ -15,11 +15,11 @@ from methods.core.kv_cache import head_dim
 from methods.core.target import refuse
 from specbench import targets
 from specbench.targets import checkpoint, hub
-from specbench.train import generate
 from specbench.train.counting import WEIGHT, Drafter, Rates, count, measure
+from specbench.train.data import generate
+from specbench.train.data.material import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT, check_context
 from specbench.train.drafter import drafter_of, target_dtype
 from specbench.train.features import STORED
-from specbench.train.material import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT, check_context
 from specbench.train.recipe import Job, Recipe
 
 EXPORTED = 2  # bytes of a weight on disk

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.errors import UserError
-from specbench.train import files
-from specbench.train.texts import Windows
-from specbench.train.world import World
+from specbench.train.data.texts import Windows
+from specbench.train.distributed import World
+from specbench.util import files
 
 STORED = torch.bfloat16
 SAID_EVERY = 100  # parts between two lines of progress

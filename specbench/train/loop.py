@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from methods.core.errors import UserError
-from specbench.train import files
-from specbench.train.world import ALONE, World
+from specbench.train.distributed import ALONE, World
+from specbench.util import files
 
 CHECKPOINT_EVERY_S = 120.0
 SAVING_SHARE = 20.0  # a checkpoint may take a twentieth of the time

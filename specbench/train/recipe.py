@@ -7,7 +7,7 @@ from typing import Any
 
 from methods.core.errors import UserError, unknown
 from methods.core.training import MAX_DEPTH
-from specbench.train.corpus import Source
+from specbench.train.data.corpus import Source
 from specbench.train.loop import SCHEDULES
 
 CORPUS_SHARE = 1 / 3  # of the budget spent on the corpus before the target's own text

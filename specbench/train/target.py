@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import unknown
-from specbench.environment import environment
-from specbench.prompts import Chat
-from specbench.train import corpus, files, loop, texts, tokenizer
-from specbench.train.chat import ChatFormat, Tokens
-from specbench.train.texts import Windows
+from specbench.targets.chat import Chat
+from specbench.train import loop, tokenizer
+from specbench.train.data import corpus, texts
+from specbench.train.data.chat import ChatFormat, Tokens
+from specbench.train.data.texts import Windows
+from specbench.util import files
+from specbench.util.environment import environment
 
 FACTS = "training.json"  # beside the weights: how they were trained
 

@@ -1,0 +1,55 @@
+"""specbench's own engine: a method of the table, run by the one decode loop."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from methods.core.acceptance import AcceptanceRule, Sampling
+from methods.core.clock import clock_for
+from methods.core.decode import DecodeResult, Drafter, decode, warm
+from methods.core.target import Target
+from specbench.engines.base import Answer
+from specbench.store.records import Steps
+
+
+class Arm(NamedTuple):
+    """One method, ready to decode: an ``Answerer``. Arms of one back end share their target."""
+
+    name: str
+    target: Target
+    drafter: Drafter
+    accept: AcceptanceRule
+
+    def warm(self, sampling: Sampling) -> None:
+        warm(self.target, self.drafter, self.accept, sampling)
+
+    def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
+        clock = clock_for(self.target.device)
+        synchronize(self.target.device)
+        start = time.perf_counter()
+        result = decode(self.target, self.drafter, self.accept, prompt, sampling, clock)
+        synchronize(self.target.device)
+        return Answer(result.tokens, result.stop, result.prefill_s, time.perf_counter() - start, _steps(result))
+
+    def recover(self) -> None:
+        for cache in self.target.caches:
+            cache.wipe()
+
+
+def _steps(result: DecodeResult) -> Steps:
+    steps = result.steps
+    return Steps(
+        nodes=[step.nodes for step in steps],
+        depth=[step.depth for step in steps],
+        accepted=[step.accepted for step in steps],
+        emitted=[step.emitted for step in steps],
+        draft_s=[step.draft_s for step in steps],
+        verify_s=[step.verify_s for step in steps],
+        commit_s=[step.commit_s for step in steps],
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Answer files of other tools, converted to run directories."""

@@ -1,1 +1,0 @@
-"""Other tools' results, read into run directories of ours."""

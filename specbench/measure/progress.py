@@ -1,0 +1,108 @@
+"""What a running measurement shows: each arm's tokens/s and MAT so far, and the time left."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from specbench.store.records import Record
+from specbench.util.progress import LINE_EVERY_S
+
+DRAW_EVERY_S = 0.25
+
+
+@dataclass
+class Tally:
+    """Running sums of one arm."""
+
+    turns: int = 0
+    failed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    emitted: int = 0
+    steps: int = 0
+
+    def add(self, record: Record) -> None:
+        self.turns += 1
+        self.failed += record.status != "ok"
+        self.tokens += record.token_count
+        self.seconds += record.total_s
+        self.emitted += sum(record.steps.emitted)
+        self.steps += len(record.steps.emitted)
+
+    @property
+    def speed(self) -> str:
+        return f"{self.tokens / self.seconds:.1f}" if self.seconds else "-"
+
+    @property
+    def mat(self) -> str:
+        return f"{self.emitted / self.steps:.2f}" if self.steps else "-"
+
+
+class RunProgress:
+    """Use as a context manager; ``add`` after every turn.
+
+    Drawn between turns only: a refresh thread would take the interpreter, and on a small machine a core, from the
+    turn being timed. Without a terminal it prints a line now and then instead.
+    """
+
+    def __init__(self, console: Console, methods: Sequence[str], total: int, done: Sequence[Record]):
+        self._console, self._total, self._first = console, total, len(done)
+        self._tallies = {method: Tally() for method in methods}
+        for record in done:
+            self._tallies[record.method].add(record)
+        self._started = self._shown = time.perf_counter()
+        self._bar = Progress(TextColumn("turns"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
+        self._task = self._bar.add_task("", total=total)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def done(self) -> int:
+        return sum(tally.turns for tally in self._tallies.values())
+
+    def add(self, record: Record) -> None:
+        self._tallies[record.method].add(record)
+        if record.status != "ok":
+            self._console.print(f"{record.method}, question {record.question_id}, turn {record.turn + 1}: {record.error}", markup=False)
+        now = time.perf_counter()
+        if self._live is not None and now - self._shown >= DRAW_EVERY_S:
+            self._shown = now
+            self._bar.update(self._task, completed=self.done, description=self._left(now))
+            self._live.update(Group(self._table(), self._bar), refresh=True)
+        elif self._live is None and now - self._shown >= LINE_EVERY_S:
+            self._shown = now
+            self._console.print(self.line(now), markup=False, soft_wrap=True)
+
+    def line(self, now: float) -> str:
+        arms = ", ".join(f"{name} {tally.speed} tokens/s MAT {tally.mat}" for name, tally in self._tallies.items())
+        return f"{self.done}/{self._total} turns, {self._left(now)}: {arms}"
+
+    def _left(self, now: float) -> str:
+        measured = self.done - self._first
+        if not measured:
+            return ""
+        seconds = round((now - self._started) / measured * (self._total - self.done))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02} left"
+
+    def _table(self) -> Table:
+        table = Table("method", "turns", "failed", "tokens/s", "MAT", box=None)
+        for name, tally in self._tallies.items():
+            table.add_row(name, str(tally.turns), str(tally.failed), tally.speed, tally.mat)
+        return table

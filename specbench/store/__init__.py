@@ -1,0 +1,1 @@
+"""A run on disk. Everything that measures writes it; everything that analyses reads it."""

@@ -1,0 +1,1 @@
+"""Measurements beside a run: benchmark, profile, roofline, scaling, and tuning."""

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of speculative decoding: files, text, tables, memory, environment."""

@@ -1,0 +1,160 @@
+from dataclasses import fields, replace
+from datetime import date
+
+import pytest
+from helpers.claimed_runs import PROMPT_S, S4C, VANILLA_S, answer, manifest, records, verdict_on
+
+from specbench import claims
+from specbench.analysis import metrics
+from specbench.analysis.frames import turns_frame
+from specbench.analysis.stats import Estimate
+from specbench.claims import text
+from specbench.claims.verdict import judge, outcome
+from specbench.store.records import AGAIN
+from specbench.suites import spec_bench
+
+
+@pytest.mark.parametrize(
+    ("speedup", "wobble", "expected", "why"),
+    [
+        (1.39, 0.01, "below", "the interval lies below the range"),
+        (3.0, 0.01, "above", "the interval lies above the range"),
+        (2.4, 0.01, "reproduced", "the interval lies inside the range"),
+        (2.26, 0.01, "reproduced", "the interval only overlaps the range"),
+        (2.6, 0.01, "reproduced", "the interval only overlaps the range"),
+        (2.4, 0.35, "inconclusive", "the interval is wider than the range"),
+    ],
+)
+def test_an_interval_against_the_range(tmp_path, speedup, wobble, expected, why):
+    verdict = verdict_on(tmp_path, records(speedup, wobble=wobble))
+    assert (verdict.outcome, verdict.judged.why) == (expected, why)
+    assert verdict.judged.definition == "speedup_specbench_legacy"
+    assert verdict.exit_code == {"below": 1, "inconclusive": 3}.get(expected, 0)
+
+
+def test_bounds_belong_to_the_range():
+    assert outcome(Estimate(2.4, 2.26, 2.6), 2.26, 2.6) == ("reproduced", "the interval lies inside the range")
+    assert outcome(Estimate(2.2, 2.1, 2.26), 2.26, 2.6)[0] == outcome(Estimate(2.7, 2.6, 2.8), 2.26, 2.6)[0] == "reproduced"
+
+
+@pytest.mark.parametrize(("questions", "expected"), [(29, "inconclusive"), (30, "reproduced")])
+def test_too_few_questions_prove_nothing(tmp_path, questions, expected):
+    verdict = verdict_on(tmp_path, records(2.4, questions=questions), questions=questions)
+    assert verdict.outcome == expected
+    assert ("29 questions were compared, fewer than 30" in verdict.judged.why) == (questions == 29)
+
+
+def test_without_an_interval_nothing_is_concluded(tmp_path):
+    verdict = verdict_on(tmp_path, records(2.4, vanilla_text_tokens=None))
+    assert (verdict.outcome, verdict.judged.why) == ("inconclusive", "no interval could be formed")
+    assert "has no measured speedup" in text.sentence(verdict)
+
+
+def only(method):
+    return (record for record in records(2.4) if record.method == method)
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "why"),
+    [
+        (
+            records(2.4),
+            {"suite": "mini", "suite_sha256": "f" * 64},
+            "the sha256 of the run's suite, mini, is not that of the claim's, spec-bench",
+        ),
+        (only("s4c"), {}, "no answered turn of vanilla is recorded"),
+        (only("vanilla"), {}, "no answered turn of s4c is recorded"),
+        ([], {}, "no answered turn of vanilla is recorded"),
+        (records(4.5), {}, "accounting error: the decode speedup exceeds MAT beyond its interval, so times or counts are wrong"),
+    ],
+    ids=["suite", "no vanilla", "no arm", "no records", "accounting"],
+)
+def test_what_cannot_be_compared_is_not(tmp_path, found, settings, why):
+    verdict = verdict_on(tmp_path, found, settings=settings)
+    assert (verdict.outcome, verdict.judged.why, verdict.exit_code) == ("not comparable", why, 3)
+    assert {each.outcome for each in verdict.by_definition} == {"not comparable"}
+    assert text.sentence(verdict).startswith("not comparable, under different conditions: ")
+
+
+def test_every_definition_is_judged_and_a_disagreement_said(tmp_path):
+    agreed = verdict_on(tmp_path / "a", records(2.4))
+    assert [each.definition for each in agreed.by_definition] == [each.__name__ for each in metrics.SPEEDUPS]
+    assert "All definitions agree on the outcome." in text.parts(agreed)
+    split = verdict_on(tmp_path / "b", records(2.1, vanilla_text_tokens=11))
+    legacy = "reproduced by speedup_specbench_legacy"
+    others = "below by speedup, speedup_specbench, speedup_micro, latency_ratio"
+    assert f"The definitions disagree: {others}; {legacy}." in text.parts(split)
+
+
+def test_the_speedup_is_taken_apart(tmp_path):
+    found = verdict_on(tmp_path, records(1.5, wobble=0.0)).decomposition
+    round_s = VANILLA_S / 1.5 - PROMPT_S
+    assert found.mat.value == 12.0
+    assert found.round_cost.value == pytest.approx(round_s / 0.010)
+    assert found.speedup_decode.value == pytest.approx(0.12 / round_s) == pytest.approx(12 / found.round_cost.value)
+    assert found.decode_mat_for_low.value == pytest.approx(2.26 * found.round_cost.value)
+    assert found.decode_mat_for_high.value == pytest.approx(2.6 * found.round_cost.value)
+    assert found.mat_for_low.value == pytest.approx(12 * round_s / (VANILLA_S / 2.26 - PROMPT_S))
+    assert found.mat_for_high.value == pytest.approx(12 * round_s / (VANILLA_S / 2.6 - PROMPT_S))
+
+
+def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
+    def caveats(depth):
+        run = manifest(tmp_path / str(depth))
+        facts = replace(run.methods["s4c"], config={"depth": depth})
+        found = judge(S4C, replace(run, methods=run.methods | {"s4c": facts}), turns_frame(records(1.5, wobble=0.0)))
+        return [line for line in found.caveats if "deep" in line]
+
+    assert 15 < 2.26 * (VANILLA_S / 1.5 - PROMPT_S) / 0.010 < 16  # the MAT that the range begins at
+    assert "14 deep, so its MAT cannot exceed 15" in caveats(14)[0]
+    assert caveats(15) == []
+
+
+def test_the_noise_floor_is_that_of_the_arm(tmp_path):
+    assert "noise floor is not known" in "".join(str(part) for part in text.parts(verdict_on(tmp_path / "a", records(2.4))))
+    again = [answer(f"s4c{AGAIN}", i, 2.4 * 1.02) for i in range(36)]
+    arms = {"vanilla": "V", "s4c": "S4C", f"s4c{AGAIN}": "S4C, again"}
+    verdict = verdict_on(tmp_path / "b", [*records(2.4, wobble=0.0), *again], methods=arms, arms=3)
+    assert verdict.noise_floor.value == pytest.approx(1.02)
+    assert "s4c over itself in this run is 1.020x [1.020, 1.020]" in "".join(str(part) for part in text.parts(verdict))
+
+
+def test_context_is_the_same_method_and_its_neighbours(tmp_path):
+    everything = verdict_on(tmp_path / "a", records(2.4)).context
+    assert len(everything) == 10
+    rows = verdict_on(tmp_path / "b", records(2.4), claims.named("medusa-vicuna-7b"), "s4c").context
+    assert [row.name for row in rows] == [
+        "medusa-vicuna-7b", "medusa-vicuna-13b", "medusa-vicuna-33b", "eagle-vicuna-7b", "eagle2-vicuna-7b",
+    ]  # fmt: skip
+
+
+LEADERBOARD = {  # Leaderboard.md at fd2c1cd: overall speedup, mean accepted tokens
+    "medusa-vicuna-7b": (1.71, 2.31), "medusa-vicuna-13b": (1.80, 2.39), "medusa-vicuna-33b": (1.76, 2.33),
+    "eagle-vicuna-7b": (2.10, 3.58), "eagle-vicuna-13b": (2.16, 3.64), "eagle-vicuna-33b": (2.43, 3.39),
+    "eagle2-vicuna-7b": (2.36, 4.34), "eagle2-vicuna-13b": (2.46, 4.43), "eagle2-vicuna-33b": (2.59, 4.05),
+    "eagle3-vicuna-13b": (3.02, 5.71),
+}  # fmt: skip
+
+
+def test_every_shipped_claim_is_complete():
+    assert set(claims.claims()) == {"s4c", *LEADERBOARD}
+    for claim in claims.claims().values():
+        assert 1 < claim.low < claim.high
+        assert claim.judged_by in {each.__name__ for each in metrics.SPEEDUPS}
+        assert (claim.suite_sha256, claim.questions) == (spec_bench.SHA256, 480)
+        assert claim.address.startswith("https://")
+        assert isinstance(claim.date, date)
+        assert "unknown" not in [getattr(claim, field.name) for field in fields(claim)]
+    assert (S4C.low, S4C.high, S4C.metric, S4C.target, S4C.gpu) == (2.26, 2.60, None, None, None)
+
+
+@pytest.mark.parametrize("name", LEADERBOARD)
+def test_leaderboard_rows_are_points_with_a_stated_spread(name):
+    claim = claims.named(name)
+    assert (claim.value, claim.mat) == LEADERBOARD[name]
+    assert claim.arm == name.split("-")[0]
+    assert claim.target == name.partition("-")[2] + "-v1.3"
+    assert (claim.high + claim.low) / 2 == pytest.approx(claim.value)
+    assert (claim.high - claim.low) / 2 == pytest.approx(2 * 0.038 * claim.value)
+    assert f"{100 * claim.spread:.1f} %" in claim.range_from
+    assert (claim.metric, claim.dtype, claim.temperature, claim.gpu) == ("speedup_specbench_legacy", "fp16", 0.0, "A100 80GB")

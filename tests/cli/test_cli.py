@@ -1,0 +1,221 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.scripted_records import turn, write_run
+from helpers.tiny_target import QUESTIONS, write_suite, write_target
+from transformers import AutoTokenizer
+
+from specbench.cli import app, common
+from specbench.store import records
+from specbench.store.manifest import RunManifest
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory) -> Path:
+    return write_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture
+def base(target, tmp_path, monkeypatch) -> list[str]:
+    """Arguments of a run that works."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common.console, "_width", 200)
+    suite = write_suite(tmp_path / "suite.jsonl")
+    return ["run", "--target", str(target), "--method", "pld", "--suite-file", str(suite), "--device", "cpu", "--max-new-tokens", "8"]
+
+
+def ended(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        app.main(arguments)
+    return int(end.value.code or 0)
+
+
+def complaint(arguments: list[str], capsys) -> str:
+    """The one line a wrong command line is answered with."""
+    assert ended(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_a_run_measures_reports_and_is_found_again(base, tmp_path, capsys):
+    assert ended(base) == 0
+    shown = capsys.readouterr().out
+    (run_dir,) = (tmp_path / "results").iterdir()
+    assert run_dir.name.startswith("file-")
+    assert f"report: results/{run_dir.name}/report" in shown
+    assert (run_dir / "report" / "report.md").is_file()
+    before = (run_dir / records.FILE).read_bytes()
+    manifest = RunManifest.read(run_dir)
+    assert manifest.settings.methods == ["vanilla", "pld"]
+    assert before.count(b"\n") == 2 * sum(len(turns) for _, _, turns in QUESTIONS)
+    assert ended(base) == 0
+    assert "all 14 turns are measured" in capsys.readouterr().out
+    assert (run_dir / records.FILE).read_bytes() == before
+    assert ended([*base, "--seed", "1"]) == 0
+    assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_an_arm_runs_twice_to_measure_the_noise(base, target, tmp_path, capsys):
+    out = tmp_path / "mine"
+    assert ended([*base, "--out", str(out), "--aa", "pld", "--set", "pld.nodes=3"]) == 0
+    manifest = RunManifest.read(out)
+    assert manifest.settings.methods == ["vanilla", "pld", "pld#2"]
+    assert manifest.methods["pld#2"].config == manifest.methods["pld"].config == {"max_ngram": 3, "nodes": 3}
+    found = {record.key: record for record in records.read(out)[0]}
+    pairs = [(record, found["pld#2", *key[1:]]) for key, record in found.items() if key[0] == "pld"]
+    assert len(pairs) == sum(len(turns) for _, _, turns in QUESTIONS)
+    assert all(one.output_ids == two.output_ids and one.steps.accepted == two.steps.accepted for one, two in pairs)
+    read_back = AutoTokenizer.from_pretrained(target)
+    assert [one.text_tokens for one, _ in pairs] == [len(read_back.encode(one.output_text.strip())) for one, _ in pairs]
+    lines = (out / records.FILE).read_bytes().splitlines(keepends=True)
+    (out / records.FILE).write_bytes(b"".join(lines[:5]))
+    assert ended(["resume", str(out)]) == 0
+    assert (out / records.FILE).read_bytes().count(b"\n") == len(lines)
+    assert "unknown method 'pdl'" in complaint([*base, "--aa", "pdl"], capsys)
+
+
+def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
+    out = tmp_path / "mine"
+    assert ended([*base, "--out", str(out), "--set", "pld.nodes=3"]) == 0
+    lines = (out / records.FILE).read_bytes().splitlines(keepends=True)
+    (out / records.FILE).write_bytes(b"".join(lines[:5]))
+    assert ended(["resume", str(out)]) == 0
+    assert (out / records.FILE).read_bytes().startswith(b"".join(lines[:5]))
+    assert (out / records.FILE).read_bytes().count(b"\n") == len(lines)
+    assert RunManifest.read(out).methods["pld"].config["nodes"] == 3
+    assert ended(["report", str(out), "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere" / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--method", "medsua"], ["unknown method 'medsua'", "did you mean 'medusa'?"]),
+        (["--target", "tiny-7bb"], ["unknown target 'tiny-7bb'", "did you mean 'tiny-7b'?"]),
+        (["--suite", "mimi", "--suite-file="], ["unknown suite 'mimi'", "did you mean 'mini'?"]),
+        (["--categories", "letters,numbrs"], ["unknown category", "did you mean 'numbers'?"]),
+        (["--set", "noodles=3"], ["unknown option in --set 'noodles'", "did you mean 'nodes'?"]),
+        (["--set", "pld.noodles=3"], ["unknown option of pld 'noodles'", "choices: acceptance, backend, max_ngram, nodes"]),
+        (["--set", "eagle.nodes=3"], ["unknown method in --set 'eagle'", "choices: pld, vanilla"]),
+        (["--set", "nodes"], ["--set 'nodes' is not KEY=VALUE"]),
+        (["--set", "nodes=many"], ["pld's nodes is 'many'", "whole number"]),
+        (["--set", "acceptance=macth"], ["did you mean 'match'?"]),
+        (["--turns", "their"], ["unknown value of --turns 'their'"]),
+        (["--attention", "flash"], ["unknown attention 'flash'"]),
+        (["--backend", "statik"], ["unknown backend 'statik'", "did you mean 'static'?"]),
+        (["--set", "backend=eager"], ["--set 'backend=eager': the back end of all arms is --backend"]),
+        (["--method", "pld:backend=graph"], ["unknown value of pld's backend 'graph'", "choices: eager, static"]),
+        (["--dtype", "bf61"], ["unknown dtype 'bf61'", "did you mean 'bf16'?"]),
+        (["--device", "cuda"], ["cuda"]),
+        (["--device", "tpu"], ["unknown device 'tpu'"]),
+        (["--limit", "0"], ["limit 0 is below 1"]),
+        (["--repeats", "0"], ["--repeats is 0; it must be at least 1"]),
+        (["--temperature", "-1"], ["--temperature is -1.0"]),
+        (["--temperature", "nan"], ["--temperature is nan"]),
+        (["--max-new-tokens", "0"], ["--max-new-tokens is 0"]),
+        (["--suite-file", "absent.jsonl"], ["absent.jsonl does not exist"]),
+        (["--method", "s4c"], ["s4c needs trained s4c weights"]),
+        (["--hf-column", "turns"], ["--hf-column 'turns' is not NAME=VALUE"]),
+        (["--out", "suite.jsonl/here"], ["cannot write to suite.jsonl/here", "choose another --out"]),
+        (["--out", "/proc/here"], ["cannot write to /proc/here"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_bad_input_is_one_line_and_nothing_is_written(base, tmp_path, capsys, arguments, parts):
+    if arguments[-1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    if "--suite-file=" in arguments:
+        place = base.index("--suite-file")
+        base, arguments = base[:place] + base[place + 2 :], arguments[:-1]
+    line = complaint([*base, *arguments], capsys)
+    assert all(part in line for part in parts), line
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.jsonl"]
+
+
+def test_another_run_in_the_directory_is_left_alone(base, tmp_path, capsys):
+    out = tmp_path / "mine"
+    assert ended([*base, "--out", str(out)]) == 0
+    before = (out / records.FILE).read_bytes()
+    capsys.readouterr()
+    assert "max_new_tokens 8 -> 9" in complaint([*base, "--out", str(out), "--max-new-tokens", "9"], capsys)
+    facts = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**facts, "schema": 2}))
+    assert "schema version 2" in complaint([*base, "--out", str(out)], capsys)
+    assert "schema version 2" in complaint(["resume", str(out)], capsys)
+    assert (out / records.FILE).read_bytes() == before
+
+
+def test_resume_and_report_of_nothing(tmp_path, capsys):
+    assert "holds no manifest.json" in complaint(["resume", str(tmp_path)], capsys)
+    assert "does not exist" in complaint(["report", str(tmp_path / "none")], capsys)
+    assert "say where it goes: --out DIR" in complaint(["report", str(tmp_path), str(tmp_path)], capsys)
+
+
+def test_what_no_run_wrote_is_not_taken_up(base, tmp_path, capsys):
+    imported = write_run(tmp_path / "imported", [], target={"label": "imported"})
+    assert "imported, not measured here" in complaint(["resume", str(imported)], capsys)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / f"{records.FILE}.xz").write_bytes(b"")
+    assert "but no manifest.json" in complaint([*base, "--out", str(tmp_path / "packed")], capsys)
+
+
+def test_damaged_records_are_one_line(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [turn("vanilla", "a", [0])])
+    for damaged in (b"null\n", b"5\n", (run / records.FILE).read_bytes() * 2):
+        (run / records.FILE).write_bytes(damaged)
+        assert f"{run / records.FILE}" in complaint(["report", str(run)], capsys)
+    (run / records.FILE).unlink()
+    (run / f"{records.FILE}.xz").write_bytes(b"\xfd7zXZ\x00torn")
+    assert "cannot be unpacked" in complaint(["report", str(run)], capsys)
+    (run / records.FILE).mkdir()
+    assert "cannot be unpacked" in complaint(["report", str(run)], capsys)
+    (run / f"{records.FILE}.xz").unlink()
+    assert "is no file" in complaint(["report", str(run)], capsys)
+
+
+def test_ctrl_c_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
+    def interrupted(session, run_dir, console) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specbench.measure.runner.run", interrupted)
+    assert ended([*base, "--out", "mine"]) == 130
+    assert capsys.readouterr().err == "interrupted; resume with: specbench resume mine\n"
+
+
+def test_a_fault_of_ours_is_no_verdict(monkeypatch, capsys):
+    monkeypatch.setattr("specbench.cli.app.app", lambda args: 1 / 0)
+    assert ended(["verify"]) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_methods_and_targets_are_listed(base, capsys):
+    assert ended(["methods"]) == 0
+    shown = capsys.readouterr().out
+    assert "S4C (reconstruction)" in shown
+    assert "max_ngram" in shown
+    assert ended(["targets"]) == 0
+    assert "tiny-7b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "None 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "7"}, "None 7")]
+)
+def test_how_threads_wait_is_settled_before_torch_is_there(given, expected):
+    code = (
+        "import os, sys, specbench.cli.app as cli; assert 'torch' not in sys.modules\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, check=True)
+    assert done.stdout.splitlines()[-1] == expected

@@ -1,0 +1,68 @@
+"""`specbench run --workers` as a user starts it: workers are spawned, and Ctrl-C reaches every process."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.worker_processes import but_for_times, lines_of, quiet, small_options, until
+
+from specbench.cli import app, common, run
+from specbench.measure.runner import run
+from specbench.measure.session import prepare
+from specbench.store import records
+from specbench.store.manifest import RunManifest
+from specbench.util.threads import SPINS
+
+torch.set_num_threads(1)
+
+
+def group_left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c_ends_every_process_and_the_run_resumes(tmp_path):
+    options = small_options(tmp_path)
+    arguments = ["run", "--method", "pld", "--target", options.target, "--suite-file", str(options.suite_file), "--max-new-tokens", "16"]
+    arguments += ["--temperature", "0.8", "--repeats", "200", "--dtype", "fp64", "--device", "cpu", "--backend", "eager"]
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "specbench", *arguments, "--workers", "2", "--out", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"OMP_NUM_THREADS": "2"}
+    started = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    with started:
+        until(lambda: lines_of(out) >= 6 or started.poll() is not None)
+        os.killpg(started.pid, signal.SIGINT)
+        _, errors = started.communicate(timeout=60)
+    assert errors == f"interrupted; resume with: specbench resume {out}\n"
+    assert started.returncode == common.INTERRUPTED
+    until(lambda: not group_left(started.pid), 10)
+    found, torn = records.read(out)
+    assert not torn
+    assert len(found) >= 6
+    manifest = RunManifest.read(out)
+    assert manifest.status == "interrupted"
+    assert [manifest.environment[name] for name in ("workers", "threads", "gomp_spincount")] == [2, 1, SPINS]
+    assert len({record.device for record in found}) == 2
+    once = tmp_path / "once"
+    run(prepare(options), once, quiet())
+    undisturbed = {record.key: record for record in but_for_times(once)}
+    assert all(undisturbed.get(record.key, record) == record for record in but_for_times(out))
+
+
+def test_resume_takes_workers_too(tmp_path, monkeypatch):
+    asked = []
+    options = small_options(tmp_path)
+    prepare(options).manifest.write(tmp_path)
+    monkeypatch.setattr(run, "_measure", lambda *arguments: asked.append(arguments[1:]))
+    for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"]):
+        with pytest.raises(SystemExit):
+            app.main(["resume", str(tmp_path), *arguments])
+    assert asked == [(tmp_path, None, None), (tmp_path, 2, None), (tmp_path, 4, "local")]

@@ -1,0 +1,273 @@
+"""An OpenAI-compatible server as a reference row: the whole command, and everything a server can do wrong."""
+
+import dataclasses
+import io
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.openai_server import SGLANG, Server, write_plain_target
+from helpers.tiny_target import QUESTIONS, write_suite
+from rich.console import Console
+
+from methods.core.acceptance import Sampling
+from methods.core.errors import UserError
+from specbench.cli import app, common
+from specbench.config.options import Options
+from specbench.engines.endpoint import counters
+from specbench.engines.endpoint.client import Client, ServerError
+from specbench.engines.endpoint.counters import ENGINES, Counters, parsed, timed
+from specbench.lossless.divergence import explain
+from specbench.measure.runner import run
+from specbench.measure.session import prepare
+from specbench.store import records
+from specbench.store.manifest import RunManifest
+from specbench.store.records import Drafting
+
+torch.set_num_threads(1)
+TURNS = sum(len(turns) for _, _, turns in QUESTIONS)
+TOKENS = 14
+KEY = "sk-not-to-be-kept"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_plain_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture
+def options(folder, tmp_path):
+    suite = write_suite(tmp_path / "suite.jsonl")
+    return Options(["endpoint"], str(folder), suite_file=suite, max_new_tokens=TOKENS, dtype="fp64", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    for name in ("SPECBENCH_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def command(options, server, out, *more):
+    given = ["run", "--method", "endpoint", "--base-url", f"{server.url}/v1/", "--target", options.target, "--dtype", "fp64"]
+    return [*given, "--suite-file", str(options.suite_file), "--max-new-tokens", str(TOKENS), "--device", "cpu", "--out", str(out), *more]
+
+
+def ended(arguments):
+    with pytest.raises(SystemExit) as end:
+        app.main(arguments)
+    return int(end.value.code or 0)
+
+
+def found(run_dir):
+    return {record.key: record for record in records.read(run_dir)[0]}
+
+
+def ready(options, server):
+    """The session and its arm."""
+    session = prepare(dataclasses.replace(options, base_url=server.url))
+    (arm,) = session.peers
+    return session, arm
+
+
+def asked(session, text="Say a b c."):
+    return session.chat.encode([text], [])
+
+
+def refusal(options, **named):
+    with pytest.raises(UserError) as caught:
+        prepare(dataclasses.replace(options, **named))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_server_that_sends_text_through_the_whole_command(options, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(common.console, "_width", 300)
+    out = tmp_path / "run"
+    with Server(folder, key=KEY) as server:
+        assert ended(command(options, server, out, "--method", "pld")) == 0
+    shown = capsys.readouterr().out
+    for (method, *key), record in found(out).items():
+        if method == "endpoint":
+            twin = found(out)["vanilla", *key]
+            assert (record.status, record.error, record.timing) == ("ok", "", "answer")
+            assert (record.output_text, record.tokens, record.output_ids) == (twin.output_text, len(twin.output_ids), [])
+            assert (record.stop, record.prompt_tokens, record.peak_bytes) == (twin.stop, twin.prompt_tokens, 0)
+            assert 0 < record.prefill_s < record.total_s
+            assert record.drafting == Drafting(2 * 13 // 3, 13 - 2 * 13 // 3, 5 * (2 * 13 // 3))
+    assert len(found(out)) == 3 * TURNS
+    mark = f"Endpoint (different engine: tiny at {server.url.removeprefix('http://')}, vllm 0.99.1)"
+    markdown = (out / "report" / "report.md").read_text()
+    for text in (shown, markdown, next((out / "report").glob("*/tables.tex")).read_text()):
+        assert mark in text.replace("\\_", "_")
+    (row,) = [line for line in markdown.split("### All categories")[1].splitlines() if line.startswith("| Endpoint")][:1]
+    assert f"| {1 + 5 / 8:.2f} | — |" in row, "MAT by the server's counters, no R"
+    assert f"100.0 % of {TURNS} by text" in row
+    assert f"could be told for {TURNS} of its {TURNS} turns" in shown
+    assert "it sends no token ids" in shown
+    assert "off ours of the text" not in shown
+    facts = RunManifest.read(out).methods["endpoint"]
+    assert facts.config["base_url"] == server.url
+    assert facts.config | {"model": "tiny", "prompt": "token ids", "answer": "text", "options": "extended"} == facts.config
+    assert not [path for path in out.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert [arm.method for arm in explain(out).arms] == ["pld"], "where there are no token ids none can be judged"
+
+
+def test_a_server_that_tells_token_ids_is_compared_by_them_and_resumes(options, folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    with Server(folder, ids=True, counters=()) as server:
+        session, _ = ready(options, server)
+        run(session, out, Console(file=io.StringIO()))
+        whole = found(out)
+        ours = {key: record for key, record in whole.items() if key[0] == "endpoint"}
+        assert all(record.output_ids == whole["vanilla", *key[1:]].output_ids for key, record in ours.items())
+        assert {record.tokens for record in ours.values()} == {None}
+        (arm,) = explain(out).arms
+        assert (arm.method, arm.compared, arm.share) == ("endpoint", TURNS, 1.0)
+        lines = (out / records.FILE).read_bytes().splitlines(keepends=True)
+        (out / records.FILE).write_bytes(b"".join(lines[:-3]))
+        assert ended(["resume", str(out)]) == 0
+        assert {key: record.output_ids for key, record in found(out).items()} == {key: r.output_ids for key, r in whole.items()}
+        (out / records.FILE).write_bytes(b"".join(lines[:-3]))
+    capsys.readouterr()
+    assert ended(["resume", str(out)]) == 2
+    assert re.fullmatch(r"error: --base-url: http://127.0.0.1:\d+: Connection refused; start the server or .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        ("500", r"ServerError: HTTP 500 from http://127.0.0.1:\d+/v1/completions: .*out of.*memory"),
+        ("hang up", r"ServerError: http://127.0.0.1:\d+ hung up before the end of its answer"),
+        ("malformed", "ServerError: .* sent an event that is no JSON object: '{broken'"),
+        ("error", "ServerError: .* failed: .*out of memory"),
+        ("no usage", "ServerError: .* sent no usage with its answer"),
+        ("wrong usage", "ServerError: .* counts 54 tokens where ours counts 14: more than 8 tokens and 25% apart"),
+        ("other prompt", "ServerError: .* read 24 tokens where the prompt has 23: it has another tokenizer"),
+    ],
+)
+def test_a_spoilt_answer_is_an_error_row_and_the_run_goes_on(options, folder, tmp_path, spoilt, said):
+    with Server(folder, counters=(), spoilt={"How much": spoilt}) as server:
+        session, _ = ready(dataclasses.replace(options, categories=["numbers"]), server)
+        run(session, tmp_path / "run", Console(file=io.StringIO()))
+    answers = [record for key, record in found(tmp_path / "run").items() if key[0] == "endpoint"]
+    assert [record.question_id for record in answers if record.status == "error"] == ["n2"]
+    (failed,) = [record for record in answers if record.status == "error"]
+    assert re.fullmatch(said + ".*", failed.error), failed.error
+    assert (failed.total_s, failed.tokens, failed.drafting) == (0.0, None, None)
+
+
+def test_a_request_in_between_leaves_acceptance_unknown(options, folder):
+    with Server(folder, spoilt={"foreign": "foreign"}) as server:
+        session, arm = ready(options, server)
+        assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(8, 5, 40)
+        assert arm.answer(asked(session, "foreign"), Sampling(TOKENS)).drafting is None
+        assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(8, 5, 40)
+
+
+def test_counters_may_come_late_and_are_waited_for(options, folder, monkeypatch):
+    with Server(folder, late_s=0.1) as server:
+        session, arm = ready(options, server)
+        time.sleep(0.2)  # what it was asked first is counted by then
+        assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(8, 5, 40)
+        monkeypatch.setattr(counters, "LAG_S", 0.0)
+        answer = arm.answer(asked(session), Sampling(TOKENS))
+        assert answer.drafting is None
+        assert answer.total_s < 5
+
+
+def test_sglang_counts_rounds_and_llama_cpp_drafts(options, folder):
+    with Server(folder, counters=SGLANG) as server:
+        session, arm = ready(options, server)
+        assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(8, 5, None)
+    with Server(folder, counters=(), timings=True) as server:
+        session, arm = ready(options, server)
+        assert arm.answer(asked(session), Sampling(TOKENS)).drafting == Drafting(TOKENS - 1 - 7, 7, 42)
+    assert timed({"draft_n": 0}, 5) is None
+    assert parsed('a{b="1 2"} 3\na{b="2"} 4.5e+01\nc NaN\n# TYPE a counter\n\nd 7 1700000000\n') == {"a": 48.0, "d": 7.0}
+
+
+def test_a_server_is_asked_as_the_run_is_set(options, folder):
+    with Server(folder, counters=()) as server:
+        session, arm = ready(options, server)
+        arm.answer(asked(session), Sampling(5, 0.7, session.stop_ids, 2**40 + 3))
+        assert server.asked[-1] | {
+            "model": "tiny", "prompt": asked(session), "max_tokens": 5, "temperature": 0.7, "seed": 3, "top_p": 1.0, "top_k": -1,
+            "stream_options": {"include_usage": True}, "stop_token_ids": sorted(session.stop_ids), "authorization": None,
+        } == server.asked[-1]  # fmt: skip
+        assert len(arm.answer([70] * (session.target.context - 9), Sampling(100)).output_text) == 9 == server.asked[-1]["max_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("how", "prompt", "extended"), [({"strict": True}, "token ids", "OpenAI's"), ({"strict": True, "text_only": True}, "text", "OpenAI's")]
+)
+def test_a_server_that_knows_less_is_asked_for_less(options, folder, how, prompt, extended):
+    with Server(folder, counters=(), **how) as server:
+        session, arm = ready(options, server)
+        config = session.manifest.methods["endpoint"].config
+        assert (config["prompt"], config["options"]) == (prompt, extended)
+        truth = session.arms[0].answer(asked(session), Sampling(TOKENS)).output_ids
+        assert arm.answer(asked(session), Sampling(TOKENS)).output_text == session.tokenizer.decode(truth)
+
+
+def test_a_server_that_cannot_serve_is_told_of_before_the_target_is_loaded(options, folder, monkeypatch):
+    probe = {"How are you?": "no usage"}
+    with Server(folder, counters=(), spoilt=probe) as server:
+        assert "sent no usage with its answer" in refusal(options, base_url=server.url)
+    with Server(folder, counters=(), spoilt={"How are you?": "other prompt"}) as server:
+        assert "another tokenizer than the target" in refusal(options, base_url=server.url)
+    with Server(folder, key=KEY) as server:
+        assert "HTTP 401 from" in (said := refusal(options, base_url=server.url))
+        assert "a key in SPECBENCH_API_KEY" in said
+    monkeypatch.setattr("specbench.targets.load", None)
+    assert "Connection refused; start the server" in refusal(options, base_url=server.url)
+    with Server(folder, models=("tiny", "large")) as server:
+        assert "serves large, tiny; choose one by --endpoint-model" in refusal(options, base_url=server.url)
+        assert "did you mean 'large'?" in refusal(options, base_url=server.url, endpoint_model="larg")
+    for address in ("localhost:8000", "ftp://localhost", "http://", "http://localhost:port"):
+        assert "is no address of a server" in refusal(options, base_url=address)
+    for address in ("http://me:secret@localhost", "http://localhost?key=secret"):
+        assert "secret" not in (said := refusal(options, base_url=address))
+        assert "put the key into SPECBENCH_API_KEY" in said
+
+
+def test_a_client_gives_up_in_one_line(monkeypatch):
+    with pytest.raises(ServerError, match=r"http://no-such-host\.invalid: "):
+        Client.of("http://no-such-host.invalid").get("/v1/models")
+    assert Client.of("https://host/some/path/v1/").address == "https://host/some/path"
+
+
+def test_rounds_without_drafts_are_rounds():
+    names = ENGINES[0]
+    told = [[0] * 5, [1, 101, 10, 30, 50]]
+    texts = ["\n".join(f"{name} {value}" for name, value in zip(dataclasses.astuple(names), values, strict=True)) for values in told]
+    client = SimpleNamespace(get=lambda path: texts.pop(0))
+    counters = Counters(client, names)
+    assert counters.since(counters.read_or_none(), 101) == Drafting(70, 30, 50), "10 rounds with drafts, and 60 without"
+
+
+def test_a_server_silent_about_its_counters_costs_no_answer():
+    def silent(path):
+        raise ServerError("it did not answer in time")
+
+    counters = Counters(SimpleNamespace(get=silent), ENGINES[0])
+    assert counters.read_or_none() is None
+    assert counters.since({}, 3) is None
+
+
+@pytest.mark.parametrize("address", ["http://my host:1", f"http://{'a' * 70}.com", "http://localhost/\u00e9", "http://[::1", "ftp://x"])
+def test_a_mistyped_address_is_one_line(address):
+    with pytest.raises(UserError, match="is no address of a server"):
+        Client.of(address)
+
+
+def test_a_key_is_sent_without_the_line_end_it_was_read_with_and_never_shown(folder, monkeypatch):
+    monkeypatch.setenv("SPECBENCH_API_KEY", "sk-secret\n")
+    with Server(folder) as server:
+        Client.of(server.url).get("/metrics")
+    monkeypatch.setenv("SPECBENCH_API_KEY", "sk-s\u00e9cret")
+    with pytest.raises(UserError, match="SPECBENCH_API_KEY holds characters") as said:
+        Client.of("http://localhost")
+    assert "cret" not in str(said.value)

@@ -1,0 +1,1 @@
+"""Models, targets, records, and servers that tests share."""

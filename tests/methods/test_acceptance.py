@@ -1,0 +1,172 @@
+"""At T > 0 a lossless rule's output follows the target's p: chi-square tests, with rules that must fail them.
+
+Fixed seeds; a lossless rule must have a p-value above 0.001, a broken or lossy one below 0.000001.
+"""
+
+import pytest
+import torch
+from helpers.small_models import CPU, path_of, plant, taken
+
+from methods.core.acceptance import RULES, Sampling, match, noise_for, probabilities, speculative_sampling, typical
+from methods.core.tree import PADDING, DraftTree, padded
+
+V = 5
+DRAWS = 4000
+TEMPERATURE = 0.7
+SAMPLING = Sampling(1, TEMPERATURE)
+PASSES, FAILS = 1e-3, 1e-6
+
+
+def random_logits():
+    """What follows the root, and what follows each token: the target here looks one token back."""
+    rng = torch.Generator().manual_seed(5)
+    return torch.randn(V, generator=rng, dtype=torch.float64), torch.randn(V, V, generator=rng, dtype=torch.float64)
+
+
+def fixed_tree(rng):
+    """Two guesses, two more after each."""
+    return plant([0, 1, 4, 0, 2, 4, 3], (-1, 0, 0, 1, 1, 2, 2))
+
+
+def drawn_tree(rng):
+    """The same shape, its siblings drawn from q, so that some are equal."""
+    q_V = torch.softmax(torch.arange(V, dtype=torch.float64) * 0.4, dim=-1)
+    tokens = torch.multinomial(q_V, 6, replacement=True, generator=rng).tolist()
+    return plant([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), q_V.expand(7, V))
+
+
+def p_value(rule, planter):
+    """Of the first two tokens' joint law against p(x) p(y | x); what the round did not emit is drawn from p."""
+    rng = torch.Generator().manual_seed(11)
+    root_V, after_VV = random_logits()
+    p_VV = probabilities(after_VV, TEMPERATURE)
+    counts = torch.zeros(V, V, dtype=torch.float64)
+    for _ in range(DRAWS):
+        tree = planter(rng)
+        logits_NV = torch.cat([root_V[None], after_VV[tree.tokens_N[1:]]])
+        emitted = rule(tree, logits_NV, TEMPERATURE, noise_for(tree, V, SAMPLING, rng)).read().tokens
+        if len(emitted) == 1:
+            emitted.append(int(torch.multinomial(p_VV[emitted[0]], 1, generator=rng)))
+        counts[emitted[0], emitted[1]] += 1
+    expected = DRAWS * probabilities(root_V, TEMPERATURE)[:, None] * p_VV
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((V * V - 1) / 2, dtype=torch.float64), chi_square / 2))
+
+
+@pytest.mark.parametrize("planter", [fixed_tree, drawn_tree])
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values() if rule.lossless])
+def test_a_lossless_rule_samples_from_the_target(rule, planter):
+    assert p_value(rule, planter) > PASSES
+
+
+def test_match_does_not_choose_between_equal_siblings():
+    """Both carry token 1: to take the one whose own guess turns out right would favour the guesses."""
+
+    def twins(rng):
+        return plant([0, 1, 1, 0, 2, 4, 3], (-1, 0, 0, 1, 1, 2, 2), torch.full((7, V), 1 / V))
+
+    assert p_value(match, twins) > PASSES
+
+
+def bonus_without_residual(tree, logits_NV, temperature, noise):
+    last = path_of(speculative_sampling(tree, logits_NV, temperature, noise))[-1]
+    p_V = probabilities(logits_NV[last], temperature)
+    return taken(tree, logits_NV, last, int((p_V / noise.exponential_NV[0]).argmax()))
+
+
+def every_sibling_against_p(tree, logits_NV, temperature, noise):
+    """Forgets that p becomes the residual after a rejected sibling."""
+    said = None
+    for child in (1, 2):
+        lone = plant([0, int(tree.tokens_N[child])], (-1, 0), tree.q_NV[:2])
+        its_own = noise._replace(uniform_N=noise.uniform_N[[0, child]], exponential_NV=noise.exponential_NV[[child, 0]])
+        said = speculative_sampling(lone, logits_NV[[0, child]], temperature, its_own)
+        if int(said.length) > 1:
+            return taken(tree, logits_NV, child, int(said.emitted_P[-1]))
+    return taken(tree, logits_NV, 0, int(said.emitted_P[-1]))
+
+
+@pytest.mark.parametrize("broken", [bonus_without_residual, every_sibling_against_p])
+def test_a_broken_rule_is_caught(broken):
+    assert p_value(broken, drawn_tree) < FAILS
+
+
+def test_typical_acceptance_is_lossy_and_says_so():
+    assert p_value(typical, fixed_tree) < FAILS
+    assert not RULES["typical"].lossless
+
+
+@pytest.mark.parametrize("rule", [match, speculative_sampling])
+def test_the_temperature_counts(rule):
+    """The same draws do not fit p at another temperature: the tests above see it."""
+
+    def hotter(tree, logits_NV, temperature, noise):
+        return rule(tree, logits_NV, temperature * 1.5, noise)
+
+    assert p_value(hotter, drawn_tree) < FAILS
+
+
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_greedy_takes_the_deepest_agreeing_path(rule):
+    tree = plant([9, 1, 2, 3, 4, 0], (-1, 0, 0, 2, 2, 4))
+    logits_NV = torch.zeros(6, V)
+    for node, best in ((0, 2), (2, 4), (4, 3), (5, 1), (1, 0), (3, 0)):
+        logits_NV[node, best] = 1.0
+    accepted = rule(tree, logits_NV, 0.0, None)
+    assert (path_of(accepted), accepted.read()) == ([0, 2, 4], ([2, 4, 3], 6, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-37, 1e-40, 5e-324])
+def test_an_extreme_temperature_is_greedy(temperature, dtype):
+    logits_NV = torch.tensor([[80.0, 90.0, -3.0], [-7.0, -9.0, -7.0]], dtype=dtype)
+    assert probabilities(logits_NV, temperature).tolist() == [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
+
+
+def test_ordinary_temperatures_divide_the_logits():
+    logits_NV = torch.randn(20, V, generator=torch.Generator().manual_seed(3), dtype=torch.float32) * 9
+    assert torch.equal(probabilities(logits_NV, 1.0), torch.softmax(logits_NV, dim=-1))
+    for temperature in (0.1, 0.7, 1.3):
+        torch.testing.assert_close(
+            probabilities(logits_NV, temperature), torch.softmax(logits_NV / temperature, dim=-1), rtol=2e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_nan_logits_are_an_error(rule, temperature):
+    logits_NV = torch.zeros(2, V)
+    logits_NV[0, 3] = float("nan")
+    tree = DraftTree.chain([0, 1], CPU)
+    accepted = rule(tree, logits_NV, temperature, noise_for(tree, V, Sampling(8, temperature), torch.Generator()))
+    with pytest.raises(FloatingPointError, match="the target's logits are NaN"):
+        accepted.read()
+
+
+def test_typical_takes_the_longest_plausible_path():
+    """Nodes 4 to 7 hang below the implausible node 2: plausible themselves, they must not count."""
+    tree = plant([0, 1, 4, 2, 3, 3, 3, 3], (-1, 0, 0, 1, 2, 4, 5, 6))
+    logits_NV = torch.full((8, V), -20.0)
+    for node, best in enumerate((1, 2, 3, 4, 3, 3, 3, 0)):
+        logits_NV[node, best] = 20.0
+    accepted = typical(tree, logits_NV, 1.0, noise_for(tree, V, Sampling(8, 1.0), torch.Generator()))
+    assert (path_of(accepted), accepted.read().tokens) == ([0, 1, 3], [1, 2, 4])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_padding_is_never_accepted_nor_counted(rule, temperature):
+    """Neither a drafter's own, which hangs from its last token, nor what a tree is filled up with."""
+    tree = padded(DraftTree.chain([3, 1, PADDING, PADDING], CPU), 6)
+    logits_NV = torch.full((6, V), -20.0)
+    logits_NV[0, 1] = logits_NV[1, 4] = logits_NV[2:, V - 1] = 20.0  # V - 1 is where an index of -1 points
+    accepted = rule(tree, logits_NV, temperature, noise_for(tree, V, Sampling(8, temperature), torch.Generator()))
+    assert (path_of(accepted), accepted.read()) == ([0, 1], ([1, 4], 2, 1))
+
+
+@pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
+def test_a_drafters_nan_is_its_own(rule):
+    tree = DraftTree.chain([0, 1], CPU)._replace(faulty=torch.tensor(True))
+    accepted = rule(tree, torch.zeros(2, V), 0.0, None)
+    with pytest.raises(FloatingPointError, match="the drafter's logits are NaN"):
+        accepted.read()

@@ -1,0 +1,255 @@
+"""The static back end writes what the eager one does; pieces keep the rules that let them be captured."""
+
+import copy
+
+import pytest
+import torch
+from helpers.small_models import (
+    CPU,
+    FAMILIES,
+    OTHER_PROMPT,
+    PROMPT,
+    Beside,
+    Oracle,
+    begun,
+    build,
+    greedy_text,
+    run,
+    small_model,
+    small_target,
+    told,
+)
+from torch._dynamo.utils import counters
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from methods.core import attention, kv_cache
+from methods.core import backend as backends
+from methods.core.acceptance import Sampling, noise_for, speculative_sampling
+from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend, copy_leaves
+from methods.core.decode import warm
+from methods.core.errors import UserError
+from methods.core.target import MAX_NODES, Target
+from methods.core.tree import DraftTree
+from methods.registry import METHODS
+
+SWITCHES = [
+    *((name, {}) for name in METHODS),
+    ("hydra", {"prefix": "none"}),
+    ("recycling", {"scope": "session"}),
+    ("eagle3", {"vocabulary": 40, "nodes": 12, "depth": 4, "width": 4}),
+    *(("s4c", options) for options in ({"tree": "fresh"}, {"prefix": "none"}, {"recycle": "on", "nodes": 9})),
+]
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    """A model of each family for which oneDNN packs weights."""
+    return {family: copy.deepcopy(small_model(family)).float() for family in FAMILIES}
+
+
+def texts(target, name, options, **sampling):
+    drafter, accept = build(name, target, **options)
+    warm(target, drafter, accept, Sampling(1, sampling.get("temperature", 0.0)))
+    return [run(target, drafter, prompt, 40, accept, **sampling).tokens for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
+
+
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_static_writes_eagers_tokens_in_fp32(name, options, fp32):
+    """Compiled, with packed weights; the third answer shows what the second left behind."""
+    static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, name, options) == texts(eager, name, options)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
+def test_static_takes_every_family(family, fp32):
+    static, eager = (Target(fp32[family], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, "eagle2", {}) == texts(eager, "eagle2", {})
+
+
+def test_static_samples_as_eager_does(fp32):
+    static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+    assert texts(static, "s4c", {}, temperature=0.7, seed=4) == texts(eager, "s4c", {}, temperature=0.7, seed=4)
+
+
+def test_layers_share_what_is_compiled_and_prompts_are_not():
+    torch._dynamo.reset()
+    counters.clear()
+    target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
+    texts(target, "medusa", {"nodes": 5})
+    assert counters["stats"]["unique_graphs"] == 1
+    texts(Target(copy.deepcopy(small_model()).float(), capacity=300, backend=backend("static", CPU)), "medusa", {"nodes": 5})
+    assert counters["stats"]["unique_graphs"] == 1, "nor does the size of the cache compile anything anew"
+
+
+def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
+    """A GPU's spans grow with the text; each new graph of the layers would cost seconds."""
+    for module in (attention, kv_cache):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
+    torch._dynamo.reset()
+    counters.clear()
+    target = Target(copy.deepcopy(small_model()).float(), capacity=200, backend=backend("static", CPU))
+    assert texts(target, "medusa", {"nodes": 5})[0] == greedy_text()[len(PROMPT) :][:40]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", METHODS)
+def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kernel, monkeypatch):
+    """What runs on a GPU: whole spans of the cache under a mask. The span grows on the way."""
+    for module in (attention, kv_cache):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 8)
+    written = texts(Target(small_model(family, kernel), capacity=200, backend=Replaying()), name, {})
+    expected = [greedy_text(family, kernel, tuple(prompt))[len(prompt) :][:40] for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
+    assert written == expected
+
+
+@pytest.mark.parametrize("name", ["medusa", "eagle2"])
+@pytest.mark.parametrize("prompt", [[5], [40, 2]])
+def test_the_shortest_prompts_see_nothing_an_earlier_text_left(name, prompt, monkeypatch):
+    for module in (attention, kv_cache):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    target = small_target()
+    drafter, accept = build(name, target)
+    run(target, drafter, PROMPT, 30, accept)
+    seen = []
+    lived = run(
+        target, Beside(Oracle(greedy_text(prompt=tuple(prompt)), (1,)), [drafter], lambda tokens, tree: seen.append(told(tree))), prompt, 9
+    )
+    assert lived.tokens == greedy_text(prompt=tuple(prompt))[len(prompt) :][:9]
+    assert seen[0] == told(begun(build(name, target)[0], target, [*prompt, lived.tokens[0]]).draft([*prompt, lived.tokens[0]]))
+
+
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
+    """One round of drafts after ``warm``, then texts long enough for every span: with nothing found to look up until late."""
+    for module in (attention, kv_cache):
+        monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
+    monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
+    captures, record = [], Replayed._record
+    monkeypatch.setattr(Replayed, "_record", lambda captured, args: captures.append(args) or record(captured, args))
+    target = Target(small_model(), capacity=200, backend=Replaying())
+    drafter, accept = build(name, target, **options)
+    warm(target, drafter, accept, Sampling(1))
+    run(target, drafter, [9, 8], 4, accept)
+    assert captures
+    captures.clear()
+    run(target, drafter, PROMPT * 3, 60, accept)
+    assert captures == []
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_without_a_compiler_static_is_plain(kernel, monkeypatch):
+    monkeypatch.setattr(backends, "_compiler_present", lambda device: False)
+    target = small_target(attention=kernel, back_end="static")
+    assert texts(target, "eagle2", {})[0] == greedy_text(attention=kernel)[len(PROMPT) :][:40]
+
+
+class Replayed(Captured):
+    """What a captured graph does, on a CPU: runs on its own inputs, twice, and returns into the same tensors every time."""
+
+    def _record(self, args):
+        outputs = pytree.tree_map_only(torch.Tensor, torch.clone, self._function(*args))
+
+        def replay():
+            for _ in range(2):
+                copy_leaves(self._function(*args), outputs)
+
+        return replay, outputs
+
+
+class Replaying(Eager):
+    def piece(self, function):
+        return Replayed(function, None, None)
+
+    def tree_size(self, nodes):
+        return Static(CPU).tree_size(nodes)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("name", "options"), SWITCHES)
+def test_pieces_can_be_captured(name, options, temperature):
+    """Nothing a round needs is kept in what the next call overwrites, and nothing happens twice for being run twice."""
+    captured, eager = (Target(small_model(), capacity=200, backend=each) for each in (Replaying(), Eager()))
+    sampling = {"temperature": temperature, "seed": 3}
+    assert texts(captured, name, options, **sampling) == texts(eager, name, options, **sampling)
+
+
+WAITS = {f"aten::{name}" for name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what a device would have to be waited for; on a CPU attention may ask for the cache's length."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.attending = [], False
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op._schema.name in WAITS and not self.attending:
+            self.seen.append(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "options"), [each for each in SWITCHES if each[1] != {"tree": "fresh"}])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
+    target, reads, attend, tolist = small_target(), HostReads(), attention.attend, torch.Tensor.tolist
+
+    def attending(*args):
+        reads.attending = True
+        out = attend(*args)
+        reads.attending = False
+        return out
+
+    monkeypatch.setattr(attention, "attend", attending)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.seen.append("tolist") or tolist(tensor))
+    drafter, accept = build(name, target, **options)
+    run(target, drafter, PROMPT, 3, accept)  # static trees are brought to the device once
+    reads.seen.clear()
+    with reads:
+        result = run(target, drafter, PROMPT, 30, accept, temperature=temperature)
+    assert reads.seen == ["tolist"] * (1 + len(result.steps))
+
+
+def test_trying_siblings_in_turn_can_be_captured():
+    tree = DraftTree.of([0, 1, 2, 3], (-1, 0, 0, 1), CPU, torch.full((4, 5), 0.2))
+    rule, rng = Replayed(speculative_sampling, None, None), torch.Generator().manual_seed(1)
+    for _ in range(20):
+        logits_NV, noise = torch.randn(4, 5, generator=rng), noise_for(tree, 5, Sampling(1, 1.0), rng)
+        assert rule(tree, logits_NV, 1.0, noise).read() == speculative_sampling(tree, logits_NV, 1.0, noise).read()
+
+
+def test_modules_share_their_tensors_and_the_original_stays_as_it_is(fp32):
+    model = fp32["llama"]
+    ready = backend("static", CPU).module(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert type(model.lm_head) is torch.nn.Linear
+    assert isinstance(ready.lm_head, PackedLinear)
+    assert ready.get_input_embeddings().weight is model.get_input_embeddings().weight
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(ready.lm_head(x), model.lm_head(x))
+
+
+def test_tree_sizes_cover_every_tree_and_are_few():
+    static = Static(CPU)
+    assert [static.tree_size(size) for size in TREE_SIZES] == list(TREE_SIZES)
+    assert static.tree_size(MAX_NODES) == MAX_NODES
+    assert static.tree_size(7) == 8
+    assert Eager().tree_size(7) == 7
+
+
+def test_an_unknown_back_end_is_refused():
+    with pytest.raises(UserError, match="unknown backend 'statik'; did you mean 'static'"):
+        backend("statik", CPU)
+
+
+def test_bent_paths_through_padded_trees_are_committed():
+    rights = (3, 0, 5, 1)
+    result = run(Target(small_model(), capacity=200, backend=Replaying()), Oracle(greedy_text(), rights), PROMPT, 40)
+    assert result.tokens == greedy_text()[len(PROMPT) :][:40]
+    assert [step.accepted for step in result.steps[:4]] == list(rights)
+    assert [step.nodes for step in result.steps[:4]] == [2 * right + 3 for right in rights]

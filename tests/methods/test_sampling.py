@@ -1,0 +1,127 @@
+"""At T > 0 the whole loop writes what the target's own softmax says: every method, with its drafter, its cache and its rng.
+
+Chi-square of four tokens' joint law over many seeds, against one plain batched forward pass of the model. Four, since a
+round that accepts a draft writes the second and the third: the fourth reads what was kept of it.
+"""
+
+import itertools
+from functools import lru_cache
+
+import pytest
+import torch
+from helpers.small_models import SHAPE, build, run, spread
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from methods import draft_model
+from methods.core import decode
+from methods.core.acceptance import match, noise_for, speculative_sampling, typical
+from methods.core.kv_cache import KVCache
+from methods.core.target import Target
+from methods.registry import METHODS
+
+V, NEW, TEMPERATURE = 8, 4, 0.8
+PROMPT = [3, 1, 4, 1, 5, 2, 6, 5, 3]
+SEEDS, FEWER_SEEDS = 1400, 600
+SIGNIFICANCE = 1e-4
+RARE = 5  # cells expected less often than this are counted as one
+
+
+def model():
+    config = LlamaConfig(**{**SHAPE, "vocab_size": V, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1})
+    return spread(LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double(), seed=2)
+
+
+@lru_cache
+def joint_law():
+    """p(x) p(y | x) p(z | x, y) p(w | x, y, z) of the tokens after the prompt, one dimension for each."""
+    texts = [[*PROMPT, *first] for first in itertools.product(range(V), repeat=NEW - 1)]
+    logits_BTV = model()(input_ids=torch.tensor(texts), use_cache=False).logits
+    assert logits_BTV.dtype == torch.float64
+    p_BTV = torch.softmax(logits_BTV[:, -NEW:] / TEMPERATURE, dim=-1)
+    joint = torch.ones((), dtype=torch.float64)
+    for place in range(NEW):
+        following = p_BTV[:: V ** (NEW - 1 - place), place].view([V] * (place + 1))  # the tokens from here on do not matter
+        joint = joint[..., None] * following
+    return joint
+
+
+def remember(stack):
+    """Let decoder layers answer from memory what they were asked before: the same inputs on the same cache rows."""
+    compute, known = stack._run, {}
+
+    def answered(vectors_ND, positions_N, places_N, mask, layers, reads):
+        rows = slice(int(places_N[0]), int(places_N[0]) + len(vectors_ND))
+        asked = (stack.cache.buffers[0][..., : rows.start, :], vectors_ND, positions_N, mask, reads)
+        key = tuple(each.numpy().tobytes() if isinstance(each, torch.Tensor) else each for each in asked)
+        if key not in known:
+            out = compute(vectors_ND, positions_N, places_N, mask, layers, reads)
+            known[key] = out, stack.cache.buffers[0][..., rows, :].clone()
+        out, stack.cache.buffers[0][..., rows, :] = known[key]
+        return out
+
+    stack._run = answered
+
+
+def p_value(name, seeds, rule=None):
+    """Of what ``decode`` wrote for these many seeds; drafts must have been both accepted and rejected."""
+    target = Target(model(), capacity=32)
+    drafter, accept = build(name, target)
+    reader = getattr(drafter, "stream", drafter)
+    for stack in (target.stack, *([reader.stack] if hasattr(reader, "stack") else [])):
+        remember(stack)
+    counts, steps = torch.zeros([V] * NEW, dtype=torch.float64), []
+    for seed in range(seeds):
+        result = run(target, drafter, PROMPT, NEW, rule or accept, temperature=TEMPERATURE, seed=seed)
+        counts[tuple(result.tokens)] += 1
+        steps += result.steps
+    if name != "vanilla":
+        assert seeds / 10 < sum(step.accepted > 0 for step in steps) < len(steps) - seeds / 10
+    return chi_square(counts.flatten(), seeds * joint_law().flatten())
+
+
+def chi_square(counts, expected):
+    assert expected.sum() == pytest.approx(counts.sum())
+    rare = expected < RARE
+    counts, expected = (torch.cat([each[~rare], each[rare].sum()[None]]) for each in (counts, expected))
+    assert len(expected) > 10
+    distance = ((counts - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.float64), distance / 2))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_samples_from_the_target(name):
+    assert p_value(name, SEEDS) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize(("name", "rule"), [("s4c", speculative_sampling), ("sps", match)])
+def test_so_it_does_under_another_lossless_rule(name, rule):
+    assert p_value(name, SEEDS, rule) > SIGNIFICANCE
+
+
+def test_drafts_that_were_not_drawn_from_their_q_are_caught(monkeypatch):
+    monkeypatch.setattr(draft_model, "exponential", lambda rows, vocabulary, rng: torch.ones(rows, vocabulary))
+    assert p_value("sps", FEWER_SEEDS) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("name", ["vanilla", "s4c"])
+def test_a_first_token_that_is_always_greedy_is_caught(name, monkeypatch):
+    monkeypatch.setattr(decode, "match", lambda tree, logits_NV, temperature, noise: match(tree, logits_NV, 0.0, None))
+    assert p_value(name, FEWER_SEEDS) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("name", ["vanilla", "s4c"])
+def test_an_rng_that_starts_again_every_round_is_caught(name, monkeypatch):
+    monkeypatch.setattr(
+        decode, "noise_for", lambda tree, vocabulary, sampling, rng: noise_for(tree, vocabulary, sampling, rng.manual_seed(sampling.seed))
+    )
+    assert p_value(name, FEWER_SEEDS) < SIGNIFICANCE
+
+
+def test_a_cache_that_keeps_other_rows_than_the_accepted_is_caught(monkeypatch):
+    commit = KVCache.commit
+    monkeypatch.setattr(KVCache, "commit", lambda cache, path_P, length: commit(cache, torch.arange(len(path_P)), length))
+    assert p_value("eagle", FEWER_SEEDS) < SIGNIFICANCE
+
+
+def test_the_typical_rule_is_caught():
+    assert p_value("s4c", FEWER_SEEDS, typical) < SIGNIFICANCE

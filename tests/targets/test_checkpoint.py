@@ -1,0 +1,148 @@
+"""Weights on disk as published ones are: shards, pickles, and what must not be read from either."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from helpers.tiny_target import write_target
+from safetensors.torch import load_file, save_file
+
+from methods.core.errors import UserError
+from specbench import targets
+from specbench.targets import checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_target(tmp_path_factory.mktemp("target"))
+
+
+def loaded(folder):
+    return targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
+
+
+def sharded(folder, place, suffix, write):
+    """The checkpoint with its weights in two shards and their index."""
+    other = shutil.copytree(folder, place)
+    tensors = load_file(other / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    names = sorted(tensors)
+    shards = {f"{stem}-0000{i + 1}-of-00002.{suffix}": names[i::2] for i in range(2)}
+    for shard, held in shards.items():
+        write({name: tensors[name].clone() for name in held}, other / shard)
+    index = {"metadata": {}, "weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (other / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    return other
+
+
+def as_safetensors(tensors, path):
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+KINDS = {"safetensors": as_safetensors, "bin": torch.save}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_shards_hold_the_same_model_and_all_are_hashed(folder, tmp_path, suffix):
+    other = sharded(folder, tmp_path / "other", suffix, KINDS[suffix])
+    found = loaded(other)
+    for name, tensor in loaded(folder).model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], tensor)
+    parts = sorted(other.glob(f"*-of-00002.{suffix}"))
+    assert found.weights_sha256 == hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+
+
+def test_one_pickle_is_read_where_there_are_no_safetensors(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
+    assert checkpoint.weight_files(other) == [other / "model.safetensors"]
+    assert loaded(other).weights_sha256 == loaded(folder).weights_sha256
+    (other / "model.safetensors").unlink()
+    save_file({"x": torch.ones(1)}, other / "adapter.safetensors")
+    assert checkpoint.weight_files(other) == [other / "pytorch_model.bin"]
+    found = loaded(other)
+    assert found.weights_sha256 == hashlib.sha256((other / "pytorch_model.bin").read_bytes()).hexdigest()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (Evil.trace,)
+
+
+def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
+    Evil.trace = str(tmp_path / "trace")
+
+    def poisoned(tensors, path):
+        torch.save(tensors | {"evil": Evil()}, path)
+
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        loaded(sharded(folder, tmp_path / "other", "bin", poisoned))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_missing_shard_is_named(folder, tmp_path, suffix):
+    other = sharded(folder, tmp_path / "other", suffix, KINDS[suffix])
+    lost = next(other.glob(f"*-00002-of-00002.{suffix}"))
+    lost.unlink()
+    with pytest.raises(UserError, match=f"cannot be loaded .*lists '{lost.name}', which is not there"):
+        loaded(other)
+
+
+def test_an_index_does_not_reach_out_of_its_folder(folder, tmp_path):
+    other = sharded(folder, tmp_path / "other", "safetensors", as_safetensors)
+    index = other / "model.safetensors.index.json"
+    moved = shutil.move(next(other.glob("*-00002-of-00002.*")), tmp_path / "outside.safetensors")
+    index.write_text(index.read_text().replace(moved.name, "x").replace("model-00002-of-00002.safetensors", "../outside.safetensors"))
+    with pytest.raises(UserError, match=r"lists '\.\./outside\.safetensors'"):
+        loaded(other)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"x": [1]}}', '{"weight_map": {"x": 1}}']
+)
+def test_a_broken_index_is_one_line(folder, tmp_path, content):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "model.safetensors").unlink()
+    (other / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json (is no index of shards|lists)"):
+        loaded(other)
+
+
+def test_weights_are_hashed_piece_by_piece(folder, monkeypatch):
+    monkeypatch.setattr(type(folder), "read_bytes", lambda path: pytest.fail(f"{path} read whole"))
+    assert len(checkpoint.sha256(folder)) == 64
+
+
+def test_weights_named_by_the_config_are_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter.safetensors"}))
+    save_file(load_file(other / "model.safetensors"), other / "adapter.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="names a weight file of its own"):
+        loaded(other)
+
+
+def test_code_that_comes_with_a_checkpoint_is_never_run(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    trace = tmp_path / "trace"
+    config = json.loads((other / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (other / "config.json").write_text(json.dumps(config | own))
+    (other / "own.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    with pytest.raises(UserError, match=r"cannot be loaded|not supported"):
+        loaded(other)
+    assert not trace.exists()
+
+
+def test_a_sentencepiece_model_names_the_packages_it_needs(folder, tmp_path, monkeypatch):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "tokenizer.json").rename(other / "tokenizer.model")
+    monkeypatch.setattr(checkpoint, "is_sentencepiece_available", lambda: False)
+    with pytest.raises(UserError, match=r"takes two more packages to read; install them with: pip install 'specbench\[sentencepiece\]'"):
+        loaded(other)

@@ -1,0 +1,178 @@
+"""Several processes train what one does; and whoever is killed, at whatever step, the weights come out the same."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.chat_records import write_corpus
+from helpers.tiny_target import write_target
+from rich.console import Console
+
+from methods.core import weights
+from specbench.train import drafter, loop
+from specbench.train.data import corpus
+from specbench.train.drafter import KINDS
+from specbench.train.recipe import Job, Recipe
+
+CLOSE = 1e-6  # of weights of order 1, after STEPS steps: only the order of a sum may differ
+STEPS, KILLED = 6, 4
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_target(folder / "target")
+    write_corpus(folder / "c.jsonl", 2000)
+    return folder
+
+
+def job(place, kind, name, accumulate=1):
+    """Its text is what the first job wrote: who makes it is tried there alone."""
+    recipe = Recipe(tokens=STEPS * 2 * 2 * 64, lr=1e-2, seq=64, accumulate=accumulate, regenerate=40, max_new_tokens=24)
+    made = next(place.glob("alone-*/texts-*"), None)
+    if made and not (place / name).exists():
+        shutil.copytree(made, place / name / made.name)
+    return Job(kind, str(place / "target"), place / "c.jsonl", place / name / "out.safetensors", place / name, recipe=recipe)
+
+
+def one_of(job, rank, size, port, killed):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    advance = loop._advance
+
+    def cut(module, optimizers, losses_at, step, clip, world):
+        if step == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return advance(module, optimizers, losses_at, step, clip, world)
+
+    loop._advance = cut
+    drafter.train(job, QUIET)
+
+
+def trained(job, size, killed=None):
+    """Train in ``size`` processes; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=one_of, args=(job, rank, size, port, killed)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def state(job):
+    [path] = job.work.glob("*.pt")
+    return torch.load(path, weights_only=True)
+
+
+def apart(one, two):
+    return max(float((one["module"][name] - two["module"][name]).abs().max()) for name in one["module"])
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """Each kind as one process trains it, two parts a step."""
+    found = {}
+    for kind in KINDS:
+        found[kind] = job(place, kind, f"alone-{kind}", accumulate=2)
+        drafter.train(found[kind], QUIET)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(place, alone):
+    """Each kind as two processes train it."""
+    found = {kind: job(place, kind, f"two-{kind}") for kind in KINDS}
+    assert all(trained(each, 2) == [0, 0] for each in found.values())
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_what_one_does(kind, alone, together):
+    assert apart(state(together[kind]), state(alone[kind])) < CLOSE
+    one, two = weights.about(together[kind].out), weights.about(alone[kind].out)
+    assert one["rank_accuracy"] == two["rank_accuracy"]
+    assert one["recipe"] == two["recipe"]
+
+
+def test_two_processes_write_the_text_that_one_does(place, alone):
+    mine = replace(job(place, KINDS[0], "wrote"), recipe=replace(alone[KINDS[0]].recipe, tokens=256, accumulate=1))
+    shutil.rmtree(mine.work)
+    assert trained(mine, 2) == [0, 0]
+    texts = [{path.relative_to(each.work): path.read_bytes() for path in each.work.rglob("*.npy")} for each in (mine, alone[KINDS[0]])]
+    assert len(texts[0]) == 6
+    assert texts[0] == texts[1]
+
+
+def test_each_process_may_have_several_parts_of_a_step(place, alone):
+    """Their gradients are added up before they are exchanged."""
+    mine, one = job(place, "medusa", "several", accumulate=2), job(place, "medusa", "all", accumulate=4)
+    assert trained(mine, 2) == [0, 0]
+    drafter.train(one, QUIET)
+    assert apart(state(mine), state(one)) < CLOSE
+
+
+def test_parts_that_differ_make_another_training(place, alone):
+    """What the tolerance has to tell apart: one part of each step left out."""
+    mine = job(place, KINDS[0], "half")
+    drafter.train(mine, QUIET)
+    assert apart(state(mine), state(alone[KINDS[0]])) > 100 * CLOSE
+
+
+@pytest.fixture
+def saving(monkeypatch):
+    """After every step."""
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("saving")
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_training_killed_at_a_step_comes_out_the_same(size, place, alone, together):
+    mine = job(place, "medusa", f"killed-{size}", accumulate=2 // size)
+    assert trained(mine, size, KILLED) == [-signal.SIGKILL] * size
+    assert state(mine)["step"] == KILLED
+    assert not mine.out.exists()
+    assert trained(mine, size) == [0] * size
+    undisturbed = (alone if size == 1 else together)["medusa"]
+    assert apart(state(mine), state(undisturbed)) == 0.0
+    assert weights.about(mine.out) == weights.about(undisturbed.out)
+
+
+@pytest.mark.usefixtures("saving")
+def test_two_processes_go_on_with_what_one_began(place, alone):
+    """The weights depend on the parts of a step, not on who computes which."""
+    assert trained(job(place, "medusa", "handed", accumulate=2), 1, KILLED) == [-signal.SIGKILL]
+    mine = job(place, "medusa", "handed")
+    assert trained(mine, 2) == [0, 0]
+    assert apart(state(mine), state(alone["medusa"])) < CLOSE
+
+
+def test_accelerate_launch_trains_what_one_process_does(place, alone):
+    pytest.importorskip("accelerate")
+    mine = job(place, "medusa", "launched")
+    launcher = {"--num_processes": 2, "--num_machines": 1, "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": 0}
+    arguments = ["--multi_gpu", *(str(word) for pair in launcher.items() for word in pair)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "specbench", "train", "medusa"]
+    command += ["--target", mine.target, "--data", str(mine.source), "--out", str(mine.out), "--work", str(mine.work)]
+    command += ["--tokens", "1536", "--lr", "0.01", "--seq", "64", "--regenerate", "40", "--max-new-tokens", "24"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    assert "wrote" in ended.stdout
+    assert apart(state(mine), state(alone["medusa"])) < CLOSE
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch, place):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(drafter.UserError, match="--device cuda:0 is one GPU for 2 processes; pass --device cuda"):
+        drafter.train(Job("medusa", "tiny", corpus.Path("c"), place / "o", place, device="cuda:0"), QUIET)

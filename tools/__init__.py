@@ -1,0 +1,1 @@
+"""Scripts for developers that are not installed with the package."""
