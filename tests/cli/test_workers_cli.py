@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers.worker_processes import but_for_times, lines_of, quiet, small_options, until
 
-from specbench.cli import app, common, run
+from specbench.cli import app, common
+from specbench.cli import run as run_command
 from specbench.measure.runner import run
 from specbench.measure.session import prepare
 from specbench.store import records
@@ -61,7 +62,7 @@ def test_resume_takes_workers_too(tmp_path, monkeypatch):
     asked = []
     options = small_options(tmp_path)
     prepare(options).manifest.write(tmp_path)
-    monkeypatch.setattr(run, "_measure", lambda *arguments: asked.append(arguments[1:]))
+    monkeypatch.setattr(run_command, "_measure", lambda *arguments: asked.append(arguments[1:]))
     for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"]):
         with pytest.raises(SystemExit):
             app.main(["resume", str(tmp_path), *arguments])
