@@ -7,7 +7,7 @@ CORPUS ?= $(SPECBENCH_DATA)/corpus/core.jsonl.xz
 MIN ?= .venv-min
 TESTS_AT_ONCE := -n 2  # more would share the cores that tests of workers and of compiled code count on
 
-.PHONY: install demo test test-min check report bench wheel train gpu gpu-train on-gpu
+.PHONY: install demo test test-min check docs report bench wheel train gpu gpu-train on-gpu
 
 install: .venv/installed
 
@@ -39,12 +39,18 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --allow-untyped-defs --disable-error-code annotation-unchecked tests
+
+# The site, in build/site: cli.md, metrics.md and modules.md are written from the code first, then everything is built.
+docs: install
+	$(BIN)/python -m tools.docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 report: install
 	for run in $(RUNS); do $(BIN)/specbench report $$run --out reports/$$(basename $$run) || exit 1; done
 
 bench: install
-	$(BIN)/python -m specbench.cli.bench
+	$(BIN)/specbench bench
 
 wheel: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -56,19 +62,19 @@ train: install
 	$(BIN)/specbench card training/target --data $(CORPUS)
 	cp -r training/target/*.json training/target/*.jinja training/target/*.safetensors training/target/*.md training/target/drafters specbench/targets/tiny/
 
-# A GPU machine often has a torch of its own and no way to a registry: that one is used where it has all this project imports.
-COMPLETE = import torch, transformers, safetensors, pandas, pyarrow, matplotlib, typer, rich, jinja2; assert torch.cuda.is_available()
+# A GPU machine often has its own torch and no access to a registry: its Python is used if it has all that this project imports.
+COMPLETE = import torch, transformers, tokenizers, safetensors, numpy, pandas, pyarrow, pydantic, matplotlib, typer, rich, jinja2; assert torch.cuda.is_available()
 ON_GPU = $(eval ON_GPU := $(or $(shell $(PYTHON) -c '$(COMPLETE)' 2>/dev/null && echo $(PYTHON)),$(BIN)/python))$(ON_GPU)
 GPU_DRAFTER_TOKENS ?= 3000000
 TRAINED := training/gpu
 
-# What is to be known on a GPU: a call takes eight minutes and a half at most and does what is left, the run and its report first.
-# make ends with 2 whatever the command ended with; outcome.txt in its folder tells wrong results from something left to do.
+# All measurements on a GPU. A call takes at most eight and a half minutes and does the steps that are not done, the run and its report first.
+# make's exit code is 2 for any failure; outcome.txt in the output folder tells wrong results from steps left to do.
 # TUNING=FILE: prompts to tune on.
 gpu: on-gpu
 	$(ON_GPU) -m tools.gpu_visit $(if $(TUNING),--tuning $(TUNING)) $(if $(GPU_OUT),--out $(GPU_OUT))
 
-# The larger preset and its drafters on CUDA, left where `train` leaves its own; resumes where it was interrupted.
+# The larger preset and its drafters, trained on CUDA and put where `train` puts its own; resumes if interrupted.
 gpu-train: on-gpu
 	$(ON_GPU) -m specbench.train.ship fits tiny
 	$(ON_GPU) -m specbench train target --preset tiny --data $(CORPUS) --out $(TRAINED) --device cuda
@@ -76,7 +82,7 @@ gpu-train: on-gpu
 	for kind in medusa eagle s4c; do $(ON_GPU) -m specbench train $$kind --target $(TRAINED) --data $(CORPUS) \
 		--tokens $(GPU_DRAFTER_TOKENS) --work $(TRAINED)/work --device cuda || exit 1; done
 	$(ON_GPU) -m specbench card $(TRAINED) --data $(CORPUS)
-	$(ON_GPU) -m specbench.train.ship leave $(TRAINED)
+	$(ON_GPU) -m specbench.train.ship install $(TRAINED)
 
 on-gpu:
 	@test $(ON_GPU) = $(PYTHON) || $(MAKE) install

@@ -1,11 +1,12 @@
-"""EAGLE-1 and EAGLE-2 (Li et al., 2024a, 2024b): a decoder layer that guesses the target's next features, one level a call.
+"""EAGLE-1 and EAGLE-2 (Li et al., 2024a, 2024b): one decoder layer that guesses the target's features.
 
-The two share their weights: EAGLE-1 drafts a static tree, EAGLE-2 grows one by the drafter's own confidence.
+The layer is called once per level of the tree, on its own output. Both methods share their weights:
+EAGLE-1 drafts a static tree, EAGLE-2 grows one by the drafter's own confidence.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, published_shape
-from methods.core.policies import GrownTree, TreePolicy, check_tree, choices_of
+from methods.core.policies import GrownTree, TreePolicy, best_first, check_tree, choices_of
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
@@ -24,22 +25,18 @@ from methods.core.weights import Trained
 
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EAGLE's published recipe
 GROWN = {"depth": 5, "width": 4}
-# EAGLE-1's own tree of 25 drafts, ``mc_sim_7b_63`` of its repository, which lists it level by level. Here best first, as far
-# as can be told without measuring: by 1 + rank summed along the way, as if every rank were as much less likely than the last.
-TEMPLATE = tuple(
-    sorted(
-        choices_of("0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"),
-        key=lambda choice: (sum(choice) + len(choice), len(choice), choice),
-    )
-)
+# EAGLE-1's own tree of 25 drafts, ``mc_sim_7b_63`` of its repository.
+TEMPLATE = best_first(choices_of("0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"))
 
 
 @dataclass(frozen=True)
 class Config:
-    nodes: int  # drafts handed to the target each round
+    """Options of EAGLE-1 and EAGLE-2; ``depth`` and ``width`` apply to grown trees only."""
+
+    nodes: int  # drafts per step
     policy: Literal["static", "grown"]  # EAGLE-1's tree, or EAGLE-2's
-    depth: int | None = None  # of a grown tree, 5 unless given; a static one is as deep as its best nodes
-    width: int | None = None  # of a grown tree, 4 unless given: nodes expanded a level, and guesses of each
+    depth: int | None = None  # None: 5; a static tree is as deep as its best nodes
+    width: int | None = None  # None: 4; nodes expanded per level, and guesses of each
 
     def __post_init__(self) -> None:
         given = {name: value for name in ("depth", "width") if (value := getattr(self, name)) is not None}
@@ -48,13 +45,13 @@ class Config:
                 f"policy=static takes no {' or '.join(given)} ({', '.join(f'{name}={value}' for name, value in given.items())} given): "
                 "its tree is as deep and wide as its best nodes; leave them out, as eagle does, or choose policy=grown"
             )
-        for name, value in {**GROWN, **given}.items():  # filled in for a static tree too: manifests record every option
+        for name, value in {**GROWN, **given}.items():  # also for a static tree, so that every option can be recorded
             object.__setattr__(self, name, value)
         check_tree(self.nodes, *self.grown)
 
     @property
     def grown(self) -> tuple[int, int]:
-        """Depth and width, settled."""
+        """Depth and width, with defaults filled in."""
         assert self.depth is not None
         assert self.width is not None
         return self.depth, self.width
@@ -66,6 +63,8 @@ class Architecture:
 
 
 class Module(nn.Module):
+    """EAGLE's trained layer."""
+
     reads = ()
 
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
@@ -74,12 +73,15 @@ class Module(nn.Module):
         self.layer = FeatureLayer(target)
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
+        """Set initial weights that pass the target's feature on."""
         self.layer.start_from()
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
-        """Level 1 reads the target's features; each further one reads the level before's estimates, one place on.
+        """Yield the guesses of level 1 from the target's features, of further levels from estimates.
 
-        From level 2 on that is an approximation: the rows of earlier tokens are estimates too, where drafting has true ones.
+        Each further level reads the estimates of the level before, shifted by one token. From level 2
+        on this is an approximation: rows of earlier tokens are estimates too, where drafting has the
+        target's features.
         """
         features_BTD, next_BTD = batch.features_BTD, batch.next_embeddings()
         for level in range(count):
@@ -89,9 +91,10 @@ class Module(nn.Module):
             features_BTD = torch.cat([features_BTD[:, :1], out_BTD[:, :-1]], dim=1)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """SmoothL1 on the next feature plus soft cross-entropy on what it says, as in EAGLE's paper, section 4.2.
+        """Return SmoothL1 on the next feature plus soft cross-entropy on its guess (EAGLE, section 4.2).
 
-        The published weight of the cross-entropy is 0.1, for 20 epochs; here both weigh 1, since few steps have to do.
+        The published weight of the cross-entropy is 0.1, for 20 epochs. Here both have weight 1,
+        because training takes far fewer optimizer steps.
         """
         out_BTD = self.layer(batch.next_embeddings(), batch.noisy_features(FEATURE_NOISE))
         state_PD = out_BTD.flatten(0, 1)[flat_P]
@@ -99,30 +102,47 @@ class Module(nn.Module):
         return feature_loss(state_PD, batch, flat_P + 1) + guess
 
 
-class Eagle:
-    """A layer that is called once a level, on its own output: EAGLE's drafter, and EAGLE-3's.
+class Beam(NamedTuple):
+    """The state of a growing tree: the W rows expanded last and what they have written."""
 
-    ``layer`` was made ready by the target's back end; ``head`` says what its output ND guesses.
+    state_WD: Tensor  # the layer's output at these rows
+    sees_WM: Tensor  # bool: which of the M drafted rows are ancestors, itself included
+    committed: Tensor  # rows of committed text in the layer's cache, without axes
+    span: int  # rows of the cache to cover
+
+
+class Eagle:
+    """A drafter whose layer is called once per level, on its own output: EAGLE's and EAGLE-3's.
+
+    ``layer`` was prepared by the target's back end; ``head`` turns its output ND into logits.
     """
 
     def __init__(self, layer: ReadingLayer, head: Callable[[Tensor], Tensor], policy: TreePolicy, target: Target):
         self.policy, self.head, self.reads = policy, head, layer.reads
         self.stream = FeatureStream(layer, target)
         self.sizes = (policy.size,)
-        self._draft = target.backend.piece(self._grow)
+        self._draft = target.backend.capture(self._grow)
+        self._unread: tuple[Accepted, Tensor]  # the last step's path and features, set by ``begin`` and ``observe``
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
+        """Start a new turn: the layer reads the prompt's features."""
         features_ND = self._features(scores)
         self.stream.begin(prompt, features_ND)
-        self.unread = first, features_ND[-1:]
+        self._unread = first, features_ND[-1:]
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
-        self.unread = accepted, self._features(scores)
+        """Keep the path and the features of the last tree; the next draft reads them."""
+        self._unread = accepted, self._features(scores)
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        tree = self._draft(*self.unread, self.stream.span(tokens))
-        self.stream.settle(self.unread[0])
+        """Read what was committed last and return the tree that the policy grows after it."""
+        tree = self._draft(*self._unread, self.stream.span(tokens))
+        self.stream.settle(self._unread[0])
         return tree
+
+    def wipe(self) -> None:
+        """Clear the layer's cache."""
+        self.stream.wipe()
 
     def _features(self, scores: Scores) -> Tensor:
         if not self.reads:
@@ -131,28 +151,28 @@ class Eagle:
         return scores.deep_ND
 
     def _grow(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
-        self.span = span
-        self.state_WD = self.stream.read(accepted, features_ND, span)
-        self.committed = self.stream.cache.length + accepted.length
-        self.sees_WM = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
-        return self.policy.grow(accepted.emitted_P[-1], self.head(self.state_WD), self._step)
+        state_1D = self.stream.read(accepted, features_ND, span)
+        nothing_10 = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
+        beam = Beam(state_1D, nothing_10, self.stream.cache.length + accepted.length, span)
+        return self.policy.grow(accepted.emitted_P[-1], self.head(state_1D), beam, self._expand)
 
-    def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
-        """One call of the layer on guessed tokens and its own outputs; they see the text and their own ancestors."""
-        start = self.committed + self.sees_WM.shape[1]
+    def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, beam: Beam) -> tuple[Tensor, Beam]:
+        """Call the layer on guessed tokens and its own outputs; rows see the text and their ancestors."""
+        start = beam.committed + beam.sees_WM.shape[1]
         own_WW = torch.eye(len(tokens_W), dtype=torch.bool, device=tokens_W.device)
-        self.sees_WM = torch.cat([self.sees_WM[rows_W], own_WW], dim=1)
-        positions_W = (self.committed + level - 1).expand(len(tokens_W))
-        hidden_WD = self.state_WD[rows_W]
-        self.state_WD = self.stream.extend(tokens_W, hidden_WD, positions_W, start, self.committed, self.sees_WM, self.span)
-        return self.head(self.state_WD)
+        sees_WM = torch.cat([beam.sees_WM[rows_W], own_WW], dim=1)
+        positions_W = (beam.committed + level - 1).expand(len(tokens_W))
+
+        state_WD = self.stream.extend(tokens_W, beam.state_WD[rows_W], positions_W, start, beam.committed, sees_WM, beam.span)
+        return self.head(state_WD), beam._replace(state_WD=state_WD, sees_WM=sees_WM)
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
-    """EAGLE-1's and EAGLE-2's layout: ``fc``, ``layers.0`` and mostly ``embed_tokens``; see ``Checkpoint``.
+    """Load weights in EAGLE-1's and EAGLE-2's layout: ``fc``, ``layers.0`` and mostly ``embed_tokens``.
 
-    The layer's shape and rope are its own config's. ``bias``, of fc, is true unless that says otherwise; ``qkv_bias`` is
-    EAGLE's key for drafters of Qwen2. An embedding that is not the target's is kept and used.
+    The checkpoint's config has the layer's shape and rope, ``bias`` (of ``fc``, true unless given) and
+    ``qkv_bias`` (EAGLE's key for drafters of Qwen2). An embedding that is not the target's is kept and
+    used. Raises UserError as ``Checkpoint.fitted`` does.
     """
     checkpoint = checkpoint.sharing(target)
     module = Module(published_shape(checkpoint, target.config), Architecture())
@@ -167,6 +187,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    layer = target.backend.module(drafter.module).layer
+    """Build the drafter for a target."""
+    layer = target.backend.prepare(drafter.module).layer
     policy = drafter.static_tree(config.nodes) if config.policy == "static" else GrownTree(config.nodes, *config.grown)
     return Eagle(layer, target.lm_head, policy, target)

@@ -1,8 +1,9 @@
-"""EAGLE-3 (Li et al., 2025, arXiv 2503.01840): one layer that reads three of the target's and then, level by level, its own output.
+"""EAGLE-3 (Li et al., 2025, arXiv 2503.01840): one layer over three of the target's layers.
 
-Against EAGLE: its first hidden state is folded from what entered a low, a middle and a high layer of the target; it estimates no
-feature, so that what it reads from the second level on is whatever it learned to tell itself; the output matrix is its own, over
-the frequent tokens alone where a smaller draft vocabulary was chosen. The tree is EAGLE-2's.
+It differs from EAGLE as follows. Its first hidden state is computed from the inputs of a low, a
+middle and a high layer of the target. It does not estimate features: from the second level on it
+reads its own output, whatever it learned to put there. Its output matrix is its own and may cover
+only the frequent tokens (a draft vocabulary). The tree is EAGLE-2's.
 
 Shape letters: those of ``methods.core.training``, and U draft vocabulary.
 """
@@ -28,15 +29,17 @@ from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.weights import Trained
 from methods.eagle import Eagle
 
-UNROLLED = MAX_DEPTH - 1  # levels of the training-time test; published: 7
-DISCOUNT = 0.8  # of each level's loss against the level before's, as in the published recipe
+UNROLLED = MAX_DEPTH - 1  # levels unrolled in training; published: 7
+DISCOUNT = 0.8  # weight of each level's loss relative to the level before, as published
 
 
 @dataclass(frozen=True)
 class Config:
-    nodes: int  # drafts handed to the target each round
+    """Options of EAGLE-3."""
+
+    nodes: int  # drafts per step
     depth: int = 5
-    width: int = 4  # nodes expanded a level, and guesses of each
+    width: int = 4  # nodes expanded per level, and guesses of each
 
     def __post_init__(self) -> None:
         check_tree(self.nodes, self.depth, self.width)
@@ -44,8 +47,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Architecture:
-    vocabulary: int = 0  # tokens it guesses among, the most frequent in training text; 0: all
-    target_layers: int = 0  # of the target it was trained for: they say which three it reads; 0: of the one at hand
+    """The shape of EAGLE-3's weights."""
+
+    vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
+    target_layers: int = 0  # layers of the target it was trained for, which decide what it reads; 0: the given target's
 
     def __post_init__(self) -> None:
         if self.vocabulary and self.vocabulary < MAX_WIDTH:
@@ -57,12 +62,18 @@ class Architecture:
 
 
 def layers_read(layers: int) -> tuple[int, ...]:
-    """Of a target of that many: 2, half, all but 3, as published; the last three of fewer than 7, where those would coincide."""
+    """Return which of a target's layers are read: 2, half and all but 3, as published.
+
+    With fewer than 7 layers these would coincide; the last three are read instead.
+    """
     return (2, layers // 2, layers - 3) if layers >= 7 else tuple(range(max(0, layers - 3), layers))
 
 
 class MidLayer(GradientCheckpointingLayer):
-    """A Llama layer over rows [embedding; hidden state], 2D wide, each half under a norm of its own; out comes the next hidden state."""
+    """A Llama layer over rows [embedding; hidden state], 2D wide, with a norm for each half.
+
+    Its output is the next hidden state, D wide.
+    """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -77,7 +88,10 @@ class MidLayer(GradientCheckpointingLayer):
         self.mlp = LlamaMLP(config)
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **kept: Any) -> Tensor:
-        """B x N x D of rows B x N x 2D; ``kept``: where attention keeps keys and values, a cache's rows or, in training, ``Unrolled``."""
+        """Return hidden states B x N x D from rows B x N x 2D.
+
+        ``kept`` is where attention keeps keys and values: a cache's rows or, in training, ``Unrolled``.
+        """
         embedding, hidden = rows.chunk(2, dim=-1)
         normed = torch.cat([self.input_layernorm(embedding), self.hidden_norm(hidden)], dim=-1)
         seen, _ = self.self_attn(normed, attention_mask=attention_mask, position_embeddings=position_embeddings, **kept)
@@ -86,13 +100,19 @@ class MidLayer(GradientCheckpointingLayer):
 
 
 class Unrolled:
-    """Keys and values of all levels so far, in the place of transformers' cache: those of the batch's rows one after the other."""
+    """The keys and values of all levels so far, used in training in place of transformers' cache.
+
+    From the second level on, the rows of the batch stand one after the other.
+    """
 
     def __init__(self) -> None:
         self._levels: list[tuple[Tensor, Tensor]] = []
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """B x G x T x D of one level in; out comes what its rows attend to: themselves at the first level, later all, 1 x G x S x D."""
+        """Add one level's keys and values, B x G x T x D; return those its rows attend to.
+
+        At the first level these are its own, later those of all levels, 1 x G x S x D.
+        """
         self._levels.append((_side_by_side(keys), _side_by_side(values)))
         if len(self._levels) == 1:
             return keys, values
@@ -105,7 +125,10 @@ def _side_by_side(rows_BGTD: Tensor) -> Tensor:
 
 
 class Module(nn.Module):
-    """Tensors are named as in published checkpoints; ``shape`` is the layer's, where that is not the target's."""
+    """EAGLE-3's trained layer, with tensors named as in published checkpoints.
+
+    ``shape`` is the layer's config, where it differs from the target's.
+    """
 
     d2t: Tensor
 
@@ -116,6 +139,7 @@ class Module(nn.Module):
             raise UserError(f"it was trained for a target of {layers} layers, this one has {target.num_hidden_layers}; use that target")
         if vocabulary > target.vocab_size:
             raise UserError(f"vocabulary is {vocabulary}, more than the target's {target.vocab_size}; choose 0 for all of its tokens")
+
         self.architecture = replace(architecture, target_layers=layers)
         self.reads = layers_read(layers)
         self.config = layer_config(shape or target)
@@ -124,38 +148,46 @@ class Module(nn.Module):
         self.rotary_emb = LlamaRotaryEmbedding(self.config)
         self.norm = LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
         self.lm_head = nn.Linear(self.config.hidden_size, vocabulary or target.vocab_size, bias=False)
-        self.embed_tokens: nn.Embedding | None = None  # of a published layer that does not read the target's
+        self.embed_tokens: nn.Embedding | None = None  # of published layers with an embedding of their own
         if vocabulary:
-            self.register_buffer("d2t", torch.zeros(vocabulary, dtype=torch.long))  # added to a draft id it is the target's
+            self.register_buffer("d2t", torch.zeros(vocabulary, dtype=torch.long))  # offset from a draft id to the target's id
 
     @property
     def tokens_U(self) -> Tensor | None:
-        """The tokens it guesses among, ascending; None: all."""
+        """The tokens it guesses among, ascending; None for all."""
         return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t if self.architecture.vocabulary else None
 
     @property
     def body(self) -> SimpleNamespace:
-        """As a Stack runs it, without the last norm: what comes out is read again."""
+        """The layer as a Stack runs it; without the last norm, since its output is read again."""
         return SimpleNamespace(layers=[self.midlayer], rotary_emb=self.rotary_emb, norm=nn.Identity())
 
     def enter(self, features_ND: Tensor) -> Tensor:
+        """Return the first hidden states, from the inputs of three target layers."""
         return self.fc(features_ND)
 
     def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        """Return rows [embedding; hidden state]."""
         return torch.cat([embeddings_ND, hidden_ND], dim=-1)
 
     def guess(self, hidden_ND: Tensor) -> Tensor:
-        """Logits over the draft vocabulary, of any leading axes."""
+        """Return logits over the draft vocabulary, with any leading axes."""
         return self.lm_head(self.norm(hidden_ND))
 
     def choose_vocabulary(self, counts_V: Tensor) -> None:
-        """Guess among the tokens most frequent in ``counts_V``, of equally frequent ones the first; before ``start_from``."""
+        """Choose the most frequent tokens in ``counts_V``, the first of equally frequent ones.
+
+        Called before ``start_from``.
+        """
         if self.architecture.vocabulary:
             most = counts_V.argsort(descending=True, stable=True)[: self.architecture.vocabulary]
             self.d2t.copy_(most.sort().values - torch.arange(len(most), device=most.device))
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
-        """Begin with the highest layer read under the target's own norm and head: about its guess for one token earlier, not noise."""
+        """Set initial weights that pass the highest layer read to the target's own norm and head.
+
+        The first guess is then about the target's own for one token earlier instead of noise.
+        """
         width = self.config.hidden_size
         nn.init.normal_(self.fc.weight, std=0.02)
         nn.init.eye_(self.fc.weight[:, -width:])
@@ -164,7 +196,7 @@ class Module(nn.Module):
         self.lm_head.weight.data.copy_(rows_VD if self.tokens_U is None else rows_VD[self.tokens_U])
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
-        """Over the target's vocabulary: a token outside the draft vocabulary is never guessed."""
+        """Yield guesses over the target's vocabulary; tokens outside the draft vocabulary have -inf."""
         tokens_U = self.tokens_U
         for hidden_PD in self._unrolled(batch, flat_P, count):
             logits_PU = self.guess(hidden_PD)
@@ -175,24 +207,30 @@ class Module(nn.Module):
                 yield Level(None, nothing_PV.index_copy(1, tokens_U, logits_PU))
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Soft cross-entropy of every level's guess, discounted (section 3.2, and the published code's weights)."""
+        """Return the discounted sum of the levels' soft cross-entropies.
+
+        See section 3.2; the discount is that of the published code.
+        """
         total = flat_P.new_zeros((), dtype=torch.float32)
         for i, hidden_PD in enumerate(self._unrolled(batch, flat_P, UNROLLED)):
             total = total + DISCOUNT**i * soft_cross_entropy(self.guess(hidden_PD), batch, flat_P + i + 1, self.tokens_U)
         return total
 
     def _unrolled(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Tensor]:
-        """Training-time test: the hidden states PD of each level, read as when drafting.
+        """Yield the hidden states PD of each level, computed as when drafting (training-time test).
 
-        Level 1 is the layer over whole rows of the batch. Each further one reads the level before's output at the chosen places,
-        one token and one position on, and sees level 1 up to its place and its own way down from there.
+        Level 1 runs the layer over whole rows of the batch. Each further level reads the output of
+        the level before at the chosen positions, shifted by one token, and sees level 1 up to its
+        position and its own path from there on.
         """
         assert batch.deep_BTD is not None
         kept, width = Unrolled(), batch.tokens_BT.shape[1]
         places_T = torch.arange(width, device=flat_P.device)
+
         rows_BTD = self.fold(batch.next_embeddings(), self.enter(batch.deep_BTD))
         hidden_PD = self._level(rows_BTD, places_T, places_T[:, None] >= places_T, kept).flatten(0, 1)[flat_P]
         yield hidden_PD
+
         all_S = torch.arange(batch.tokens_BT.numel(), device=flat_P.device)
         sees_PS = (all_S <= flat_P[:, None]) & (all_S // width == (flat_P // width)[:, None])
         own_PP = torch.eye(len(flat_P), dtype=torch.bool, device=flat_P.device)
@@ -205,20 +243,23 @@ class Module(nn.Module):
     def _level(self, rows_BTD: Tensor, positions_T: Tensor, sees_TS: Tensor, kept: Unrolled) -> Tensor:
         mask_TS = torch.zeros(sees_TS.shape, dtype=rows_BTD.dtype, device=sees_TS.device)
         mask_TS.masked_fill_(~sees_TS, torch.finfo(rows_BTD.dtype).min)
-        turned = self.rotary_emb(rows_BTD, position_ids=positions_T[None])
-        return self.midlayer(rows_BTD, attention_mask=mask_TS[None, None], position_embeddings=turned, past_key_values=kept)
+        rotary = self.rotary_emb(rows_BTD, position_ids=positions_T[None])
+        return self.midlayer(rows_BTD, attention_mask=mask_TS[None, None], position_embeddings=rotary, past_key_values=kept)
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
-    """EAGLE-3's layout: our names, ``t2d`` (which of the target's tokens ``d2t`` reaches), and sometimes ``embed_tokens``.
+    """Load weights in EAGLE-3's layout.
 
-    The layer's shape, width and rope are its own config's, which says how many tokens it guesses among (``draft_vocab_size``).
-    Raises UserError as ``Checkpoint.fitted`` does, and where the target's width or the two vocabularies do not fit each other.
+    It has the names of ``Module``, ``t2d`` (which of the target's tokens ``d2t`` reaches), and
+    sometimes ``embed_tokens``. The checkpoint's config has the layer's shape, width and rope, and the
+    size of the draft vocabulary (``draft_vocab_size``). Raises UserError as ``Checkpoint.fitted``
+    does, and where the target's width or the two vocabularies do not fit each other.
     """
     known, what = target.config.vocab_size, f"{CONFIG} of drafter {checkpoint.source}"
     read = checkpoint.config.get("target_hidden_size", target.config.hidden_size)
     if read != target.config.hidden_size:
         raise UserError(f"{what} has target_hidden_size={read!r}, this target is {target.config.hidden_size} wide; use its own target")
+
     checkpoint = checkpoint.sharing(target)
     width = checkpoint.number("hidden_size", target.config.hidden_size, most=1 << 16)
     drafted = checkpoint.number("draft_vocab_size", known, most=known)
@@ -226,6 +267,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     module = Module(target.config, Architecture(vocabulary), published_shape(checkpoint, target.config, width))
     if EMBEDDING in checkpoint.tensors or width != target.config.hidden_size:
         module.embed_tokens = nn.Embedding(known, width)
+
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "t2d" or not vocabulary}
     trained = replace(checkpoint, tensors=own).fitted(module, str)
     tokens_U, reached_V = module.tokens_U, checkpoint.tensors.get("t2d")
@@ -235,7 +277,8 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    module = target.backend.module(drafter.module)
+    """Build the drafter for a target. Raises UserError where ``d2t`` names tokens it does not have."""
+    module = target.backend.prepare(drafter.module)
     tokens_U, known = module.tokens_U, target.config.vocab_size
     if tokens_U is not None and not 0 <= int(tokens_U.min()) <= int(tokens_U.max()) < known:
         raise UserError(f"EAGLE-3's d2t names tokens {tokens_U.min()} to {tokens_U.max()}, the target has {known}; use weights made for it")

@@ -1,11 +1,12 @@
-"""Hydra (Ankner et al., 2024, arXiv 2402.05109): Medusa's heads made to depend on each other, and a static tree.
+"""Hydra (Ankner et al., 2024, arXiv 2402.05109): Medusa's heads made sequential, and a static tree.
 
-Head i reads the target's last feature and the embeddings of the tokens drafted before it. Hydra++, the paper's best recipe
-and the default here, puts a decoder layer of its own over the features (prefix attention), makes the heads deeper and learns
-from the target's distribution. S4C's ``heads=hydra`` shares the idea, not the head: its heads estimate features and are read out
-by the target's own matrix, these go straight to the vocabulary through matrices of their own.
+Head i reads the target's last feature and the embeddings of the tokens drafted before it. Hydra++,
+the paper's best recipe and the default here, adds a decoder layer over the features (prefix
+attention), makes the heads deeper and learns from the target's distribution. S4C's ``heads=hydra``
+shares the idea but not the head: S4C's heads estimate features, which the target's own matrix turns
+into logits; these heads have output matrices of their own.
 
-Shape letters: P rows, D width, X = (i + 1) D what head i reads, V vocabulary.
+Shape letters: P rows, D width, X = (i + 1) D the input of head i, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +29,18 @@ from methods.core.target import Scores, Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
-from methods.medusa import TEMPLATE  # which the published code drafts with, too
+from methods.medusa import TEMPLATE  # the published code drafts with the same tree
 
 MAX_LAYERS = 8
-UNREAD = ("prefix_embeding_layer.embed_tokens.weight", "rotary_emb.inv_freq")  # tensors of published weights
-EMBEDDING = "input_embed_fn.weight"  # the target's, as they have it
+UNREAD = ("prefix_embeding_layer.embed_tokens.weight", "rotary_emb.inv_freq")  # published tensors that are not used
+EMBEDDING = "input_embed_fn.weight"  # name of the target's embedding in published files
 
 
 @dataclass(frozen=True)
 class Config:
-    nodes: int  # drafts handed to the target each round
+    """Options of Hydra."""
+
+    nodes: int  # drafts per step
 
     def __post_init__(self) -> None:
         check_tree(self.nodes)
@@ -45,10 +48,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Hydra++'s by default; plain Hydra has ``layers=1`` and ``prefix=none``."""
+    """The shape of Hydra's weights: Hydra++ by default; plain Hydra has ``layers=1``, ``prefix=none``."""
 
     heads: int = 4
-    layers: int = 4  # residual blocks of a head
+    layers: int = 4  # residual blocks per head
     prefix: Literal["layer", "none"] = "layer"
 
     def __post_init__(self) -> None:
@@ -57,7 +60,7 @@ class Architecture:
 
 
 class PrefixLayer(nn.Module):
-    """A whole Llama layer, both its norms and a last one included, over the features of the text so far."""
+    """A whole Llama layer, with both its norms and a final norm, over the features of the text so far."""
 
     reads: tuple[int, ...] = ()
     embed_tokens: nn.Embedding | None = None
@@ -69,24 +72,28 @@ class PrefixLayer(nn.Module):
         self.body.set_submodule("embed_tokens", nn.Identity())
 
     def start_from(self, final_norm: Tensor) -> None:
-        """The last norm keeps the features' size, which is the target's final norm's."""
+        """Set the final norm so that its output has the size of the target's features."""
         nn.init.constant_(self.body.norm.weight, final_norm.pow(2).mean().sqrt().item())
 
     def enter(self, features_ND: Tensor) -> Tensor:
+        """Return the features as they are."""
         return features_ND
 
     def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        """Return the hidden states: the layer reads no embedding."""
         return hidden_ND
 
     def forward(self, features_BTD: Tensor) -> Tensor:
-        """BTD; causal attention within the rows given (training)."""
+        """Return the layer's output BTD, with causal attention within the given rows (training)."""
         return self.body(inputs_embeds=features_BTD, use_cache=False).last_hidden_state
 
 
 class Head(nn.Module):
-    """X to V: a residual block that narrows X to D, another one ``layers - 1`` times over, an output matrix with a bias.
+    """A Hydra head, X to V.
 
-    One block for all further layers is what the published code makes of deeper heads, and what its weights hold.
+    A residual block narrows X to D, a second one is applied ``layers - 1`` times, and an output matrix
+    with a bias follows. Deeper heads share one block for all further layers, as in the published code
+    and weights.
     """
 
     def __init__(self, width: int, inputs: int, layers: int, vocab: int):
@@ -97,13 +104,14 @@ class Head(nn.Module):
         self.out = nn.Linear(width, vocab)
 
     def start_from(self, lm_head: nn.Linear) -> None:
-        """Pass the first D of X on to the target's own matrix."""
+        """Set initial weights that pass the first D of X on to the target's own matrix."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         nn.init.eye_(self.residual.weight)
         self.out.weight.data.copy_(lm_head.weight)
 
     def forward(self, read_PX: Tensor) -> Tensor:
+        """Return logits PV."""
         state_PD = self.residual(read_PX) + F.silu(self.linear(read_PX))
         if self.again:
             for _ in range(self.layers - 1):
@@ -112,6 +120,8 @@ class Head(nn.Module):
 
 
 class Module(nn.Module):
+    """Hydra's trained heads and prefix layer."""
+
     reads = ()
 
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
@@ -122,7 +132,7 @@ class Module(nn.Module):
         self.heads = nn.ModuleList(Head(width, i + 1, architecture.layers, vocab) for i in range(1, architecture.heads + 1))
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
-        """Every head begins as the target's own, one token late."""
+        """Set initial weights that make every head repeat the target's guess for one token earlier."""
         assert isinstance(lm_head, nn.Linear)
         if self.prefix:
             self.prefix.start_from(final_norm)
@@ -131,6 +141,7 @@ class Module(nn.Module):
             head.start_from(lm_head)
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        """Yield the guesses of the first ``count`` heads, given the true tokens before each."""
         features_BTD = self.prefix(batch.features_BTD) if self.prefix else batch.features_BTD
         read_PX = features_BTD.flatten(0, 1)[flat_P]
         for level, head in enumerate(self.heads[:count], start=1):
@@ -138,67 +149,81 @@ class Module(nn.Module):
             yield Level(None, head(read_PX))
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Sum of the heads' cross-entropies against the target's distribution: Hydra++'s teacher loss, every head alike.
+        """Return the sum of the heads' cross-entropies against the target's distribution.
 
-        Plain Hydra's was against the text. The published recipe goes over its data ten times, with dropout; here it is seen once.
+        This is Hydra++'s teacher loss, with equal weights; plain Hydra's was against the text. The
+        published recipe takes ten epochs with dropout, here one epoch without.
         """
         guesses = enumerate(self.levels(batch, flat_P, len(self.heads)), start=1)
         return torch.stack([soft_cross_entropy(guess.logits_PV, batch, flat_P + i) for i, guess in guesses]).sum()
 
 
 class Hydra:
+    """A drafter of Hydra heads; its beam's state is the input WX of the last head."""
+
     reads = ()
 
     def __init__(self, module: Module, policy: TreePolicy, target: Target):
         self.heads, self.policy, self.embed = module.heads, policy, target.embed
         self.stream = FeatureStream(module.prefix, target) if module.prefix else None
         self.sizes = (policy.size,)
-        self._draft = target.backend.piece(self._grow)
+        self._draft = target.backend.capture(self._grow)
+        self._unread: tuple[Accepted, Tensor]  # the last step's path and features, set by ``begin`` and ``observe``
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
-        self.unread = first, scores.features_ND[-1:]
+        """Start a new turn: the prefix layer reads the prompt's features."""
+        self._unread = first, scores.features_ND[-1:]
         if self.stream:
             self.stream.begin(prompt, scores.features_ND)
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
-        self.unread = accepted, scores.features_ND
+        """Keep the path and the features of the last tree; the next draft reads them."""
+        self._unread = accepted, scores.features_ND
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        tree = self._draft(*self.unread, self.stream.span(tokens) if self.stream else 0)
+        """Read what was committed last and return the tree that the policy builds after it."""
+        tree = self._draft(*self._unread, self.stream.span(tokens) if self.stream else 0)
         if self.stream:
-            self.stream.settle(self.unread[0])
+            self.stream.settle(self._unread[0])
         return tree
+
+    def wipe(self) -> None:
+        """Clear the prefix layer's cache."""
+        if self.stream:
+            self.stream.wipe()
 
     def _grow(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
         root = accepted.emitted_P[-1]
         feature_1D = self.stream.read(accepted, features_ND, span) if self.stream else accepted.last(features_ND)
-        self.read_WX = torch.cat([feature_1D, self.embed(root[None])], dim=-1)
-        return self.policy.grow(root, self.heads[0](self.read_WX), self._step)
+        read_1X = torch.cat([feature_1D, self.embed(root[None])], dim=-1)
+        return self.policy.grow(root, self.heads[0](read_1X), read_1X, self._expand)
 
-    def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
-        """The next head over the whole beam; what was read before follows its branches."""
-        self.read_WX = torch.cat([self.read_WX[rows_W], self.embed(tokens_W)], dim=-1)
-        return self.heads[level](self.read_WX)
+    def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, read_WX: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the next head to the whole beam; each row keeps the tokens of its own branch."""
+        read_WX = torch.cat([read_WX[rows_W], self.embed(tokens_W)], dim=-1)
+        return self.heads[level](read_WX), read_WX
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
-    """Hydra's layout (``hydra_lm_head.pt``), plain or Hydra++'s; see ``Checkpoint``.
+    """Load weights in the layout of Hydra or Hydra++ (``hydra_lm_head.pt``).
 
-    Of head H ``hydra_mlp.H.I.linear``, I counting its blocks, of the first one also ``res_connection``, and
-    ``hydra_lm_head.H``; of the prefix ``prefix_embeding_layer``, a model of one layer. In Hydra++'s a dropout stands before
-    every block and output matrix, and is counted. Raises UserError for heads of another kind.
+    Head H has ``hydra_mlp.H.I.linear`` for each block I, ``res_connection`` in the first block, and
+    ``hydra_lm_head.H``; the prefix layer is ``prefix_embeding_layer``, a model of one layer. In
+    Hydra++ a dropout precedes every block and output matrix and takes a number of its own. Raises
+    UserError for heads of another kind, and as ``Checkpoint.fitted`` does.
     """
     config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | checkpoint.config
     for key, served in (("hydra_head_arch", ("mlp", "prefix-mlp")), ("grounded_heads", (True,)), ("hidden_state_offset", (0,))):
         if config[key] not in served:
             choices = " or ".join(map(str, served))
             raise UserError(f"{CONFIG} of drafter {checkpoint.source} has {key}={config[key]}; drafters with {choices} are supported")
+
     heads, layers = checkpoint.number("hydra_num_heads", 4, MAX_DEPTH - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
     plain = config["hydra_head_arch"] == "mlp"
     with torch.device("meta"):
         module = Module(target.config, Architecture(heads, layers, "none" if plain else "layer"))
     if module.prefix:
-        module.prefix = PrefixLayer(target.config)  # its rotary frequencies are in no file
+        module.prefix = PrefixLayer(target.config)  # not on meta: its rotary frequencies are computed, not loaded
     blocks = range(layers) if plain else range(1, 2 * layers, 2)
 
     def named(own: str) -> str:
@@ -215,9 +240,10 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
 
 def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int, blocks: Sequence[int]) -> Checkpoint:
-    """Without the target's embedding, what repeats the first of ``blocks`` in each head, and what the published code never reads.
+    """Return the checkpoint without copies and without tensors that the published code never reads.
 
-    Raises UserError for a copy that says something else than its original.
+    Copies are the target's embedding and, in each head, repetitions of the first of ``blocks``.
+    Raises UserError for a copy that differs from its original.
     """
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(UNREAD)}
     embedding: Any = target.get_input_embeddings()
@@ -226,10 +252,11 @@ def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int,
         first = f"hydra_mlp.{head}.{blocks[0]}.linear.{kind}"
         if first in tensors:
             originals[f"hydra_mlp.{head}.{block}.linear.{kind}"] = tensors[first]
+
     for name, original in originals.items():
         if name not in tensors or tensors[name].shape != original.shape:
             continue
-        copy = tensors.pop(name).to(original.device, torch.bfloat16)  # which all precisions that an embedding is stored in can tell
+        copy = tensors.pop(name).to(original.device, torch.bfloat16)  # compared in the coarsest dtype embeddings are stored in
         if not torch.equal(copy, original.to(torch.bfloat16)):
             whose = "its target's embedding" if name == EMBEDDING else "a repetition of the block before"
             raise UserError(f"drafter weights {checkpoint.source} hold a {name} that is not {whose}; use weights made for this target")
@@ -237,4 +264,5 @@ def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int,
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
-    return Hydra(target.backend.module(drafter.module), drafter.static_tree(config.nodes), target)
+    """Build the drafter for a target."""
+    return Hydra(target.backend.prepare(drafter.module), drafter.static_tree(config.nodes), target)

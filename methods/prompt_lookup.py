@@ -1,4 +1,7 @@
-"""Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram where it first stood. Training-free."""
+"""Prompt lookup decoding (Saxena, 2023): copy the tokens that followed an earlier n-gram.
+
+The n-gram is the text's last one, and its first occurrence is used. Training-free.
+"""
 
 from dataclasses import dataclass
 
@@ -14,8 +17,10 @@ from methods.core.tree import PADDING, DraftTree
 
 @dataclass(frozen=True)
 class Config:
-    nodes: int = 10  # tokens copied at most
-    max_ngram: int = 3
+    """Options of prompt lookup."""
+
+    nodes: int = 10  # most tokens copied
+    max_ngram: int = 3  # longest n-gram looked up; shorter ones are tried next
 
     def __post_init__(self) -> None:
         check_tree(self.nodes)
@@ -24,9 +29,10 @@ class Config:
 
 
 class PromptLookup:
-    """Keeps, for every n-gram seen, where it first ended, as the published method searches from the left.
+    """A drafter that keeps, for every n-gram of the text, where it first ended.
 
-    A lookup costs the same however long the text is.
+    The published method searches the text from the left and finds the same place. Here a lookup
+    costs the same however long the text is.
     """
 
     reads = ()
@@ -34,34 +40,42 @@ class PromptLookup:
     def __init__(self, config: Config, device: torch.device):
         self.config, self._device = config, device
         self.sizes = (1, 1 + config.nodes)
+        self._indexed = 0  # tokens whose n-grams are in the table
+        self._first_end: dict[tuple[int, ...], int] = {}
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
-        self.indexed = 0
-        self.first_end: dict[tuple[int, ...], int] = {}
+        """Forget the n-grams of the turn before."""
+        self._indexed = 0
+        self._first_end = {}
 
     def draft(self, tokens: list[int]) -> DraftTree:
+        """Return a chain of copied tokens, padded to one size; the root alone if nothing is found."""
         self._index(tokens)
         copied = self._copy(tokens)
         filler = [PADDING] * (self.config.nodes - len(copied) if copied else 0)
         return DraftTree.chain([tokens[-1], *copied, *filler], self._device)
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
-        pass
+        """Do nothing: ``draft`` is given the whole text."""
+
+    def wipe(self) -> None:
+        """Do nothing: ``begin`` resets the table."""
 
     def _index(self, tokens: list[int]) -> None:
-        """Learn the n-grams that end before the last token: what follows the last one is not known yet."""
-        for end in range(self.indexed + 1, len(tokens)):
+        """Add the n-grams that end before the last token; what follows the last token is not known yet."""
+        for end in range(self._indexed + 1, len(tokens)):
             for n in range(1, min(self.config.max_ngram, end) + 1):
-                self.first_end.setdefault(tuple(tokens[end - n : end]), end)
-        self.indexed = len(tokens) - 1
+                self._first_end.setdefault(tuple(tokens[end - n : end]), end)
+        self._indexed = len(tokens) - 1
 
     def _copy(self, tokens: list[int]) -> list[int]:
         for n in range(min(self.config.max_ngram, len(tokens)), 0, -1):
-            end = self.first_end.get(tuple(tokens[-n:]))
+            end = self._first_end.get(tuple(tokens[-n:]))
             if end is not None:
                 return tokens[end : end + self.config.nodes]
         return []
 
 
 def build(config: Config, target: Target, module: None) -> Drafter:
+    """Build the drafter for a target."""
     return PromptLookup(config, target.device)

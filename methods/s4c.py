@@ -1,14 +1,16 @@
-"""S4C, a reconstruction from its abstract (He et al., 2025, arXiv 2506.14158): the full text was not available to us.
+"""S4C, a reconstruction from its abstract (He et al., 2025, arXiv 2506.14158).
 
-Multi-head drafting with both links the abstract names. Semantic: one decoder layer reads [token embedding; target feature]
-of the tokens verified last round. Syntactic: light heads go one token deeper each, every head reading the token its beam
-drafted. Continuous verification tree: the next tree is rooted at the last accepted node, and what verification computed
-for the accepted path (keys and values moved in place, features) is the next draft's input, with no recomputation.
+The full text was not available. The design is multi-head drafting with the two inputs that the
+abstract names. For the semantic one, a decoder layer reads [token embedding; target feature] of the
+tokens verified in the last step. For the syntactic one, light heads go one token deeper each, and
+every head reads the token that its branch drafted. Continuous verification tree: the next tree is rooted at the last accepted node,
+and the results of verification on the accepted path (keys and values moved in place, features) are
+the input of the next draft, with no recomputation.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +19,36 @@ from transformers import PreTrainedConfig
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
-from methods.core.errors import UserError, check_range
+from methods.core.errors import UserError, WeightsError, check_range
 from methods.core.feature_layer import FeatureLayer, FeatureStream
-from methods.core.policies import GrownTree, check_tree
+from methods.core.policies import GrownTree, TreePolicy, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.target import Scores, Target
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 
-# How much a level's loss counts against the level before's. Small, because every path depends on the first guess and all
-# levels pull at the prefix layer; the heads' own steps do not shrink with it, since Muon scales them to a fixed size.
+# Weight of a level's loss relative to the level before. It is small because every path depends on the
+# first guess and all levels train the prefix layer. The updates of the heads themselves do not shrink
+# with it, since Muon scales them to a fixed size.
 DEPTH_DISCOUNT = 0.35
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features
-SUCCESSORS = 2  # of each token, where verified guesses are recycled
+SUCCESSORS = 2  # per token, with recycle=on
 Heads = Literal["recurrent", "hydra", "independent"]
 Prefix = Literal["layer", "none"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """``heads`` and ``prefix`` belong to the weights; the rest can be switched on any."""
+    """Options of S4C; ``heads`` and ``prefix`` must be those of the weights."""
 
-    nodes: int  # drafts handed to the target each round
+    nodes: int  # drafts per step
     depth: int = 5  # levels: the prefix layer's guess and one for each head
-    width: int = 4  # nodes expanded a level, and guesses of each
+    width: int = 4  # nodes expanded per level, and guesses of each
     heads: Heads = "recurrent"
     prefix: Prefix = "layer"
-    tree: Literal["continuous", "fresh"] = "continuous"  # fresh: the drafter rereads the whole text every round
-    recycle: Literal["off", "on"] = "off"  # our extension: some nodes go to what the target ranked high at these tokens before
+    tree: Literal["continuous", "fresh"] = "continuous"  # fresh: the drafter rereads the whole text in every step
+    recycle: Literal["off", "on"] = "off"  # an extension: some nodes are the target's earlier guesses at the same tokens
 
     def __post_init__(self) -> None:
         check_tree(self.nodes, self.depth, self.width)
@@ -57,6 +60,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Architecture:
+    """The shape of S4C's weights."""
+
     heads: Heads = "recurrent"
     prefix: Prefix = "layer"
     depth: int = 5
@@ -66,9 +71,10 @@ class Architecture:
 
 
 class LightHead(nn.Module):
-    """state + W2 SiLU(W1 [state; context] + b), read out through a norm and the target's own head.
+    """A light head: state + W2 SiLU(W1 [state; context] + b).
 
-    Without W2 a step could raise a coordinate but hardly lower one, since SiLU is never below -0.28.
+    It is read out through a norm and the target's own head. Without W2 a head could raise a coordinate
+    but hardly lower one, since SiLU is never below -0.28.
     """
 
     def __init__(self, width: int, inputs: int, eps: float):
@@ -78,14 +84,19 @@ class LightHead(nn.Module):
         self.norm = nn.RMSNorm(width, eps=eps)
 
     def forward(self, state_PD: Tensor, inputs_PD: list[Tensor]) -> Tensor:
+        """Return the next state PD from the state and the context, a list of PD tensors."""
         return state_PD + self.project(F.silu(self.mix(torch.cat(inputs_PD, dim=-1))))
 
     def read_out(self, state_PD: Tensor, lm_head: nn.Module) -> Tensor:
+        """Return the logits of a state."""
         return lm_head(self.norm(state_PD.to(self.norm.weight.dtype)))
 
 
 class Module(nn.Module):
-    """Level 1 is the prefix layer's (or, without one, a light head's) guess; level i the (i-1)th head's."""
+    """S4C's trained prefix layer and heads.
+
+    Level 1 is guessed by the prefix layer or, without one, by a light head; level i by head i - 1.
+    """
 
     reads = ()
 
@@ -98,7 +109,10 @@ class Module(nn.Module):
         self.heads = nn.ModuleList(LightHead(width, inputs(level), eps) for level in range(2, architecture.depth + 1))
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
-        """The prefix passes the feature on, and the heads' norms keep its size, which is the target's final norm's."""
+        """Set initial weights.
+
+        The prefix passes the feature on, and the heads' norms give states the size of features.
+        """
         if isinstance(self.first, FeatureLayer):
             self.first.start_from()
         for module in self.modules():
@@ -106,26 +120,35 @@ class Module(nn.Module):
                 module.norm.weight.data.fill_(final_norm.pow(2).mean().sqrt().item())
 
     def head(self, level: int) -> LightHead:
+        """Return the head of a level (2, 3, ...)."""
         head = self.heads[level - 2]
         assert isinstance(head, LightHead)
         return head
 
     def first_guess(self, first_PD: Tensor, lm_head: nn.Module) -> Tensor:
-        """Logits of level 1: a prefix layer's output is a feature as it stands."""
+        """Return the logits of level 1; a prefix layer's output is read like a target feature."""
         return lm_head(first_PD) if isinstance(self.first, FeatureLayer) else self.first.read_out(first_PD, lm_head)
 
     def deeper(self, level: int, first_PD: Tensor, state_PD: Tensor, embeddings_PD: list[Tensor]) -> Tensor:
-        """The state at ``level`` (2, 3, …) from the level before's and the embeddings of the tokens drafted so far."""
+        """Return the state at ``level`` (2, 3, ...).
+
+        It is computed from the state of the level before or of level 1, and from the embeddings of the
+        tokens drafted so far.
+        """
         head = self.head(level)
         if self.architecture.heads == "recurrent":
             return head(state_PD, [state_PD, embeddings_PD[-1]])
         return head(first_PD, [first_PD, *(embeddings_PD if self.architecture.heads == "hydra" else [])])
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        """Yield the guesses of at most ``count`` levels, given the true tokens before each."""
         yield from self._levels(batch, batch.features_BTD, flat_P, min(count, len(self.heads) + 1))
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Discounted sum over levels of SmoothL1 on the feature and soft cross-entropy on the guess, weighed as in EAGLE here."""
+        """Return the discounted sum over levels of both losses.
+
+        They are SmoothL1 on the feature and soft cross-entropy on the guess, with weight 1 each.
+        """
         total = flat_P.new_zeros((), dtype=torch.float32)
         for i, level in enumerate(self._levels(batch, batch.noisy_features(FEATURE_NOISE), flat_P, len(self.heads) + 1)):
             assert level.state_PD is not None
@@ -140,6 +163,7 @@ class Module(nn.Module):
             feature_PD = features_BTD.flatten(0, 1)[flat_P]
             first_PD = self.first(feature_PD, [feature_PD, batch.embedding_at(flat_P + 1)])
         yield Level(first_PD, self.first_guess(first_PD, batch.lm_head))
+
         state_PD = first_PD
         embeddings: list[Tensor] = []
         for level in range(2, count + 1):
@@ -148,45 +172,68 @@ class Module(nn.Module):
             yield Level(state_PD, self.head(level).read_out(state_PD, batch.lm_head))
 
 
+class Beam(NamedTuple):
+    """The state of a growing tree: the W rows expanded last."""
+
+    first_1D: Tensor  # the state of level 1
+    state_WD: Tensor
+    embeddings: tuple[Tensor, ...]  # of the tokens drafted on each row's branch, one WD tensor per level
+
+
 class S4C:
+    """A drafter of a prefix layer, which reads the text, and light heads, which go deeper."""
+
     reads = ()
 
     def __init__(self, module: Module, config: Config, target: Target):
         self.module, self.embed, self.lm_head = module, target.embed, target.lm_head
         own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
-        self.policy = GrownTree(own, config.depth, config.width)
+        self.policy: TreePolicy = GrownTree(own, config.depth, config.width)
         self.sizes = (self.policy.size + config.nodes - own,)
+
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
         self.rereads = config.tree == "fresh"
         self.recycled = SuccessorTable(target.config.vocab_size, SUCCESSORS, target.device) if config.recycle == "on" else None
-        self._draft, self._grow_on = target.backend.piece(self._continue), target.backend.piece(self._grow)
+        self._draft, self._draft_fresh = target.backend.capture(self._continue), target.backend.capture(self._grow)
+
+        self._unread: tuple[Accepted, Tensor]  # the last step's path and features, set by ``begin`` and ``observe``
+        self._seen: list[Tensor] = []  # with tree=fresh: the features of the whole text
 
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
-        self.unread = first, scores.features_ND[-1:]
+        """Start a new turn: the prefix layer reads the prompt's features."""
+        self._unread = first, scores.features_ND[-1:]
         if self.stream and self.rereads:
-            self.seen = [scores.features_ND]
+            self._seen = [scores.features_ND]
         elif self.stream:
             self.stream.begin(prompt, scores.features_ND)
         if self.recycled:
             self.recycled.clear()
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
+        """Keep the path and the features of the last tree; the next draft reads them."""
         if self.stream and self.rereads:
-            self.seen.append(scores.features_ND[accepted.path_P])
-        self.unread = accepted, scores.features_ND
+            self._seen.append(scores.features_ND[accepted.path_P])
+        self._unread = accepted, scores.features_ND
         if self.recycled:
             self.recycled.learn(tree.tokens_N, scores.logits_NV)
 
     def draft(self, tokens: list[int]) -> DraftTree:
+        """Read what was committed last (or the whole text, if fresh) and grow a tree after it."""
         if not (self.stream and self.rereads):
-            tree = self._draft(*self.unread, self.stream.span(tokens) if self.stream else 0)
+            tree = self._draft(*self._unread, self.stream.span(tokens) if self.stream else 0)
             if self.stream:
-                self.stream.settle(self.unread[0])
+                self.stream.settle(self._unread[0])
             return tree
-        *earlier, newest_PD = self.seen
-        features_TD = torch.cat([*earlier, newest_PD])[: len(tokens) - 1]  # the newest end in filler
-        self.seen = [features_TD]
-        return self._grow_on(self.unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD))
+
+        *earlier, newest_PD = self._seen
+        features_TD = torch.cat([*earlier, newest_PD])[: len(tokens) - 1]  # cuts the filler at the end of the newest
+        self._seen = [features_TD]
+        return self._draft_fresh(self._unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD))
+
+    def wipe(self) -> None:
+        """Clear the prefix layer's cache."""
+        if self.stream:
+            self.stream.wipe()
 
     def _continue(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
         root = accepted.emitted_P[-1]
@@ -196,27 +243,30 @@ class S4C:
         return self._grow(root, self.module.first(feature_1D, [feature_1D, self.embed(root[None])]))
 
     def _grow(self, root: Tensor, first_1D: Tensor) -> DraftTree:
-        self.first_1D = self.state_WD = first_1D
-        self.embeddings: list[Tensor] = []
-        tree = self.policy.grow(root, self.module.first_guess(first_1D, self.lm_head), self._step)
+        beam = Beam(first_1D, first_1D, ())
+        tree = self.policy.grow(root, self.module.first_guess(first_1D, self.lm_head), beam, self._expand)
         return self.recycled.extend(tree) if self.recycled else tree
 
-    def _step(self, tokens_W: Tensor, rows_W: Tensor, level: int) -> Tensor:
-        """One head over the whole beam; the tokens drafted before follow their branches."""
-        self.embeddings = [*(e[rows_W] for e in self.embeddings), self.embed(tokens_W)]
-        first_WD, state_WD = self.first_1D.expand(len(rows_W), -1), self.state_WD[rows_W]
-        self.state_WD = self.module.deeper(level + 1, first_WD, state_WD, self.embeddings)
-        return self.module.head(level + 1).read_out(self.state_WD, self.lm_head)
+    def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, beam: Beam) -> tuple[Tensor, Beam]:
+        """Apply the next head to the whole beam; each row keeps the tokens of its own branch."""
+        embeddings = (*(each_WD[rows_W] for each_WD in beam.embeddings), self.embed(tokens_W))
+        first_WD = beam.first_1D.expand(len(rows_W), -1)
+        state_WD = self.module.deeper(level + 1, first_WD, beam.state_WD[rows_W], list(embeddings))
+        logits_WV = self.module.head(level + 1).read_out(state_WD, self.lm_head)
+        return logits_WV, Beam(beam.first_1D, state_WD, embeddings)
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
+    """Build the drafter for a target.
+
+    Raises WeightsError where the options need weights of another architecture, UserError where they
+    ask for more levels than the weights have.
+    """
     trained = drafter.module.architecture
     for name in ("heads", "prefix"):
-        if getattr(config, name) != getattr(trained, name):
-            raise UserError(
-                f"{name}={getattr(config, name)} does not fit the S4C weights, which were trained with {name}={getattr(trained, name)}; "
-                f"train your own: specbench train s4c --set {name}={getattr(config, name)}"
-            )
+        asked, own = getattr(config, name), getattr(trained, name)
+        if asked != own:
+            raise WeightsError(f"{name}={asked} does not fit the S4C weights, which were trained with {name}={own}", "s4c", {name: asked})
     if config.depth > trained.depth:
         raise UserError(f"depth={config.depth} is more than the S4C weights' {trained.depth} levels; choose 1 to {trained.depth}")
-    return S4C(target.backend.module(drafter.module), config, target)
+    return S4C(target.backend.prepare(drafter.module), config, target)

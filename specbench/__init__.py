@@ -1,1 +1,1 @@
-"""Benchmarks speculative decoding methods against plain decoding. docs/architecture.md maps the packages."""
+"""A benchmark of speculative decoding methods against plain decoding. docs/architecture.md maps the packages."""

@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+os.environ["SPECBENCH_BACKEND"] = "eager"  # compiling takes seconds a shape: the tests of the static back end ask for it
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is: no test asks the hub
 
 import pytest
@@ -10,10 +11,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from specbench.measure import session
-
 torch.set_num_threads(1)
-session.DEFAULT_BACKEND = "eager"  # compiling takes seconds a shape: the tests of the static back end ask for it
 
 
 def pytest_addoption(parser):

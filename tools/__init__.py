@@ -1,1 +1,1 @@
-"""Scripts for developers that are not installed with the package."""
+"""Scripts for developers; they are not installed with the package."""

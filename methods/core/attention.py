@@ -1,8 +1,9 @@
-"""Attention of new rows over committed rows and over each other as a tree says, writing their keys and values on the way.
+"""Tree attention: new rows attend to committed rows and to each other, and are written to the cache.
 
-transformers' models reach it by the name in their config. It runs on whole buffers whose live length is on the device, so
-that the same call can be compiled and captured; on a CPU, where reading that length costs nothing, it works on the live
-part alone. Query heads that share a key head are folded into rows, so keys and values are never repeated in memory.
+transformers' models find it by the name in their config. It works on whole buffers whose current
+length is on the device, so that one call can be compiled and captured. On a CPU, where reading that
+length costs nothing, it works on the live rows alone. Query heads that share a key head are folded
+into rows, so that keys and values are never repeated in memory.
 """
 
 from typing import Any
@@ -12,25 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-KERNELS = ("sdpa", "eager")  # torch's fused kernel; matrix products and a softmax, as transformers calls it
+KERNELS = ("sdpa", "eager")  # torch's fused kernel; plain matrix products and a softmax
 PREFIX = "specbench_"
 
 
 def length_is_at_hand(device: torch.device) -> bool:
-    """Whether the host may read a cache's length in the middle of a round: on a CPU that waits for nothing."""
+    """Return whether the host can read a cache's length without waiting, as on a CPU."""
     return device.type == "cpu"
 
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, places: Tensor, mask: Tensor | None, plain: bool
 ) -> Tensor:
-    """1 x N x H x D from queries 1 x H x N x D and N new keys and values, which are written to the rows ``places`` (N, in a row).
+    """Write N new keys and values to the cache and return the attention output, 1 x N x H x D.
 
-    ``mask`` is added, 1 x 1 x (H / G) N x S over the first S rows of ``keys`` (1 x G x rows x D), the new ones included: see
-    ``KVCache.mask``. Without one it is a prompt, written from row 0 on, or, where the length is at hand, a single row that
-    sees all before it.
+    Queries are 1 x H x N x D. The N new keys and values go to the consecutive rows ``places`` of
+    ``keys`` and ``values`` (1 x G x rows x D). ``mask`` is additive, 1 x 1 x (H / G) N x S over the
+    first S rows, the new ones included: see ``KVCache.mask``. Without a mask the rows are a prompt
+    written from row 0 on or, where the length is at hand, a single row that sees all rows before it.
+    ``plain`` selects the kernel "eager".
     """
     rows, groups, at_hand = query.shape[2], key.shape[1], length_is_at_hand(query.device)
+
     if at_hand:
         start = int(places[0])
         keys[:, :, start : start + rows], values[:, :, start : start + rows] = key, value
@@ -40,30 +44,33 @@ def attend(
         values.index_copy_(2, places, value)
         span = rows if mask is None else mask.shape[-1]
     keys, values = keys[:, :, :span], values[:, :, :span]
+
     folded = query.reshape(1, groups, -1, query.shape[-1])
     prompt = mask is None and rows > 1
     if mask is not None:
         mask = mask[..., :span]
-    elif prompt and (plain or groups < query.shape[1]):  # folded rows are in no causal order
+    elif prompt and (plain or groups < query.shape[1]):  # the kernel's causal mask is wrong for folded rows
         causal = torch.full((rows, rows), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device).triu(1)
         mask = causal.repeat(query.shape[1] // groups, 1)[None, None]
     elif at_hand and folded.shape[2] == 1:
         folded = folded.expand(-1, -1, 2, -1)  # torch's CPU kernel takes two to three times as long for one row as for two
+
     kernel = _plain if plain else F.scaled_dot_product_attention
     out = kernel(folded, keys, values, attn_mask=mask, is_causal=prompt and mask is None)
     return out[:, :, : query.shape[1] // groups * rows].reshape(query.shape).transpose(1, 2).contiguous()
 
 
 def _plain(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    assert not is_causal, "a plain softmax is given its mask"
+    assert not is_causal, "the plain kernel needs an explicit mask"
     scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5
     if attn_mask is not None:
         scores = scores + attn_mask
     return torch.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1).to(query.dtype) @ values
 
 
-# The schema does not say that ``keys`` and ``values`` are written: compilers keep writes apart from reads by copying the
-# buffers, every layer, every round. Nothing else in a compiled piece touches them, so nothing can be put in the wrong order.
+# The schema does not declare that ``keys`` and ``values`` are written: compilers separate declared
+# writes from reads by copying the buffers, in every layer and step. Nothing else in a compiled
+# function uses the buffers, so no operation can be reordered wrongly.
 _library = torch.library.Library("specbench", "DEF")
 _library.define(
     "attend(Tensor query, Tensor key, Tensor value, Tensor keys, Tensor values, Tensor places, Tensor? mask, bool plain) -> Tensor"
@@ -87,7 +94,7 @@ def _interface(plain: bool) -> Any:
         keys: Tensor,
         values: Tensor,
         places: Tensor,
-        **others: Any,  # of transformers, for other kernels: scaling is always 1 / sqrt(D) in the supported families
+        **others: Any,  # arguments for other kernels; scaling is always 1 / sqrt(D) in the supported families
     ) -> tuple[Tensor, None]:
         run = torch.ops.specbench.attend if torch.compiler.is_compiling() else attend
         return run(query, key, value, keys, values, places, attention_mask, plain), None

@@ -1,9 +1,13 @@
-"""Back ends: how the same modules and the same pieces of a round are run.
+"""Back ends: how modules and the functions of a step are run.
 
-``eager`` calls them as they are. ``static`` compiles decoder layers where a compiler is present; on a CPU it also lays the
-weights of linear layers out for its kernels, once, where torch would at every call; on CUDA it captures each piece of a
-round as a graph, whose replay costs one launch. A piece has fixed shapes, asks the host nothing, and may be run twice on
-the same inputs: all it leaves behind is what it returns, cache rows that are not live, and what a second run leaves as it is.
+``eager`` calls them as they are. ``static`` compiles decoder layers where a compiler is present. On
+a CPU it also reorders the weights of linear layers for the CPU's kernels once, where torch would do
+so in every call. On CUDA it captures functions of a step as CUDA graphs, whose replay costs one
+launch.
+
+A function to be captured has fixed shapes, reads nothing on the host, and may be run twice on the
+same inputs: apart from its result it leaves only cache rows that are not live, and state that a
+second run leaves unchanged.
 """
 
 import copy
@@ -24,10 +28,11 @@ from methods.core.attention import KERNELS, PREFIX
 from methods.core.errors import unknown
 
 BACKENDS = ("eager", "static")
-DEFAULT_BACKEND = "static"  # the faster one on a CPU too: reports/bench
-TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # what static trees are padded to, so that methods share them
-WARM_UPS = 3  # runs before a capture: kernels are compiled and chosen, workspaces allocated
-SHAPES_A_LAYER = 256  # compiled at most: tree sizes, and rows of the drafters' own layers
+DEFAULT_BACKEND = "static"  # also the faster one on a CPU
+# The static back end pads trees to these sizes, so that methods share compiled and captured shapes.
+TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+WARM_UPS = 3  # runs before a capture, in which kernels are compiled and workspaces allocated
+SHAPES_A_LAYER = 256  # limit of compiled shapes: tree sizes, and rows of drafters' layers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,31 +40,41 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Backend(Protocol):
+    """A way to run modules and functions. All back ends compute the same values."""
+
     name: str
 
-    def module(self, module: M) -> M:
-        """A module made ready, sharing its tensors; the one given stays as it is."""
+    def prepare(self, module: M) -> M:
+        """Return a copy of a module that runs on this back end and shares its tensors."""
         ...
 
-    def piece(self, function: Callable[P, R]) -> Callable[P, R]:
-        """A piece of a round made ready; on CUDA what it returns is overwritten when it is called again."""
+    def capture(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function of a step as this back end runs it.
+
+        On CUDA its result is overwritten by the next call.
+        """
         ...
 
     def tree_size(self, nodes: int) -> int:
-        """How many nodes a tree of ``nodes`` is scored as."""
+        """Return the size to which a tree of ``nodes`` nodes, root included, is padded."""
         ...
 
 
 class Eager:
+    """The back end that calls everything as it is."""
+
     name = "eager"
 
-    def module(self, module: M) -> M:
+    def prepare(self, module: M) -> M:
+        """Return a copy of the module with this package's attention, sharing its tensors."""
         return _shared(module)
 
-    def piece(self, function: Callable[P, R]) -> Callable[P, R]:
+    def capture(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function itself."""
         return function
 
     def tree_size(self, nodes: int) -> int:
+        """Return ``nodes``: nothing is padded."""
         return nodes
 
 
@@ -67,6 +82,8 @@ EAGER = Eager()
 
 
 class Static:
+    """The back end that compiles layers, packs weights on a CPU and captures graphs on CUDA."""
+
     name = "static"
 
     def __init__(self, device: torch.device):
@@ -77,37 +94,42 @@ class Static:
             self._pool, self._aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES_A_LAYER
 
-    def module(self, module: M) -> M:
-        ready = _shared(module)
-        for parent in list(ready.modules()):
+    def prepare(self, module: M) -> M:
+        """Return a copy with packed linear layers and compiled decoder layers."""
+        prepared = _shared(module)
+
+        for parent in list(prepared.modules()):
             for name, child in parent.named_children():
                 if type(child) is nn.Linear and child.weight.dtype in self._packed:
                     parent.set_submodule(name, PackedLinear(child))
-        if self._compiles:
-            for part in ready.modules():
-                if isinstance(part, GradientCheckpointingLayer):  # what transformers derives every decoder layer from
-                    # A wake-up of the second thread costs more than the few thousand numbers between two products.
-                    part.compile(fullgraph=True, dynamic=False, options={"cpp.threads": 1})
-        return ready
 
-    def piece(self, function: Callable[P, R]) -> Callable[P, R]:
+        if self._compiles:
+            for part in prepared.modules():
+                if isinstance(part, GradientCheckpointingLayer):  # the base of transformers' decoder layers
+                    # Between two matrix products there is too little work to pay for a second thread.
+                    part.compile(fullgraph=True, dynamic=False, options={"cpp.threads": 1})
+        return prepared
+
+    def capture(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function as CUDA graphs; on a CPU the function itself."""
         if self._device.type != "cuda":
             return function
         return cast(Callable[P, R], Captured(function, self._pool, self._aside))
 
     def tree_size(self, nodes: int) -> int:
+        """Return the smallest of ``TREE_SIZES`` that holds ``nodes`` nodes."""
         return next(size for size in TREE_SIZES if size >= nodes)
 
 
 def backend(name: str, device: torch.device) -> Backend:
-    """By name. Raises UserError for one that does not exist."""
+    """Return the back end of a name. Raises UserError for one that does not exist."""
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     return EAGER if name == "eager" else Static(device)
 
 
 def _shared(module: M) -> M:
-    """A copy of the modules on the same tensors, whose attention is ours."""
+    """Return a copy of the modules on the same tensors, with this package's attention."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     own = copy.deepcopy(module, memo)
     for part in own.modules():
@@ -118,14 +140,18 @@ def _shared(module: M) -> M:
 
 
 def _packed_dtypes() -> tuple[torch.dtype, ...]:
-    """Those oneDNN has kernels for on this processor."""
+    """Return the dtypes that oneDNN has kernels for on this processor."""
     if not torch.backends.mkldnn.is_available():
         return ()
     return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 def _compiler_present(device: torch.device) -> bool:
-    """What inductor needs: a C++ compiler on a CPU, Triton and the C compiler it builds its launcher with on CUDA, Python's headers."""
+    """Return whether inductor has what it needs.
+
+    That is Python's headers and, on a CPU, a C++ compiler; on CUDA, Triton and the C compiler it
+    builds its launcher with.
+    """
     headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
     if device.type == "cuda":
         found = any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
@@ -134,7 +160,7 @@ def _compiler_present(device: torch.device) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its weight in the layout that oneDNN's kernels read."""
+    """A linear layer whose weight is stored in the layout that oneDNN's kernels read."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -143,6 +169,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
         return torch.ops.specbench.packed_linear(x, self.weight, self.bias, self.out_features)
 
 
@@ -161,10 +188,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tens
 
 
 class Captured:
-    """A function on tensors as CUDA graphs, one for each combination of shapes and other arguments it is called with.
+    """A function on tensors as CUDA graphs.
 
-    All graphs share the memory of ``pool``, and each writes over what others left there: inputs and outputs are outside it.
-    ``aside`` is the stream that captures are prepared on.
+    It is captured once for each combination of shapes, dtypes and other arguments. All graphs share
+    the memory of ``pool`` and overwrite each other's values there, so inputs and outputs are kept
+    outside it. ``aside`` is the stream on which the runs before a capture take place.
     """
 
     def __init__(self, function: Callable[..., Any], pool: Any, aside: Any):
@@ -172,13 +200,16 @@ class Captured:
         self._recorded: dict[Any, tuple[Callable[[], None], list[Tensor], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
+        """Replay the graph for these arguments; the result is overwritten by the next call."""
         leaves, structure = pytree.tree_flatten(args)
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         key = (structure, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
         if key not in self._recorded:
             own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             replay, outputs = self._record(pytree.tree_unflatten(own, structure))
             self._recorded[key] = replay, [leaf for leaf in own if isinstance(leaf, Tensor)], outputs
+
         replay, inputs, outputs = self._recorded[key]
         for own_input, new in zip(inputs, given, strict=True):
             own_input.copy_(new)
@@ -186,12 +217,13 @@ class Captured:
         return outputs
 
     def _record(self, args: Any) -> tuple[Callable[[], None], Any]:
-        """A call that runs the function on these very tensors again, and what it returns into."""
+        """Capture the function; return a replay that reads ``args`` in place, and its output tensors."""
         self._aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._aside):
             for _ in range(WARM_UPS):
                 made = self._function(*args)
         torch.cuda.current_stream().wait_stream(self._aside)
+
         outputs = pytree.tree_map_only(Tensor, torch.clone, made)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -200,7 +232,7 @@ class Captured:
 
 
 def copy_leaves(new: Any, own: Any) -> None:
-    """Every tensor of one structure into its place in another of the same form."""
+    """Copy every tensor of the structure ``new`` into its counterpart in ``own``."""
     for source, place in zip(pytree.tree_leaves(new), pytree.tree_leaves(own), strict=True):
         if isinstance(place, Tensor):
             place.copy_(source)

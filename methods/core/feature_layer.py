@@ -1,7 +1,8 @@
-"""One decoder layer over [token embedding; target feature] (EAGLE, Li et al., 2024): shared by the drafters that use one.
+"""One decoder layer over [token embedding; target feature], for the drafters that use one.
 
-Row i pairs the target's feature at token i with the embedding of token i + 1; its output estimates the target's feature at
-token i + 1, from which the target's own head guesses token i + 2.
+From EAGLE (Li et al., 2024). Row i pairs the target's feature at token i with the embedding of
+token i + 1. Its output estimates the target's feature at token i + 1, from which the target's own
+head guesses token i + 2.
 """
 
 from typing import Any, Protocol
@@ -16,9 +17,10 @@ from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
 from methods.core.published import CONFIG, Checkpoint
 from methods.core.stack import Stack
-from methods.core.target import MAX_NODES, Target, refuse
+from methods.core.target import Target, refuse
+from methods.core.tree import MAX_NODES
 
-# What a published drafter's own config says of its layer; all else is the target's.
+# Keys of a published drafter's config that describe its layer; all others are taken from the target.
 OWN_SHAPE = (
     "intermediate_size",
     "num_attention_heads",
@@ -34,7 +36,7 @@ OWN_SHAPE = (
 
 
 def layer_config(target: PreTrainedConfig) -> LlamaConfig:
-    """One Llama layer of the target's width, whatever the target's family."""
+    """Return the config of one Llama layer of the target's width, whatever the target's family."""
     config = LlamaConfig(
         vocab_size=target.vocab_size,
         hidden_size=target.hidden_size,
@@ -47,12 +49,16 @@ def layer_config(target: PreTrainedConfig) -> LlamaConfig:
         rms_norm_eps=target.rms_norm_eps,
         rope_parameters=target.rope_parameters,
     )
+
     config._attn_implementation = target._attn_implementation
     return config
 
 
 def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig, width: int | None = None) -> LlamaConfig:
-    """A published drafter's layer, of the target's width unless given. Raises UserError for one that is none of ours."""
+    """Return the config of a published drafter's layer; its width is the target's unless given.
+
+    Raises UserError for a layer that is not supported.
+    """
     own, what = checkpoint.config, f"{CONFIG} of drafter {checkpoint.source}"
     missing = [key for key in OWN_SHAPE[:2] if own.get(key) is None]
     if missing:
@@ -60,39 +66,47 @@ def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig, width: int
     checkpoint.number("num_hidden_layers", 1, most=1)
     if own.get("hidden_act", "silu") != "silu":
         raise UserError(f"{what} has hidden_act={own['hidden_act']!r}; drafters with silu are supported")
+
     given = {key: own[key] for key in OWN_SHAPE if own.get(key) is not None}
     try:
         config = LlamaConfig(hidden_size=width or target.hidden_size, vocab_size=target.vocab_size, **given)
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise UserError(f"{what} describes no layer ({' '.join(str(error).split())[:200]}); fetch it again") from None
+
     config._attn_implementation = target._attn_implementation
     refuse(config, f"drafter {checkpoint.source}")
     return config
 
 
 class ReadingLayer(Protocol):
-    """What a FeatureStream asks of its layer. A row is an embedding and a hidden state; the layer's output is the next row's hidden."""
+    """A layer that a FeatureStream can run.
 
-    reads: tuple[int, ...]  # the target's layers whose input it takes for features; none: those after the target's final norm
+    It reads an embedding and a hidden state per row; its output is the next row's hidden state.
+    """
+
+    reads: tuple[int, ...]  # target layers whose input are its features; empty: the final hidden states
     config: LlamaConfig
     embed_tokens: nn.Embedding | None  # None: the target's
 
     @property
     def body(self) -> Any:
-        """What a Stack runs."""
+        """The base model that a Stack runs."""
         ...
 
     def enter(self, features_ND: Tensor) -> Tensor:
-        """The hidden states that stand for the target's features."""
+        """Return the hidden states that stand for the target's features."""
         ...
 
     def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
-        """The layer's input, of any leading axes."""
+        """Return the layer's input rows from embeddings and hidden states with any leading axes."""
         ...
 
 
 class FeatureLayer(nn.Module):
-    """The trained part: ``fc`` folds embedding and feature into one vector, then a Llama layer without its first norm."""
+    """EAGLE's trained module: ``fc``, then a Llama layer without its first norm.
+
+    ``fc`` folds embedding and feature into one vector.
+    """
 
     reads: tuple[int, ...] = ()
 
@@ -103,80 +117,96 @@ class FeatureLayer(nn.Module):
         self.body = LlamaModel(self.config)
         for path in ("embed_tokens", "layers.0.input_layernorm", "norm"):
             self.body.set_submodule(path, nn.Identity())
-        self.embed_tokens: nn.Embedding | None = None  # of a published layer that does not read the target's
+        self.embed_tokens: nn.Embedding | None = None  # of published layers with an embedding of their own
 
     def bias_attention(self) -> None:
-        """Give queries, keys and values a bias, as layers of Qwen2 have."""
+        """Give queries, keys and values a bias, as in Qwen2."""
         attention: Any = self.body.layers[0].self_attn
         for name in ("q_proj", "k_proj", "v_proj"):
             linear = getattr(attention, name)
             setattr(attention, name, nn.Linear(linear.in_features, linear.out_features))
 
     def start_from(self) -> None:
-        """Begin by passing the feature on: the guess is then the target's own for one token earlier, not noise."""
+        """Set initial weights that pass the feature on.
+
+        The first guess is then the target's own for one token earlier instead of noise.
+        """
         width = self.fc.out_features
         nn.init.normal_(self.fc.weight[:, :width], std=0.02)
         nn.init.eye_(self.fc.weight[:, width:])
         nn.init.zeros_(self.fc.bias)
 
     def enter(self, features_ND: Tensor) -> Tensor:
+        """Return the features as they are."""
         return features_ND
 
     def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
+        """Return ``fc`` of embedding and hidden state."""
         return self.fc(torch.cat([embeddings_ND, hidden_ND], dim=-1))
 
     def forward(self, embeddings_BTD: Tensor, features_BTD: Tensor) -> Tensor:
-        """Estimated features BTD; causal attention within the rows given (training)."""
+        """Return estimated features BTD, with causal attention within the given rows (training)."""
         return self.body(inputs_embeds=self.fold(embeddings_BTD, features_BTD), use_cache=False).last_hidden_state
 
 
 class FeatureStream:
-    """A layer reading along while a text is decoded: true features of committed tokens, each read once.
+    """A layer that reads the target's features of committed tokens, each token once.
 
-    ``layer`` was made ready by the target's back end. What ``read`` writes becomes live by ``settle``, so that drafting is a
-    piece that may be run twice.
+    ``layer`` was prepared by the target's back end. The rows that ``read`` writes become live with
+    ``settle``, so that drafting can be captured and run twice on the same input.
     """
 
     def __init__(self, layer: ReadingLayer, target: Target):
         self.layer, self.embed = layer, target.embed if layer.embed_tokens is None else layer.embed_tokens
         self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
-        target.caches.append(self.cache)
 
     def begin(self, prompt: list[int], features_TD: Tensor) -> None:
-        """A new text: read it now, with the prefill, all but its last row, whose next token is not known yet."""
+        """Read a new text up to its last row, whose next token is not known yet."""
         self.cache.truncate(0)
         if len(prompt) > 1:
             self.reread(prompt, features_TD[:-1])
 
     def reread(self, tokens: list[int], features_TD: Tensor) -> Tensor:
-        """The layer's output at the last token, 1D, from a text of T + 1 tokens read from its beginning."""
+        """Read a text of T + 1 tokens from its beginning.
+
+        Return the layer's output at the last token, 1D.
+        """
         following_T = torch.tensor(tokens[1:], device=features_TD.device)
         return self.stack.read(self.layer.fold(self.embed(following_T), self.layer.enter(features_TD))).out_ND[-1:]
 
     def span(self, tokens: list[int]) -> int:
-        """How much of the cache to look at while a tree is drafted after ``tokens``."""
+        """Return how many rows of the cache to cover while a tree is drafted after ``tokens``."""
         return self.cache.span(len(tokens) + MAX_NODES)
 
     def read(self, accepted: Accepted, features_ND: Tensor, span: int) -> Tensor:
-        """The layer's output at the last committed token, 1D, from what a round left: features of its tree, and the path in it."""
+        """Read the tokens a step committed; return the layer's output at the last of them, 1D.
+
+        ``features_ND`` are the features of the step's tree.
+        """
         path_P, length, emitted_P, _ = accepted
         places_P = torch.arange(len(path_P), device=path_P.device)
         causal_PP = places_P[:, None] >= places_P
         start = self.cache.length
+
         hidden_PD = self.layer.enter(features_ND[path_P])
         return self.extend(emitted_P, hidden_PD, start + places_P, start, start, causal_PP, span)[length[None] - 1]
 
     def settle(self, accepted: Accepted) -> None:
-        """What was read last is not read again."""
+        """Make the rows of the last ``read`` live."""
         self.cache.length += accepted.length
 
     def extend(
         self, tokens_N: Tensor, hidden_ND: Tensor, positions_N: Tensor, start: Tensor, committed: Tensor, sees_NM: Tensor, span: int
     ) -> Tensor:
-        """Run the layer on N more rows, written from row ``start`` on; its output ND.
+        """Run the layer on N more rows, written from row ``start`` on, and return its output ND.
 
-        They see the ``committed`` rows, and of the M from there to their own last what ``sees_NM`` says.
+        Each row sees the first ``committed`` rows, and of the M rows from there on (its own last
+        included) those that ``sees_NM`` marks.
         """
         mask = self.cache.mask(committed, sees_NM, span)
         return self.stack.extend(self.layer.fold(self.embed(tokens_N), hidden_ND), positions_N, start, mask).out_ND
+
+    def wipe(self) -> None:
+        """Clear what a failed turn may have left in the cache."""
+        self.cache.wipe()

@@ -1,12 +1,12 @@
-"""Drafters that others published: their folder as it is on disk, read without running anything in it.
+"""Published drafters: their folder as it is on disk, read without running anything in it.
 
 A method whose drafters are published has in its file, beside ``Module`` and ``build``,
 
     def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]
 
-which builds the module that ``checkpoint.config`` describes for that target and gives it its tensors by
-``checkpoint.fitted``, which accounts for every one. The loader (specbench/targets/drafters.py) finds it by that name and
-brings the module to the target's device and dtype. ``target`` is there for its config and its embedding.
+It builds the module that ``checkpoint.config`` describes for that target and gives it its tensors by
+``checkpoint.fitted``, which accounts for every tensor. It uses the target's config and embedding.
+The caller finds the function by its name and moves the module to the target's device and dtype.
 """
 
 import json
@@ -29,7 +29,8 @@ from methods.core.policies import Choice
 from methods.core.weights import Trained, fit, sha256_of
 
 CONFIG = "config.json"
-# The first that a folder has are its weights. By name, since training leaves other pickles beside them (training_args.bin).
+# A folder's weights are the first of these patterns that matches. Patterns are needed because training
+# leaves other pickles in the folder (training_args.bin).
 WEIGHTS = ("model*.safetensors", "*_lm_head.safetensors", "pytorch_model*.bin", "*_lm_head.pt")
 EMBEDDING = "embed_tokens.weight"
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
@@ -39,9 +40,10 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published drafter: its ``config.json`` and its tensors, on the CPU, dtype as stored, under the names of its files.
+    """A published drafter: its ``config.json`` and its tensors.
 
-    ``source`` is what the user or the table calls it; ``sha256`` is of the weight files alone.
+    Tensors are on the CPU, in the dtype and under the names they are stored with. ``source`` is the
+    name it was asked for by; ``sha256`` covers the weight files alone.
     """
 
     config: dict[str, Any]
@@ -51,7 +53,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path, source: str) -> Self:
-        """A folder, or one of its weight files. Raises UserError for what is missing, damaged or more than tensors."""
+        """Read a folder, or one weight file in its folder.
+
+        Raises UserError for a file that is missing, damaged or holds more than tensors.
+        """
         folder = path if path.is_dir() else path.parent
         config = _config(folder / CONFIG, source)
         files = _weight_files(folder, source) if path.is_dir() else [path]
@@ -65,23 +70,25 @@ class Checkpoint:
         return cls(config, tensors, sha256_of(files), source)
 
     def number(self, key: str, default: int, most: int) -> int:
-        """A whole number of the config, 1 to ``most``."""
+        """Return a whole number of the config. Raises UserError unless it is 1 to ``most``."""
         value = self.config.get(key, default)
         if type(value) is not int or not 1 <= value <= most:
             raise UserError(f"{CONFIG} of drafter {self.source} has {key}={value!r}; it must be 1 to {most}")
         return value
 
     def sharing(self, target: PreTrainedModel) -> "Checkpoint":
-        """Without ``embed_tokens.weight`` where that is the target's own, in the target's dtype."""
+        """Return it without ``embed_tokens.weight`` if that equals the target's, in the target's dtype."""
         own, theirs = cast(Tensor, target.get_input_embeddings().weight), self.tensors.get(EMBEDDING)
         if theirs is None or theirs.shape != own.shape or not torch.equal(theirs.to(own.device, own.dtype), own):
             return self
         return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if name != EMBEDDING})
 
     def fitted(self, module: M, named: Callable[[str], str], template: tuple[Choice, ...] = ()) -> Trained[M]:
-        """The module with these tensors, ``named`` as in ``weights.fit``, dtype as stored, and its published static tree.
+        """Return the module with these tensors, in the dtype as stored.
 
-        Raises UserError listing every tensor that is missing, unexpected or misshapen, by its name in the file.
+        ``named`` is as in ``weights.fit``; ``template`` is the published static tree. Raises
+        UserError listing every tensor that is missing, unexpected or misshapen, by its name in the
+        file.
         """
         fit(module, self.tensors, self.source, named)
         return Trained(module.eval().requires_grad_(False), (), self.sha256, self.source, template)

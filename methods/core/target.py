@@ -12,34 +12,32 @@ from methods.core.attention import KERNELS
 from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
 from methods.core.stack import Stack
-from methods.core.tree import DraftTree, padded
+from methods.core.tree import MAX_NODES, DraftTree, padded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
-MAX_NODES = 128  # the largest tree, root included
 
 
 class ContextOverflow(UserError):
-    """The prompt leaves no room for a single new token."""
+    """An error for a prompt that leaves no room for a single new token."""
 
 
 class Scores(NamedTuple):
-    """What one target forward says of its N input tokens.
+    """The result of one target forward over N input tokens.
 
-    ``features_ND`` is the last hidden state after the final norm, for every input token; ``logits_NV`` the next-token
-    logits, of the last input token alone after a prefill; ``deep_ND`` what entered the layers asked for, side by side.
+    After a prefill, ``logits_NV`` has a single row, that of the last token.
     """
 
-    logits_NV: Tensor
-    features_ND: Tensor
-    deep_ND: Tensor | None = None
+    logits_NV: Tensor  # for the next token after each input token
+    features_ND: Tensor  # last hidden states after the final norm
+    deep_ND: Tensor | None = None  # the inputs of the layers asked for, concatenated
 
 
 class Target:
     """A causal language model and its cache of committed tokens; batch size 1.
 
-    ``capacity`` is the longest conversation in tokens it must hold. Raises UserError for models whose forward pass or
-    cache this project cannot take apart: see ``refuse``.
+    ``capacity`` is the longest conversation in tokens it must hold. Raises UserError for models
+    whose forward pass or cache is not supported: see ``refuse``.
     """
 
     def __init__(self, model: PreTrainedModel, *, capacity: int, backend: Backend = EAGER):
@@ -47,28 +45,31 @@ class Target:
         self.backend, self.config = backend, model.config
         self.context = min(capacity, model.config.max_position_embeddings)
         self.device, self.dtype = model.device, model.dtype
-        ready: Any = backend.module(model)
-        self.embed, self.lm_head = ready.get_input_embeddings(), ready.get_output_embeddings()
-        self.stack = Stack(ready.base_model, self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
+
+        prepared: Any = backend.prepare(model)
+        self.embed, self.lm_head = prepared.get_input_embeddings(), prepared.get_output_embeddings()
+        self.stack = Stack(prepared.base_model, self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
         self.cache = self.stack.cache
         assert backend is EAGER or len(self.cache.buffers) == 1, "only the eager back end runs a target on several devices"
-        self.caches = [self.cache]  # and those of drafters that read along
-        self._forward = backend.piece(self._score)
+        self._forward = backend.capture(self._score)
 
     @property
     def devices(self) -> list[torch.device]:
-        """Its own first, then those that only layers are on."""
+        """The devices it is on: first the target's own, then those that hold only layers."""
         return list(dict.fromkeys([self.device, *(buffer.device for buffer in self.cache.buffers)]))
 
     def prefill(self, prompt: list[int], reads: tuple[int, ...] = ()) -> Scores:
+        """Forget the cache, read the prompt, and return its scores; ``reads`` as in ``score``."""
         features_ND, deep_ND = self.stack.read(self.embed(torch.tensor(prompt, device=self.device)), reads)
         return Scores(self.lm_head(features_ND[-1:]), features_ND, deep_ND)
 
     def score(self, tree: DraftTree, past: int, reads: tuple[int, ...] = ()) -> Scores:
-        """One forward pass over all nodes; position = committed tokens + depth, attention = committed tokens + ancestors.
+        """Score all nodes of a tree in one forward pass.
 
-        ``past`` is how many tokens are committed, as far as the host knows: it says how much of the cache to look at.
-        ``reads`` are the layers whose input comes back in ``deep_ND``.
+        A node's position is the number of committed tokens plus its depth; it attends to the
+        committed tokens and to its ancestors. ``past`` is the host's count of committed tokens, used
+        to bound how much of the cache is read. ``reads`` are the layers whose input is returned in
+        ``deep_ND``.
         """
         wide = padded(tree, self.backend.tree_size(tree.size))
         span, size = self.cache.span(past + wide.size), tree.size
@@ -76,19 +77,26 @@ class Target:
         return Scores(logits_NV[:size], features_ND[:size], None if deep_ND is None else deep_ND[:size])
 
     def commit(self, accepted: Accepted) -> None:
-        """Of the tree scored last, keep the nodes of the accepted path and drop the rest."""
+        """Keep the accepted path of the tree scored last and drop its other nodes."""
         self.cache.commit(accepted.path_P, accepted.length)
 
+    def wipe(self) -> None:
+        """Clear what a failed forward pass may have left in the cache."""
+        self.cache.wipe()
+
     @torch.inference_mode()
-    def warm(self, sizes: Iterable[int], reads: tuple[int, ...] = ()) -> None:
-        """Compile or capture what scoring trees of these sizes takes, at every length of text."""
+    def warm_up(self, sizes: Iterable[int], reads: tuple[int, ...] = ()) -> None:
+        """Compile or capture the scoring of trees of these sizes, at every length of text."""
         self.cache.truncate(0)
         for size in sorted({self.backend.tree_size(size) for size in sizes}):
             for past in self.lengths(size):
                 self.score(DraftTree.chain([0] * size, self.device), past, reads)
 
     def lengths(self, rows: int) -> list[int]:
-        """Of a text, in tokens: the shortest for each span of the cache that is looked at when ``rows`` more are written."""
+        """Return one text length in tokens for each cache span used when ``rows`` more are written.
+
+        It is the shortest length with that span.
+        """
         return list({self.cache.span(past + rows): past for past in reversed(range(1, self.context))}.values())
 
     def _score(self, tokens_N: Tensor, depths_N: Tensor, sees_NN: Tensor, span: int, reads: tuple[int, ...]) -> Scores:
@@ -99,10 +107,11 @@ class Target:
 
 
 def refuse(config: PreTrainedConfig, what: str = "target") -> None:
-    """Raise UserError, by name, for a model that our cache cannot serve."""
+    """Raise UserError for a model that is not supported, naming the reason."""
     kind = config.model_type
     if kind not in FAMILIES:
         raise UserError(f"{what} of type {kind!r} is not supported; supported types: {', '.join(FAMILIES)}")
+
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     if layers != {"full_attention"} or (kind == "mistral" and sliding):
@@ -111,11 +120,13 @@ def refuse(config: PreTrainedConfig, what: str = "target") -> None:
             f"{what} of type {kind!r} has {found} layers, whose cache cannot be rolled back to drop rejected drafts; "
             "choose one with full attention in every layer (sliding_window null)"
         )
+
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in LENGTH_DEPENDENT_ROPE:
         raise UserError(
-            f"{what} of type {kind!r} has {rope} rotary factors, which a tree reaching past a boundary switches for all its nodes; "
+            f"{what} of type {kind!r} has {rope} rotary factors that change with the length of the text, for a whole tree at once; "
             "choose one whose rotary factors do not depend on the length"
         )
+
     if config._attn_implementation not in KERNELS:
-        raise UserError(f"attention {config._attn_implementation!r} takes no tree mask here; choose {' or '.join(KERNELS)}")
+        raise UserError(f"attention {config._attn_implementation!r} does not support tree masks; choose {' or '.join(KERNELS)}")

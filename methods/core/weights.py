@@ -1,4 +1,4 @@
-"""Trained drafters on disk: one safetensors file each, its metadata saying what it is and whom it was trained for."""
+"""Trained drafters on disk: one safetensors file each, described by its metadata."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from methods.core.errors import UserError, unknown
+from methods.core.errors import UserError, WeightsError, unknown
 from methods.core.policies import Choice, StaticTree, best_choices, static_tree
 
 FORMAT = "specbench-drafter-1"
@@ -23,30 +23,36 @@ RankAccuracy = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Trained(Generic[M]):
-    """A drafter's module, ready to run, and what was measured when it was trained.
+    """A drafter's trained module, and what was measured when it was trained.
 
-    ``rank_accuracy[d][k]``: how often its guess of rank k was the target's token at depth d + 1, on held-out text. Empty for
-    weights others published; those that draft static trees have a published ``template`` instead, best drafts first.
+    ``rank_accuracy[d][k]`` is how often its guess of rank k was the target's token at depth d + 1, on
+    held-out text. It is empty for published weights; those that draft static trees have a published
+    ``template`` instead, best drafts first.
     """
 
     module: M
     rank_accuracy: RankAccuracy
     sha256: str
-    source: str = ""  # the file, folder or hub id they are from
+    source: str = ""  # the file, folder or hub id of the weights
     template: tuple[Choice, ...] = ()
 
     def choices(self, nodes: int) -> tuple[Choice, ...]:
-        """The ``nodes`` best drafts of a static tree, best first; all there are where those are fewer, none for a chain."""
+        """Return the ``nodes`` best drafts of a static tree, best first, or all if there are fewer.
+
+        The result is empty for drafters that have no static tree.
+        """
         return best_choices(self.rank_accuracy, nodes) if self.rank_accuracy else self.template[:nodes]
 
     def static_tree(self, nodes: int) -> StaticTree:
+        """Return the static tree of the ``nodes`` best drafts."""
         return static_tree(self.choices(nodes))
 
 
 def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accuracy: RankAccuracy, facts: dict[str, Any]) -> None:
-    """Write a drafter's weights; ``facts`` are kept for the reader of the file, not read back."""
+    """Write a drafter's weights in bf16; ``facts`` are stored in the header but not used by ``load``."""
     parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     header = {"kind": kind, "architecture": asdict(architecture), "rank_accuracy": rank_accuracy, "parameters": parameters, **facts}
+
     tensors = {name: _in(torch.bfloat16, tensor.detach()).contiguous() for name, tensor in module.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"format": FORMAT, "about": json.dumps(header)})
@@ -56,18 +62,19 @@ def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accur
 def load(path: Path, kind: str, module_type: type[M], architecture_type: type, target: PreTrainedConfig) -> Trained[M]:
     """Read a drafter of ``kind`` for a target of the given shape, in fp32 on the CPU.
 
-    Raises UserError when the file is not such a drafter or its tensors do not fit the target, naming both shapes.
+    Raises WeightsError when the file is not such a drafter, and UserError naming both shapes when its
+    tensors do not fit the target.
     """
     facts, tensors = _read(path, kind)
     if facts["kind"] != kind:
-        raise UserError(f"drafter weights {path} are for {facts['kind']!r}, not {kind!r}; pass a file trained by: specbench train {kind}")
+        raise WeightsError(f"drafter weights {path} are for {facts['kind']!r}, not {kind!r}", kind)
     module = module_type(target, _architecture(facts["architecture"], architecture_type, path))
     fit(module, tensors, str(path))
     return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), sha256_of([path]), str(path))
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is in our format; False for what cannot be read at all."""
+    """Return whether a file is in this package's format; False also for a file that cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
@@ -76,7 +83,10 @@ def is_ours(path: Path) -> bool:
 
 
 def settled(module: M, device: torch.device, dtype: torch.dtype) -> M:
-    """The module on its device, parameters alone in the dtype: rotary frequencies are buffers, and stay as exact as a target's."""
+    """Move the module to a device and its parameters to a dtype.
+
+    Buffers keep their dtype: rotary frequencies must stay as exact as the target's.
+    """
     module.to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -84,7 +94,7 @@ def settled(module: M, device: torch.device, dtype: torch.dtype) -> M:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What a file of ours says of itself."""
+    """Return the header of a file in this package's format."""
     return _read(path, path.stem)[0]
 
 
@@ -94,34 +104,34 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: _in(torch.float32, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"drafter weights {path} cannot be read ({error}); train them with: specbench train {kind}") from None
+        raise WeightsError(f"drafter weights {path} cannot be read ({error})", kind) from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"drafter weights {path} are not in the format {FORMAT}; train them with: specbench train {kind}")
+        raise WeightsError(f"drafter weights {path} are not in the format {FORMAT}", kind)
     return _header(metadata.get("about", ""), path, kind), tensors
 
 
 def _header(text: str, path: Path, kind: str) -> dict[str, Any]:
-    """A file's header with all that ``load`` reads in it, or UserError naming what is damaged."""
+    """Parse a file's header. Raises WeightsError naming the parts ``load`` needs that are damaged."""
     try:
         facts = json.loads(text)
     except ValueError:
         facts = None
+
     facts = facts if isinstance(facts, dict) else {}
     sound = {
         "kind": isinstance(facts.get("kind"), str),
         "architecture": isinstance(facts.get("architecture"), dict),
         "rank_accuracy": _is_rank_accuracy(facts.get("rank_accuracy")),
     }
+
     damaged = [name for name, ok in sound.items() if not ok]
     if damaged:
-        raise UserError(
-            f"drafter weights {path} have a damaged header (no sound {', '.join(damaged)}); train them again with: specbench train {kind}"
-        )
+        raise WeightsError(f"drafter weights {path} have a damaged header (invalid or missing: {', '.join(damaged)})", kind)
     return facts
 
 
 def _is_rank_accuracy(rows: Any) -> bool:
-    """Levels of at least one rank each, every entry a share."""
+    """Return whether it is a list of non-empty lists of shares between 0 and 1."""
     return (
         isinstance(rows, list)
         and bool(rows)
@@ -145,9 +155,10 @@ def _architecture(stored: dict[str, Any], architecture_type: type, path: Path) -
 
 
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str, named: Callable[[str], str] = str) -> None:
-    """Give a module its tensors as they are, or raise UserError listing each that is missing, unexpected or misshapen.
+    """Load tensors into a module, in the dtype they have.
 
-    ``named`` says what the file calls a tensor of the module.
+    ``named`` maps a tensor's name in the module to its name in the file. Raises UserError listing
+    every tensor that is missing, unexpected or misshapen.
     """
     own = {named(name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
     wrong = [f"{name} {own[name][1]} is missing" for name in own if name not in tensors]
@@ -163,7 +174,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str, named: Ca
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """Of the files' bytes, one after the other; of a single file what ``sha256sum`` says."""
+    """Return the SHA-256 of the concatenated files; of a single file, the output of ``sha256sum``."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -173,7 +184,7 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    """A tensor in that precision; token ids and the like stay what they are."""
+    """Convert a floating-point tensor to a dtype; return others, such as token ids, unchanged."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

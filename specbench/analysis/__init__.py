@@ -1,1 +1,1 @@
-"""Numbers from records: data frames, metrics, and intervals. Imports only store and util."""
+"""Numbers from records: data frames, metrics, and intervals."""

@@ -1,6 +1,6 @@
-"""From records to a frame of one row a turn, and from it to pairs: a method's turns beside the same turns of another arm."""
+"""Data frames of a run: one row per turn, and the turns on which two arms are compared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,45 +9,58 @@ import numpy as np
 import pandas as pd
 
 from specbench.analysis.agreement import repetition
-from specbench.store.records import BASELINE, Record, device_kind
+from specbench.config.arm import BASELINE
+from specbench.store.manifest import ArmFacts
+from specbench.store.records import OVERALL, Record, device_kind
 
-OVERALL = "overall"
 KEY = ["question_id", "turn", "repeat"]
 CELL = ["category", "question_id", "repeat"]
-FACTS = [
-    "method", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "prefill_tokens", "stop", "prefill_s", "total_s",
+ARM_COLUMNS = ["method", "backend", "engine", "repeat_of"]  # from the manifest
+RECORD_COLUMNS = [
+    "arm", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "prefill_tokens", "stop", "prefill_s", "total_s",
     "peak_bytes", "timing", "device",
 ]  # fmt: skip
-PER_STEP = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
-LISTS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_step"]  # what a table has no place for
-COLUMNS = [*FACTS, "tokens", "text_tokens", *PER_STEP, "repetition", *LISTS]
-PARTS = ["draft_s", "verify_s", "commit_s"]
-UNKNOWN_IF_IMPORTED = ["prompt_tokens", "prefill_s", *PARTS, "decode_s", "other_s", "peak_bytes", "repetition"]
-UNKNOWN_OF = {"parts": [], "rounds": PARTS, "answer": [*PARTS, "decode_s", "other_s", "peak_bytes"]}  # by a record's ``timing``
-SUMMED = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
+SUM_COLUMNS = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
+LIST_COLUMNS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_step"]  # left out of written tables
+COLUMNS = [*RECORD_COLUMNS, *ARM_COLUMNS, "tokens", "text_tokens", *SUM_COLUMNS, "repetition", *LIST_COLUMNS]
+STEP_PARTS = ["draft_s", "verify_s", "commit_s"]
+UNKNOWN_IF_IMPORTED = ["prompt_tokens", "prefill_s", *STEP_PARTS, "decode_s", "other_s", "peak_bytes", "repetition"]
+UNKNOWN_BY_TIMING = {"parts": [], "steps": STEP_PARTS, "answer": [*STEP_PARTS, "decode_s", "other_s", "peak_bytes"]}
+CELL_SUMS = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
 
 
-def turns_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a turn, failed ones included: the record's facts, the sums of its steps, and the columns in ``LISTS``.
+def turns_frame(records: Iterable[Record], arms: Mapping[str, ArmFacts]) -> pd.DataFrame:
+    """Return one row per turn, failed ones included: facts of the record and its arm, and sums over its steps.
 
-    Times are seconds. ``text_tokens`` is NaN where the record does not have it; of imported answers so are a count of zero
-    tokens, which some of Spec-Bench's files hold for not counted, and the columns in ``UNKNOWN_IF_IMPORTED``. Of other engines
-    those in ``UNKNOWN_OF`` are; steps that only a server counted are sums without a list, and none where it did not.
+    Times are seconds. NaN stands for what a record does not hold:
+
+    - ``text_tokens`` where it was not recorded;
+    - of imported answers the columns in ``UNKNOWN_IF_IMPORTED``, and ``tokens`` where the file says 0,
+      which Spec-Bench's files do for answers that were not counted;
+    - of other engines the columns that ``UNKNOWN_BY_TIMING`` lists for the record's ``timing``.
+
+    Steps that only a server counted are sums without lists. They are 0 where the server did not count them.
     """
-    return pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
+    return pd.DataFrame([_row(record) | _arm_values(arms.get(record.arm)) for record in records], columns=COLUMNS)
+
+
+def _arm_values(facts: ArmFacts | None) -> dict[str, Any]:
+    """Return the columns of an arm; none if the manifest does not have the arm."""
+    return {} if facts is None else {name: getattr(facts, name) for name in ARM_COLUMNS}
 
 
 def _row(record: Record) -> dict[str, Any]:
     steps = record.steps
     draft_s, verify_s, commit_s = sum(steps.draft_s), sum(steps.verify_s), sum(steps.commit_s)
-    decode_s = draft_s + verify_s + commit_s + sum(steps.round_s)
-    rounds, emitted = len(steps.emitted), sum(steps.emitted)
+    decode_s = draft_s + verify_s + commit_s + sum(steps.step_s)
+    count, emitted = len(steps.emitted), sum(steps.emitted)
     if record.drafting is not None:
-        rounds, emitted = record.drafting.rounds, record.drafting.rounds + record.drafting.accepted
-    row = {name: getattr(record, name) for name in FACTS} | {
+        count, emitted = record.drafting.steps, record.drafting.steps + record.drafting.accepted
+
+    row = {name: getattr(record, name) for name in RECORD_COLUMNS} | {
         "tokens": record.token_count,
         "text_tokens": np.nan if record.text_tokens is None else record.text_tokens,
-        "steps": rounds,
+        "steps": count,
         "emitted": emitted,
         "draft_s": draft_s,
         "verify_s": verify_s,
@@ -61,7 +74,8 @@ def _row(record: Record) -> dict[str, Any]:
         "accepted": steps.accepted,
         "emitted_by_step": steps.emitted,
     }
-    unknown = UNKNOWN_OF[record.timing]
+
+    unknown = UNKNOWN_BY_TIMING[record.timing]
     if record.tokens is not None:
         row["tokens"] = record.tokens or np.nan
         unknown = UNKNOWN_IF_IMPORTED if record.timing == "parts" else [*unknown, "repetition"]
@@ -70,56 +84,62 @@ def _row(record: Record) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A method's turns and the reference's on the same keys; ``reference`` is empty when the run has none."""
+    """The turns of an arm and of its reference on the same questions; ``reference`` is empty if the run has none."""
 
-    method: pd.DataFrame
+    arm: pd.DataFrame
     reference: pd.DataFrame
-    failed: int  # questions left out of both arms because a turn failed in one of them
-    mixed: int  # questions left out of both because their turns ran on devices of different kinds
+    failed: int  # questions left out because a turn failed in one of the arms
+    mixed: int  # questions left out because their turns ran on devices of different kinds
 
     @property
     def excluded(self) -> int:
+        """The number of questions left out of both arms."""
         return self.failed + self.mixed
 
     @property
     def comparable(self) -> bool:
+        """Whether the reference has turns to compare with."""
         return not self.reference.empty
 
     @cached_property
     def cells(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The two arms' ``SUMMED`` columns with the turns of a cell added up, on one index, ``CELL``.
+        """The ``CELL_SUMS`` of the arm and of the reference, added up over turns, on one index, ``CELL``.
 
         A cell is one repeat of one question. Without a reference its columns are NaN.
         """
-        ours, theirs = (sums(rows[[*CELL, *SUMMED]].set_index(CELL), CELL) for rows in (self.method, self.reference))
+        ours, theirs = (sums(rows[[*CELL, *CELL_SUMS]].set_index(CELL), CELL) for rows in (self.arm, self.reference))
         return ours, theirs.reindex(ours.index)
 
 
-def pair(turns: pd.DataFrame, method: str, reference: str = BASELINE) -> Pair:
-    """The rows on which ``method`` is compared with ``reference``; where that did not run, all of the method's sound questions."""
-    arms = turns[turns["method"].isin([method, reference])]
-    failed = set(arms.loc[arms["status"] != "ok", "question_id"])
-    mixed = _mixed(arms) - failed
-    sound = arms[~arms["question_id"].isin(failed | mixed)]
-    ours, theirs = sound[sound["method"] == method], sound[sound["method"] == reference]
-    if (turns["method"] == reference).any():
+def pair(turns: pd.DataFrame, arm: str, reference: str = BASELINE) -> Pair:
+    """Return the turns on which two arms are compared.
+
+    A question is left out of both arms if a turn of it failed in one of them or if its turns ran on
+    devices of different kinds. If the reference did not run, only the arm's own turns decide.
+    """
+    both = turns[turns["arm"].isin([arm, reference])]
+    failed = set(both.loc[both["status"] != "ok", "question_id"])
+    mixed = _mixed_devices(both) - failed
+    sound = both[~both["question_id"].isin(failed | mixed)]
+    ours, theirs = sound[sound["arm"] == arm], sound[sound["arm"] == reference]
+    if (turns["arm"] == reference).any():
         keys = pd.MultiIndex.from_frame(ours[KEY]), pd.MultiIndex.from_frame(theirs[KEY])
         ours, theirs = ours[keys[0].isin(keys[1])], theirs[keys[1].isin(keys[0])]
     return Pair(ours, theirs, len(failed), len(mixed))
 
 
-def _mixed(arms: pd.DataFrame) -> set[str]:
-    """Questions of which one repeat, all turns and arms together, ran on devices of more than one kind: a ratio would compare those.
+def _mixed_devices(turns: pd.DataFrame) -> set[str]:
+    """Return the questions of which one repeat ran on devices of more than one kind, over all turns and arms.
 
-    Whose device is unknown, a server, says nothing here; remarks do.
+    Server rows have no device and are ignored here; report/findings.py warns about them.
     """
-    arms = arms[arms["timing"] != "answer"]
-    kinds = arms["device"].map(device_kind).groupby([arms["question_id"], arms["repeat"]]).nunique()
+    own = turns[turns["timing"] != "answer"]
+    kinds = own["device"].map(device_kind).groupby([own["question_id"], own["repeat"]]).nunique()
     return set(kinds[kinds > 1].index.get_level_values("question_id"))
 
 
 def sums(frame: pd.DataFrame, levels: list[str]) -> pd.DataFrame:
-    """Column sums by levels of the index, sorted; one unknown makes a sum unknown, where pandas would take it for zero."""
+    """Return column sums by levels of the index, sorted. A NaN makes its sum NaN; pandas would skip it."""
     groups = frame.groupby(levels, sort=True)
     total = np.zeros((groups.ngroups, frame.shape[1]))
     np.add.at(total, groups.ngroup().to_numpy(), frame.to_numpy(dtype=float))
@@ -127,4 +147,5 @@ def sums(frame: pd.DataFrame, levels: list[str]) -> pd.DataFrame:
 
 
 def of_category(turns: pd.DataFrame, category: str) -> pd.DataFrame:
+    """Return the turns of a category; all turns for ``OVERALL``."""
     return turns if category == OVERALL else turns[turns["category"] == category]

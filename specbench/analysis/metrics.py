@@ -1,7 +1,7 @@
-"""Every definition by name, each a function of sums over questions, with its bootstrap interval; and the comparison table.
+"""The metrics: each a function of sums over questions, with its bootstrap interval; and the comparison table.
 
-A method is compared with vanilla on the same (question, turn, repeat) only, and a question of which any turn failed in
-either arm, or whose turns ran on different kinds of device, is left out of both (see ``turns.pair``).
+An arm is compared with vanilla on the same (question, turn, repeat) only; ``frames.pair`` says which questions count.
+A cell is one repeat of one question, its turns added up.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,91 +13,125 @@ import pandas as pd
 from specbench.analysis.agreement import NOTHING_TO_COMPARE, agreement
 from specbench.analysis.frames import OVERALL, Pair, of_category, pair, sums
 from specbench.analysis.stats import Array, Estimate, geometric_mean, interval, resampled_sums
-from specbench.engines.registry import is_peer
-from specbench.store.records import AGAIN, BASELINE, EAGER_BASELINE
+from specbench.config.arm import BASELINE
 
-PHYSICS_MARGIN = 1.05  # at batch 1 a speedup above MAT times this is an error of accounting
+RUN_BY = ["backend", "engine"]
+IMPOSSIBLE_MARGIN = 1.05  # at batch size 1, a speedup above MAT times this margin means that times or counts are wrong
 
 
 class Sums(NamedTuple):
-    """Sums over the cells of a sample of questions: numbers, or arrays with one entry a resample.
+    """Sums over the cells of a sample of questions: numbers, or arrays with one entry per resample.
 
-    A cell is one repeat of one question, its turns added up. ``v_`` marks vanilla's. Seconds.
+    Vanilla's sums begin with ``v_``. Times are seconds.
     """
 
-    cells: Array
-    stepped: Array  # cells in which the method took a step
+    cells: Array  # number of cells
+    stepped: Array  # cells in which the arm took a step
     tokens: Array
     total_s: Array
     emitted: Array
     steps: Array
     decode_s: Array
-    rate: Array  # tokens / total_s of a cell
-    mat: Array  # emitted / steps of a cell
+    rate: Array  # sum over cells of tokens / total_s
+    mat: Array  # sum over cells of emitted / steps
     v_tokens: Array
     v_total_s: Array
     v_emitted: Array
     v_decode_s: Array
     v_rate: Array
-    v_text_rate: Array  # tokens of the text read back / total_s
-    log_speedup: Array  # of a cell: vanilla's seconds per output token over the method's
+    v_text_rate: Array  # sum over cells of tokens of the text, tokenised again / total_s
+    log_speedup: Array  # sum over cells of log(vanilla's seconds per output token / the arm's)
 
 
 def mat(s: Sums) -> Array:
-    """Mean accepted tokens: emitted tokens over steps, pooled over everything (Spec-Bench's; the bonus counts, vanilla is 1)."""
+    """Mean accepted tokens: emitted tokens divided by steps, summed over all questions.
+
+    The target's own next token counts, so vanilla has 1. This is Spec-Bench's definition. Long answers
+    weigh more than short ones, and the last step of an answer counts only the tokens that were kept.
+    """
     return s.emitted / s.steps
 
 
 def mat_per_question(s: Sums) -> Array:
-    """Emitted tokens over steps of each question, arithmetic mean over questions: short answers weigh as much as long ones."""
+    """Mean over questions of emitted tokens divided by steps.
+
+    Short answers weigh as much as long ones. An answer that ended with the prefill has no steps and is left out.
+    """
     return s.mat / s.stepped
 
 
 def speedup(s: Sums) -> Array:
-    """The headline: vanilla's end-to-end seconds per output token over the method's, geometric mean over paired questions and repeats."""
+    """Vanilla's seconds per output token divided by the arm's, end to end: geometric mean over questions and repeats.
+
+    This is the headline number. Every question is paired with itself and weighs the same.
+    """
     return np.exp(s.log_speedup / s.cells)
 
 
 def speedup_specbench(s: Sums) -> Array:
-    """Spec-Bench's arithmetic with tokens counted alike: mean over questions of tokens/s, the method's over vanilla's."""
+    """Mean tokens per second of the arm divided by vanilla's, each mean over questions.
+
+    This is Spec-Bench's arithmetic with both arms' tokens counted from token ids. Questions that
+    are fast in both arms weigh more.
+    """
     return s.rate / s.v_rate
 
 
 def speedup_specbench_legacy(s: Sums) -> Array:
-    """Spec-Bench's arithmetic to the letter: vanilla's tokens are those of its text read back, which lacks a stop token.
+    """Mean tokens per second of the arm divided by vanilla's, with vanilla's tokens counted as Spec-Bench's script does.
 
-    An answer of T tokens that ended by one favours the method by T / (T - 1). The leaderboard's numbers are of this definition.
+    That script tokenises vanilla's text again, which loses the stop token: an answer of T tokens that ended
+    with one favours the arm by T / (T - 1). Use it only beside numbers of Spec-Bench's leaderboard.
     """
     return s.rate / s.v_text_rate
 
 
 def speedup_micro(s: Sums) -> Array:
-    """All of the method's tokens over all its seconds, over the same of vanilla: long answers weigh most."""
+    """Total tokens per total second of the arm divided by vanilla's, over all questions together.
+
+    Long answers weigh most.
+    """
     return (s.tokens / s.total_s) / (s.v_tokens / s.v_total_s)
 
 
 def latency_ratio(s: Sums) -> Array:
-    """All of vanilla's seconds over all of the method's; a speedup only where both wrote answers of equal length."""
+    """Vanilla's total seconds divided by the arm's, over all questions together.
+
+    It counts no tokens, so it is a speedup only if both arms wrote answers of equal length.
+    """
     return s.v_total_s / s.total_s
 
 
 def speedup_decode(s: Sums) -> Array:
-    """Vanilla's step seconds per emitted token over the method's, pooled over everything: MAT / R exactly, prefill left out."""
+    """Vanilla's step seconds per emitted token divided by the arm's, over all steps together.
+
+    Prefill is left out. It equals MAT / R exactly, where R is ``step_cost``.
+    """
     return (s.v_decode_s / s.v_emitted) / (s.decode_s / s.emitted)
 
 
-def round_cost(s: Sums) -> Array:
-    """R: seconds of a round (draft, verify, commit) over seconds of a vanilla step, pooled over everything; MAT / ``speedup_decode``."""
-    return (s.decode_s / s.steps) / (s.v_decode_s / s.v_emitted)
+def step_cost(s: Sums) -> Array:
+    """R: the arm's mean seconds per step divided by vanilla's, over all steps together.
+
+    A step drafts, verifies, and commits. With R = 1.5 a method needs MAT above 1.5 to decode faster than vanilla.
+    """
+    return (s.decode_s / s.steps) / (s.v_decode_s / s.v_emitted)  # vanilla emits one token a step
 
 
 def speedup_over_mat(s: Sums) -> Array:
-    """``speedup_micro`` over ``mat``: above 1 the method would gain more than a token a round for a vanilla step's time."""
+    """``speedup_micro`` divided by ``mat``.
+
+    Above 1, a step would take less time than a step of vanilla. At batch size 1 and on one back end that is
+    impossible, so a value above 1 beyond its interval is reported as an accounting error.
+    """
     return speedup_micro(s) / mat(s)
 
 
 def mat_needed(bound: float) -> "Definition":
-    """The MAT at which ``speedup_micro`` would be ``bound``, with a round and all that is no round as measured; inf if none would do."""
+    """Return the metric that says at which MAT ``speedup_micro`` would be ``bound``.
+
+    Seconds per step, and seconds outside steps, are taken as measured. It is inf if no MAT is enough.
+    """
 
     def needed(s: Sums) -> Array:
         left_s = s.v_total_s * s.tokens / s.v_tokens / bound - (s.total_s - s.decode_s)
@@ -109,12 +143,12 @@ def mat_needed(bound: float) -> "Definition":
 Definition = Callable[[Sums], Array]
 OF_ONE_ARM: tuple[Definition, ...] = (mat, mat_per_question)
 SPEEDUPS: tuple[Definition, ...] = (speedup, speedup_specbench, speedup_specbench_legacy, speedup_micro, latency_ratio)
-OF_TWO_ARMS: tuple[Definition, ...] = (*SPEEDUPS, speedup_decode, round_cost, speedup_over_mat)
-DEFINITIONS = {each.__name__: each for each in (*OF_ONE_ARM, *OF_TWO_ARMS)}
+OF_TWO_ARMS: tuple[Definition, ...] = (*SPEEDUPS, speedup_decode, step_cost, speedup_over_mat)
+DEFINITIONS = {metric.__name__: metric for metric in (*OF_ONE_ARM, *OF_TWO_ARMS)}
 
 
 class Measured:
-    """A pair's numbers under any definition; the resamples are drawn once."""
+    """The numbers of a pair of arms under any definition. The resamples are drawn once."""
 
     def __init__(self, both: Pair):
         values_QC, strata = _by_question(both)
@@ -122,13 +156,13 @@ class Measured:
         self._resampled = Sums(*resampled_sums(values_QC, strata).T)
 
     def estimate(self, definition: Definition) -> Estimate:
-        """The number with its interval; NaN where it cannot be formed."""
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no step at all
+        """Return the number with its interval; NaN where it cannot be formed."""
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no step
             return Estimate(float(definition(self._total)), *interval(definition(self._resampled)))
 
 
 def _by_question(both: Pair) -> tuple[Array, list[str]]:
-    """(Q, C) the columns of ``Sums`` for each question, and its category."""
+    """Return the columns C of ``Sums`` for each question Q, and the question's category."""
     ours, vanilla = both.cells
     stepped = (ours["steps"] > 0).astype(float)
     frame = pd.DataFrame(
@@ -141,7 +175,7 @@ def _by_question(both: Pair) -> tuple[Array, list[str]]:
             steps=ours["steps"],
             decode_s=ours["decode_s"],
             rate=ours["tokens"] / ours["total_s"],
-            mat=(ours["emitted"] / ours["steps"]).where(stepped > 0, 0.0),  # an answer may end with the prefill
+            mat=(ours["emitted"] / ours["steps"]).where(stepped > 0, 0.0),  # an answer that ended with the prefill has no step
             v_tokens=vanilla["tokens"],
             v_total_s=vanilla["total_s"],
             v_emitted=vanilla["emitted"],
@@ -160,56 +194,70 @@ def _log_speedup(ours: pd.DataFrame, vanilla: pd.DataFrame) -> pd.Series:
 
 
 def log_speedups(both: Pair) -> pd.Series:
-    """Logarithm of the end-to-end speedup of each question, mean over its repeats; the index is (category, question_id)."""
+    """Return the logarithm of each question's end-to-end speedup, averaged over its repeats.
+
+    The index is (category, question_id).
+    """
     return _log_speedup(*both.cells).groupby(["category", "question_id"], sort=True).mean()
 
 
-def noise_floor(turns: pd.DataFrame, method: str) -> Estimate:
-    """What the two arms of an A/A run differ by: the repeated arm's speedup over the method; NaN where it did not run twice."""
-    logs = log_speedups(pair(turns, method + AGAIN, reference=method)).dropna()
+def noise_floor(turns: pd.DataFrame, arm: str) -> Estimate:
+    """Return the speedup of an A/A run's repeat over the arm it repeats; NaN if the arm did not run twice."""
+    repeats = turns.loc[turns["repeat_of"] == arm, "arm"]
+    logs = log_speedups(pair(turns, repeats.iloc[0] if len(repeats) else "", reference=arm)).dropna()
     return geometric_mean(logs.to_numpy(), [str(category) for category, _ in logs.index])
 
 
 def tokens_per_s(rows: pd.DataFrame) -> float:
-    """End to end: mean over questions and repeats of output tokens over seconds, turns added up (Spec-Bench's)."""
+    """Return output tokens per second end to end, averaged over questions and repeats (Spec-Bench's definition).
+
+    The turns of a question are added up first.
+    """
     cells = rows.groupby(["question_id", "repeat"])[["tokens", "total_s"]].sum()
     return float((cells["tokens"] / cells["total_s"]).mean())
 
 
 def tokens_per_s_decode(rows: pd.DataFrame) -> float:
-    """Emitted tokens over the seconds of all steps, pooled: prefill and its token are left out."""
+    """Return emitted tokens per second of step time, over all steps together. Prefill and its token are left out."""
     seconds = rows["decode_s"].sum()
     return float(rows["emitted"].sum() / seconds) if seconds else float("nan")
 
 
-def accounting_error(measured: Measured, method: str) -> bool:
-    """Whether a round came out cheaper than a vanilla step, or the speedup above MAT, beyond the interval: times or counts are wrong.
+def accounting_error(both: Pair, measured: Measured) -> bool:
+    """Return whether the numbers are impossible at batch size 1, beyond their interval, so that times or counts must be wrong.
 
-    Of an arm with a back end or an engine of its own nothing can be said: a faster one may well beat vanilla on the run's.
+    They are if a step took less time than a step of vanilla, or if the speedup exceeds MAT. Nothing can be said
+    if the arm's back end or engine is not vanilla's: a faster one may beat vanilla.
     """
-    if method == BASELINE or "backend=" in method or is_peer(method):
+    if (
+        not both.comparable
+        or both.arm["arm"].iloc[0] == BASELINE
+        or len(pd.concat([both.arm, both.reference])[RUN_BY].drop_duplicates()) > 1
+    ):
         return False
-    cheap_round = measured.estimate(round_cost).high < 1 / PHYSICS_MARGIN
-    return cheap_round or measured.estimate(speedup_over_mat).low > PHYSICS_MARGIN
+    cheap_step = measured.estimate(step_cost).high < 1 / IMPOSSIBLE_MARGIN
+    return cheap_step or measured.estimate(speedup_over_mat).low > IMPOSSIBLE_MARGIN
 
 
-def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
-    """All numbers of one row of the comparison table: ``name``, ``name_low``, ``name_high`` of every definition, and more."""
-    both = pair(turns, method)
-    rows, measured = both.method, Measured(both)
+def measure(turns: pd.DataFrame, arm: str) -> dict[str, Any]:
+    """Return one row of the comparison table: ``name``, ``name_low``, ``name_high`` of every definition, and counts."""
+    both = pair(turns, arm)
+    rows, measured = both.arm, Measured(both)
     numbers = {name: measured.estimate(definition) for name, definition in DEFINITIONS.items()}
-    numbers["speedup_over_eager"] = _over_eager(turns, method)
-    if method == BASELINE and both.comparable:  # over itself: 1 by construction, and no interval to show
-        numbers |= {each.__name__: Estimate(1.0, np.nan, np.nan) for each in OF_TWO_ARMS if np.isfinite(numbers[each.__name__].value)}
-    flat = {f"{name}{end}": x for name, each in numbers.items() for end, x in zip(("", "_low", "_high"), each, strict=True)}
-    paired = both.comparable and method != BASELINE
+    numbers["speedup_over_eager"] = _over_eager(turns, arm)
+    if arm == BASELINE and both.comparable:  # vanilla over itself: 1 by construction, without an interval
+        two_arms = [metric.__name__ for metric in OF_TWO_ARMS]
+        numbers |= {name: Estimate(1.0, np.nan, np.nan) for name in two_arms if np.isfinite(numbers[name].value)}
+    flat = {f"{name}{end}": x for name, estimate in numbers.items() for end, x in zip(("", "_low", "_high"), estimate, strict=True)}
+
+    paired = both.comparable and arm != BASELINE
     return {
         "questions": rows["question_id"].nunique(),
         "turns": len(rows),
         "excluded_questions": both.excluded,
         "mixed_questions": both.mixed,
         **flat,
-        "accounting_error": accounting_error(measured, method),
+        "accounting_error": accounting_error(both, measured),
         "tokens_per_s": tokens_per_s(rows),
         "tokens_per_s_decode": tokens_per_s_decode(rows),
         "output_tokens": int(rows["tokens"].sum()),
@@ -220,20 +268,23 @@ def measure(turns: pd.DataFrame, method: str) -> dict[str, Any]:
     }
 
 
-def _over_eager(turns: pd.DataFrame, method: str) -> Estimate:
-    """``speedup`` with eager vanilla for the baseline; NaN where that did not run."""
-    both = pair(turns, method, reference=EAGER_BASELINE)
-    if method == EAGER_BASELINE or not both.comparable:
+def _over_eager(turns: pd.DataFrame, arm: str) -> Estimate:
+    """Return ``speedup`` with the arm of eager vanilla as the baseline; NaN if that did not run."""
+    is_other = (turns["arm"] != BASELINE) & (turns["repeat_of"] == "")
+    eager = turns.loc[(turns["method"] == BASELINE) & (turns["backend"] == "eager") & is_other, "arm"]
+    reference = eager.iloc[0] if len(eager) else ""
+    both = pair(turns, arm, reference=reference)
+    if arm == reference or not both.comparable:
         return Estimate(1.0 if both.comparable else np.nan, np.nan, np.nan)
     return Measured(both).estimate(speedup)
 
 
-def comparison(turns: pd.DataFrame, methods: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
-    """One row per method and category, ``overall`` last; NaN where a number cannot be formed."""
+def comparison(turns: pd.DataFrame, arms: Sequence[str], categories: Sequence[str]) -> pd.DataFrame:
+    """Return one row per arm and category, ``overall`` last; NaN where a number cannot be formed."""
     return pd.DataFrame(
         [
-            {"method": method, "category": category, **measure(of_category(turns, category), method)}
-            for method in methods
+            {"arm": arm, "category": category, **measure(of_category(turns, category), arm)}
+            for arm in arms
             for category in (*categories, OVERALL)
         ]
     )

@@ -1,4 +1,4 @@
-"""A claim held against a run: whether the measured interval agrees with the published range, and under which conditions."""
+"""The verdict of a run on a claim: whether the measured interval agrees with the published range, and how the conditions compare."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,14 @@ import pandas as pd
 
 from methods.core.errors import UserError, unknown
 from specbench.analysis import metrics
-from specbench.analysis.frames import pair
+from specbench.analysis.frames import Pair, pair
 from specbench.analysis.metrics import Measured
 from specbench.analysis.stats import FEWEST, Estimate
-from specbench.claims import Claim, claims
-from specbench.claims.conditions import SAME, Condition, Extent, conditions, same_suite
-from specbench.report.tables import method_label
-from specbench.store.describe import cost_matched
-from specbench.store.manifest import MethodFacts, RunManifest
-from specbench.store.records import BASELINE
+from specbench.claims.claim import Claim, load_claims
+from specbench.claims.conditions import SAME, Condition, Extent, compare_conditions, same_suite
+from specbench.config.arm import BASELINE
+from specbench.store.describe import arm_label, cost_matched
+from specbench.store.manifest import ArmFacts, RunManifest
 
 REPRODUCED, ABOVE, BELOW = "reproduced", "above", "below"
 INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"
@@ -22,8 +21,8 @@ EXIT_CODES = {REPRODUCED: 0, ABOVE: 0, BELOW: 1, INCONCLUSIVE: 3, NOT_COMPARABLE
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The outcome under one definition of speedup; ``why`` is its reason in a few words."""
+class DefinitionOutcome:
+    """The outcome under one definition of speedup, with its reason in a few words."""
 
     definition: str
     speedup: Estimate
@@ -33,14 +32,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Decode speedup = MAT / R, and the MAT that either end of the claimed range asks for at the measured R.
+    """The parts of a speedup: decode speedup = MAT / R, and the MAT that each end of the claimed range needs.
 
-    ``round_cost`` is R, of the decode loop; ``decode_mat_for_low`` and ``_high``, bound x R, would reach the range in that loop
-    alone. ``mat_for_low`` and ``_high`` would reach it end to end, over all tokens and seconds, with prefill as measured.
+    R is ``step_cost``. With R as measured, ``decode_mat_for_low`` and ``decode_mat_for_high`` would reach the ends
+    of the range in the decode loop alone. ``mat_for_low`` and ``mat_for_high`` would reach them end to end.
     """
 
     mat: Estimate
-    round_cost: Estimate
+    step_cost: Estimate
     speedup_decode: Estimate
     decode_mat_for_low: Estimate
     decode_mat_for_high: Estimate
@@ -50,7 +49,7 @@ class Decomposition:
 
 @dataclass(frozen=True)
 class Published:
-    """A leaderboard row, for context."""
+    """A row of a published leaderboard, for context."""
 
     name: str
     title: str
@@ -60,16 +59,19 @@ class Published:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict on one arm of a run. ``noise_floor`` is NaN where no A/A arm ran; ``questions`` counts those compared."""
+    """The verdict on a claim by one arm of a run.
+
+    ``questions`` counts those compared. ``noise_floor`` is NaN if no A/A arm ran.
+    """
 
     claim: Claim
     run: str
     arm: str
     label: str
-    judged: Judged
+    judged: DefinitionOutcome
     questions: int
     conditions: list[Condition]
-    by_definition: list[Judged]
+    by_definition: list[DefinitionOutcome]
     decomposition: Decomposition
     noise_floor: Estimate
     context: list[Published]
@@ -77,50 +79,53 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
+        """The outcome under the definition that the claim is judged by."""
         return self.judged.outcome
 
     @property
     def exit_code(self) -> int:
+        """The exit code of ``specbench verify``."""
         return EXIT_CODES[self.outcome]
 
     @property
     def matching(self) -> bool:
+        """Whether every condition is the same."""
         return all(condition.status == SAME for condition in self.conditions)
 
-    def named(self, status: str) -> list[str]:
-        """The conditions of a status, by name."""
+    def conditions_with(self, status: str) -> list[str]:
+        """Return the names of the conditions of a status."""
         return [condition.name for condition in self.conditions if condition.status == status]
 
 
-def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, method: str | None = None) -> Verdict:
-    """Hold the turns (``turns_frame`` rows) of an arm, by default the claim's, against the claim.
+def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | None = None) -> Verdict:
+    """Judge a claim by the turns (rows of ``turns_frame``) of an arm, by default the arm that the claim names.
 
     Raises UserError for an arm that the run does not have or that cannot have a speedup.
     """
-    arm = _checked(method or claim.arm, manifest)
+    arm = _checked(arm or claim.arm, manifest)
     both = pair(turns, arm)
-    measured, questions = Measured(both), int(both.method["question_id"].nunique())
-    blocked = _not_comparable(claim, manifest, turns, arm, measured) or _too_few(questions)
+    measured, questions = Measured(both), int(both.arm["question_id"].nunique())
+    blocked = _not_comparable(claim, manifest, turns, both, measured, arm) or _too_few(questions)
     decomposition = _decomposition(claim, measured)
-    by_definition = [_judged(each.__name__, measured.estimate(each), claim, blocked) for each in metrics.SPEEDUPS]
+    by_definition = [_judge_definition(metric.__name__, measured.estimate(metric), claim, blocked) for metric in metrics.SPEEDUPS]
     return Verdict(
         claim=claim,
         run=manifest.name,
         arm=arm,
-        label=method_label(arm, manifest.methods[arm]),
-        judged=next(each for each in by_definition if each.definition == claim.judged_by),
+        label=arm_label(manifest.arms[arm]),
+        judged=next(result for result in by_definition if result.definition == claim.judged_by),
         questions=questions,
-        conditions=conditions(claim, manifest, arm, Extent(questions, both.excluded, len(turns))),
+        conditions=compare_conditions(claim, manifest, arm, Extent(questions, both.excluded, len(turns))),
         by_definition=by_definition,
         decomposition=decomposition,
         noise_floor=metrics.noise_floor(turns, arm),
         context=_context(claim),
-        caveats=[*cost_matched([manifest]), *_unknown_metric(claim), *_too_shallow(decomposition, manifest.methods[arm]), claim.note],
+        caveats=[*cost_matched([manifest]), *_unknown_metric(claim), *_too_shallow(decomposition, manifest.arms[arm]), claim.note],
     )
 
 
 def outcome(speedup: Estimate, low: float, high: float) -> tuple[str, str]:
-    """The outcome of an interval against a range, and why."""
+    """Return the outcome of an interval against a range, and the reason."""
     if not speedup.known:
         return INCONCLUSIVE, "no interval could be formed"
     if speedup.high - speedup.low > high - low:
@@ -137,21 +142,23 @@ def outcome(speedup: Estimate, low: float, high: float) -> tuple[str, str]:
 def _checked(arm: str, manifest: RunManifest) -> str:
     if arm == BASELINE:
         raise UserError(f"--method {arm} is what speedups are measured against; name one of the run's other arms")
-    if arm not in manifest.methods:
+    if arm not in manifest.arms:
         raise unknown("arm of this run (--method)", arm, manifest.own.keys() - {BASELINE})
-    if manifest.methods[arm].engine:
-        raise UserError(f"--method {arm} is another engine ({manifest.methods[arm].engine}): a claim is held against specbench's own arms")
+    if manifest.arms[arm].engine:
+        raise UserError(f"--method {arm} is another engine ({manifest.arms[arm].engine}): a claim is held against specbench's own arms")
     return arm
 
 
-def _not_comparable(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str, measured: Measured) -> tuple[str, str] | None:
+def _not_comparable(
+    claim: Claim, manifest: RunManifest, turns: pd.DataFrame, both: Pair, measured: Measured, arm: str
+) -> tuple[str, str] | None:
     if not same_suite(claim, manifest):
-        return NOT_COMPARABLE, f"the sha256 of the run's suite, {manifest.settings.suite}, is not that of the claim's, {claim.suite}"
-    answered = set(turns.loc[turns["status"] == "ok", "method"])
+        return NOT_COMPARABLE, f"the sha256 of the run's suite, {manifest.suite.name}, is not that of the claim's, {claim.suite}"
+    answered = set(turns.loc[turns["status"] == "ok", "arm"])
     for needed in (BASELINE, arm):
         if needed not in answered:
             return NOT_COMPARABLE, f"no answered turn of {needed} is recorded"
-    if metrics.accounting_error(measured, arm):
+    if metrics.accounting_error(both, measured):
         return NOT_COMPARABLE, "accounting error: the decode speedup exceeds MAT beyond its interval, so times or counts are wrong"
     return None
 
@@ -160,15 +167,15 @@ def _too_few(questions: int) -> tuple[str, str] | None:
     return (INCONCLUSIVE, f"{questions} questions were compared, fewer than {FEWEST}") if questions < FEWEST else None
 
 
-def _judged(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> Judged:
-    return Judged(definition, speedup, *(blocked or outcome(speedup, claim.low, claim.high)))
+def _judge_definition(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> DefinitionOutcome:
+    return DefinitionOutcome(definition, speedup, *(blocked or outcome(speedup, claim.low, claim.high)))
 
 
 def _decomposition(claim: Claim, measured: Measured) -> Decomposition:
-    cost = measured.estimate(metrics.round_cost)
+    cost = measured.estimate(metrics.step_cost)
     return Decomposition(
         mat=measured.estimate(metrics.mat),
-        round_cost=cost,
+        step_cost=cost,
         speedup_decode=measured.estimate(metrics.speedup_decode),
         decode_mat_for_low=Estimate(*(claim.low * end for end in cost)),
         decode_mat_for_high=Estimate(*(claim.high * end for end in cost)),
@@ -178,26 +185,26 @@ def _decomposition(claim: Claim, measured: Measured) -> Decomposition:
 
 
 def _context(claim: Claim) -> list[Published]:
-    """Leaderboard rows of the same method and, on the same target, of other methods; all where the claim names no target."""
+    """Return leaderboard rows of the same method, and of other methods on the same target; all rows if the claim names no target."""
     return [
         Published(row.name, row.title, row.value, row.mat)
-        for row in claims().values()
+        for row in load_claims().values()
         if row.value is not None and row.mat is not None and (row.arm == claim.arm or claim.target in (None, row.target))
     ]
 
 
-def _too_shallow(found: Decomposition, facts: MethodFacts) -> list[str]:
-    """A sentence where the arm's trees cannot give the MAT that the range asks for."""
+def _too_shallow(parts: Decomposition, facts: ArmFacts) -> list[str]:
+    """Return a sentence if the arm's trees are too shallow for the MAT that the range needs."""
     depth = facts.config.get("depth")
-    if depth is None or not found.decode_mat_for_low.value > depth + 1:
+    if depth is None or not parts.decode_mat_for_low.value > depth + 1:
         return []
     return [
-        f"The trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}: at the measured cost of a round it cannot reach "
-        f"the range, whatever its drafter; a deeper tree would cost more a round."
+        f"The draft trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}. At the measured step cost, even a "
+        "perfect drafter could not reach the range. A deeper tree would cost more per step."
     ]
 
 
 def _unknown_metric(claim: Claim) -> list[str]:
     if claim.metric is not None:
         return []
-    return [f"The source does not say how its speedup is defined; the verdict is by {claim.judged_by}, since {claim.judged_because}."]
+    return [f"The source does not define its speedup. The verdict uses {claim.judged_by}, because {claim.judged_because}."]

@@ -1,4 +1,4 @@
-"""``specbench agree``: compare every arm's tokens with vanilla's."""
+"""The command ``specbench agree``."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-WHAT = "first differences put to the target"
+WORK = "first differences put to the target"
 
 
 def agree(
@@ -16,22 +16,21 @@ def agree(
 ) -> None:
     """Compare every arm's tokens with vanilla's and ask the target, in fp32, about each first difference.
 
-    Other engines are compared too, but decide nothing.
-    Exit code 0: no violation; 1: a token differs where the target was not torn between the two; 2: cannot be compared.
+    Other engines are compared too but do not decide the exit code.
+    Exit code 0: no violation; 1: outputs differ and the target's logits do not explain it as a rounding tie; 2: cannot be compared.
     """
-    from specbench.engines.registry import is_peer
     from specbench.lossless import text
     from specbench.lossless.divergence import explain
-    from specbench.util.progress import counted
+    from specbench.util.progress import show_progress
 
-    with counted(Console(stderr=True), WHAT) as told:
-        explained = explain(run_dir, told)
+    with show_progress(Console(stderr=True), WORK) as on_progress:
+        report = explain(run_dir, on_progress)
     if as_json:
-        print(json.dumps(text.as_fields(explained), indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(text.as_fields(report), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         console = Console()
-        console.print(text.table(explained).rich())
-        for line in (explained.rule, *text.violations(explained)):
+        console.print(text.table(report).rich(), crop=False)
+        for line in (report.rule, *text.violations(report)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if any(not is_peer(each.method) for each in explained.violations):
+    if report.own_violations:
         raise SystemExit(1)

@@ -1,18 +1,15 @@
-"""The command line. Commands with a file of their own are registered below.
+"""The command line: the registration of every command, and exit codes for errors.
 
-torch is imported inside the commands: how its threads wait has to be set first, and ``--help`` should not wait for it.
+Commands import torch inside their functions: how its threads wait must be set before, and ``--help`` must not wait for it.
 """
 
-import sys
-import traceback
 from collections.abc import Sequence
 
 import typer
 
-from methods.core.errors import UserError
 from specbench.cli.agree import agree
+from specbench.cli.bench import bench
 from specbench.cli.check import baseline, check
-from specbench.cli.common import FAULT
 from specbench.cli.import_answers import import_answers
 from specbench.cli.list_options import methods, targets
 from specbench.cli.profile import profile
@@ -23,7 +20,8 @@ from specbench.cli.scale import scale
 from specbench.cli.train import card, held_out, train
 from specbench.cli.tune import tune
 from specbench.cli.verify import verify
-from specbench.util.threads import patient_threads
+from specbench.util.exits import exit_codes
+from specbench.util.threads import configure_thread_waiting
 
 app = typer.Typer(
     name="specbench",
@@ -34,20 +32,14 @@ app = typer.Typer(
 )
 
 
-for command in (run, resume, report, methods, targets, agree, verify, check, roofline, tune, profile, scale, train, card, held_out):
+for command in (run, resume, report, methods, targets, agree, verify, check, roofline, tune, profile, scale, bench, train, card, held_out):
     app.command()(command)
 app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; what the user can correct is one line on stderr and exit code 2."""
-    patient_threads()
-    try:
+    """Run the command line. An error that the user can correct becomes one line on stderr and exit code 2."""
+    configure_thread_waiting()
+    with exit_codes():
         app(args=argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception:  # Python's own exit code 1 would read as a verdict: below, a violation, a failed check
-        traceback.print_exc()
-        raise SystemExit(FAULT) from None

@@ -1,4 +1,4 @@
-"""``specbench check`` and ``specbench baseline set``."""
+"""The commands ``specbench check`` and ``specbench baseline set``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,42 +9,45 @@ from rich.console import Console
 from methods.core.errors import UserError
 
 if TYPE_CHECKING:
-    from specbench.lossless.divergence import Explained
+    from specbench.lossless.differences import LosslessReport
 
 console = Console()
-baseline = typer.Typer(help="Baseline files of the regression gate.", no_args_is_help=True)
+baseline = typer.Typer(help="Write baseline files for the regression gate.", no_args_is_help=True)
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished run directories of one kind, pooled as repeats.")]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN", help="Finished run directories with the same settings; several are pooled as repeats.")
+]
 
 
 def check(
     runs: Runs,
     base: Annotated[
-        list[Path], typer.Option("--baseline", metavar="BASE", help="A baseline file, or a run directory; repeat to pool several runs.")
+        list[Path], typer.Option("--baseline", metavar="BASE", help="A baseline file, or a run directory; repeatable to pool runs.")
     ],
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JUnit XML, one test case a check; inconclusive ones are skipped.")
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML with one test case per check; inconclusive ones are skipped.")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Markdown, as for a CI step summary.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Markdown, for example for a CI step summary.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
-    """Compare a run with a baseline: did it get slower, guess worse or say something else?
+    """Compare a run with a baseline: is it slower, does it draft worse, do its outputs differ?
 
     Exit code 0: every check passes. 1: one fails. 3: none fails but one is inconclusive, which is no pass. 2: wrong
     usage, or the two cannot be compared; what differs is named.
     """
-    from specbench.gate import baseline as baselines
-    from specbench.gate import compatible, outputs, snapshot
-    from specbench.gate.rules import Result, judge
+    from specbench.gate import outputs, snapshot
+    from specbench.gate.baseline import load_baseline
+    from specbench.gate.rules import GateResult, run_checks
 
     for file in (junit, markdown):
         if file:
             _check_writable(file)
-    before = baselines.load(base)
-    side = snapshot.read(runs)
-    now = snapshot.snapshot(side)
-    warnings = compatible.check(now, before)
-    result = Result(now.source, before.source, judge(side, now, before, explain), warnings)
+    base_numbers = load_baseline(base)
+    pooled = snapshot.read_runs(runs)
+    numbers = snapshot.take_snapshot(pooled)
+    warnings = snapshot.check_compatible(numbers, base_numbers)
+    result = GateResult(numbers.source, base_numbers.source, run_checks(pooled, numbers, base_numbers, explain), warnings)
+
     if junit:
         _write(junit, outputs.junit(result))
     if markdown:
@@ -60,35 +63,35 @@ def check(
 def set_baseline(
     runs: Runs,
     out: Annotated[
-        Path | None, typer.Option(help="The file; default: baselines/<target, suite, machine, versions, settings>.json.")
+        Path | None, typer.Option(help="File to write. Default: baselines/<target, suite, machine, versions, settings>.json.")
     ] = None,
 ) -> None:
-    """Write a baseline file to review and commit; nothing else changes one.
+    """Write a baseline file to review and commit.
 
-    Exit codes: 0 written, 2 misuse, which an unfinished run is and one with failed turns or losslessness violations.
+    Exit codes: 0 written, 2 misuse, which includes an unfinished run and one with failed turns or losslessness violations.
     """
-    from specbench.gate import baseline as baselines
     from specbench.gate import snapshot
+    from specbench.gate.baseline import baseline_of, changes, default_path, read_baseline, write_baseline
     from specbench.gate.outputs import one_line
 
-    new = baselines.admit(snapshot.read(runs), explain)
-    path = out or baselines.default_path(new)
-    lines = baselines.changes(baselines.read(path), new) if path.exists() else None
-    baselines.write(new, path)
+    new = baseline_of(snapshot.read_runs(runs), explain)
+    path = out or default_path(new)
+    lines = changes(read_baseline(path), new) if path.exists() else None
+    write_baseline(new, path)
     console.print(f"{'new' if lines is None else 'replaced'}: {path}", markup=False, soft_wrap=True)
     for line in ["nothing changed but numbers of single questions"] if lines == [] else lines or []:
         console.print(f"  {one_line(line)}", markup=False, soft_wrap=True)
 
 
-def explain(run_dir: Path) -> "Explained":
-    """Loads the target, which only runs with a diverging text need."""
+def explain(run_dir: Path) -> "LosslessReport":
+    """Compare a run's outputs with vanilla's, with the target's logits. Loads the target."""
     from specbench.lossless import divergence
 
     return divergence.explain(run_dir)
 
 
 def _check_writable(path: Path) -> None:
-    """Asked before judging, which may take minutes; leaves no file behind."""
+    """Raise UserError if the file cannot be written, before minutes of work. Leaves no new file behind."""
     new = not path.exists()
     try:
         path.open("a").close()

@@ -1,4 +1,4 @@
-"""``specbench import``: results that another tool measured, as a run directory."""
+"""The command ``import``: a run directory made of answers that another tool measured."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,20 +13,27 @@ FORMATS = ("spec-bench",)
 
 def import_answers(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Answer file of the method.")],
-    baseline: Annotated[Path, typer.Option(metavar="FILE", help="Answer file of plain decoding.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory to write.")],
-    layout: Annotated[str, typer.Option("--format", help=f"What wrote the files: {', '.join(FORMATS)}.")] = FORMATS[0],
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="Answer file of plain decoding on the same questions.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory to write.")],
+    layout: Annotated[str, typer.Option("--format", help=f"Format of the files: {', '.join(FORMATS)}.")] = FORMATS[0],
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The target's tokenizer; Spec-Bench counts its baseline's tokens with it.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Tokenizer of the target, to count the baseline's tokens as Spec-Bench does. Default: none, those counts stay unknown.",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The method's name here; default: the file's, without its ending.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the method's arm. Default: the file's name without its suffix.")] = None,
 ) -> None:
-    """Turn another tool's answer files into a run directory, for `specbench report`."""
+    """Turn answer files of another tool into a run directory, for `specbench report`.
+
+    Exit codes: 0 imported, 2 misuse.
+    """
     from specbench.importers.run import import_spec_bench
 
     if layout not in FORMATS:
         raise unknown("format", layout, FORMATS)
-    done = import_spec_bench(file, baseline, name=name, tokenizer=tokenizer, out=out)
+    imported = import_spec_bench(file, baseline, name=name, tokenizer=tokenizer, out=out)
     console = Console()
-    for line in (*done.notices, f"imported {done.turns} turns; next: specbench report {done.run_dir}"):
+    for line in (*imported.notices, f"imported {imported.turns} turns; next: specbench report {imported.run_dir}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,59 +1,44 @@
-"""The command that shows where a round's time goes."""
+"""``specbench profile``: the parts of a step's time."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from specbench.cli.common import RESULTS, configured, console
+from specbench.config.options import RunConfig
 
 
+@configured(
+    "methods",
+    "target",
+    "suite",
+    "suite_file",
+    "max_new_tokens",
+    "dtype",
+    "device",
+    "backend",
+    defaults={"max_new_tokens": 32},
+    helps={"suite": "Questions: mini, spec-bench, or hf:ID; the first of each category is asked. Default: mini."},
+)
 def profile(
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Repeatable; default: those of `specbench run`; vanilla always."),
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
-    suite: Annotated[str | None, typer.Option(help="mini (default), spec-bench or hf:ID; one question of each category is asked.")] = None,
-    suite_file: Annotated[Path | None, typer.Option(help="JSONL of Spec-Bench's schema.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=2)] = 32,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    backend: Annotated[str | None, typer.Option(help="static (default) or eager.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where it goes; default: results/profile-<target>-<device>-<backend>.")] = None,
+    config: RunConfig,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: results/profile-<target>-<device>-<backend>.")] = None,
 ) -> None:
-    """Split a round's wall-clock into draft, verify, commit, launch gaps and host, by the torch profiler; Chrome traces beside it.
+    """Split the time of a step into draft, verify, commit, launch gaps, and host, by the torch profiler.
 
+    Writes tables and one Chrome trace for each arm.
     Exit codes: 0 profiled, 2 misuse.
     """
-    from specbench.cli.common import DEFAULT_METHODS, RESULTS
-    from specbench.config.options import Options
-    from specbench.engines.registry import only_own
-    from specbench.measure.session import prepare
-    from specbench.store.rundir import check_writable
+    from specbench.studies.base import Conditions, show
     from specbench.studies.profiling import report
-    from specbench.studies.profiling.run import run
+    from specbench.studies.profiling.run import prepared, run
+    from specbench.util.files import check_writable
 
-    console = Console()
-    only_own(method or (), "profile")
-    check_writable(out or RESULTS)
-    session = prepare(
-        Options(
-            method or DEFAULT_METHODS,
-            target,
-            suite=suite,
-            suite_file=suite_file,
-            limit=1,
-            max_new_tokens=max_new_tokens,
-            dtype=dtype,
-            device=device,
-            backend=backend,
-        )
-    )
-    settings = session.manifest.settings
-    folder = out or RESULTS / f"profile-{Path(settings.target).name}-{settings.device.partition(':')[0]}-{settings.backend}"
-    found = run(session, folder, console)
-    report.write(found, session.manifest, folder)
-    note = session.manifest.target["note"]
-    console.print(report.conditions(session.manifest), *filter(None, [note]), sep="\n", markup=False)
-    console.print(report.split_table(found).telling("Launch gaps").telling("Waits").rich())
-    console.print(f"profile: {folder / 'profile.md'}", markup=False, soft_wrap=True)
+    check_writable(out or RESULTS, folder=True)
+    session = prepared(config)
+    folder = out or RESULTS / Conditions.of_run(session.manifest).folder_name("profile")
+    profiled = run(session, folder, console)
+    report.write(profiled, folder)
+    shares = report.split_table(profiled.arms).drop_if_empty("Launch gaps").drop_if_empty("Waits")
+    show(console, [profiled.sentence, profiled.conditions.note], [shares], f"profile: {folder / 'profile.md'}")

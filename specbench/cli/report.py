@@ -1,4 +1,4 @@
-"""``specbench report``: tables and figures of runs."""
+"""The command ``specbench report``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from specbench.cli.common import console
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    out: Annotated[Path | None, typer.Option(help="Where the report goes; default for one run: report/ in its directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. Default for one run: report/ in its directory.")] = None,
     show_prompts: Annotated[
-        bool, typer.Option("--show-prompts", help="Show third-party prompts too, which a published report may not.")
+        bool, typer.Option("--show-prompts", help="Also show prompts of third-party suites, which must not be published.")
     ] = False,
 ) -> None:
-    """Tables and figures of finished or unfinished runs: HTML, Markdown, LaTeX, CSV and Parquet.
+    """Write tables and figures of finished or unfinished runs as HTML, Markdown, LaTeX, CSV, and Parquet.
 
     Exit codes: 0 written, 2 misuse.
     """
@@ -30,10 +30,11 @@ def report(
 
 
 def write_report(runs: Sequence[Path], out: Path, show_prompts: bool) -> None:
-    from specbench.report import build as reports
+    """Write the report of runs and print its path. Raises UserError if it cannot be written."""
+    from specbench.report.build import build
 
     try:
-        written = reports.build(runs, out, console, show_prompts=show_prompts)
+        written = build(runs, out, console, show_prompts=show_prompts)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out} ({error.strerror}); choose another place: specbench report RUN --out DIR"

@@ -1,54 +1,54 @@
-"""The command that holds a target and its drafters against what this device allows."""
+"""``specbench roofline``: a target and its drafters beside this device's limits."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from methods.core.errors import UserError
+from specbench.cli.common import RESULTS, configured, console
+from specbench.config.options import RunConfig
 from specbench.studies.roofline import NODES, PAST
 
-SIZES = ",".join(map(str, NODES))
 
-
+@configured(
+    "methods",
+    "target",
+    "dtype",
+    "device",
+    "backend",
+    helps={"methods": "Method to time; repeatable. vanilla always is. Default: all that the target has weights for."},
+)
 def roofline(
-    target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-160m on a CPU, tiny-7b on CUDA.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Repeatable; default: all the target has weights for; vanilla always."),
-    ] = None,
+    config: RunConfig,
     past: Annotated[int, typer.Option(metavar="TOKENS", help="Committed tokens before the trees.")] = PAST,
-    nodes: Annotated[str, typer.Option(metavar="N,N,...", help="Tree sizes, the root included; 1 is always measured.")] = SIZES,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    backend: Annotated[str | None, typer.Option(help="static (default) or eager.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where it goes; default: results/roofline-<target>-<device>-<backend>.")] = None,
+    nodes: Annotated[
+        str,
+        typer.Option(metavar="N,N,...", help="Drafted nodes of the trees, the root not counted. 0, a plain step, is always measured."),
+    ] = ",".join(map(str, NODES)),
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: results/roofline-<target>-<device>-<backend>.")] = None,
 ) -> None:
-    """How far from this device's limit verifying and drafting are: bytes and FLOPs, predicted and measured, V(n) and its knee.
+    """Measure how close verifying and drafting come to the limits of this device's memory and arithmetic.
 
+    Reports bytes, FLOPs, predicted and measured times, V(n), and its knee.
     Exit codes: 0 measured, 2 misuse.
     """
-    from specbench.cli.common import RESULTS
-    from specbench.store.rundir import check_writable
+    from specbench.studies.base import show
     from specbench.studies.roofline import report
-    from specbench.studies.roofline.run import Options, run
+    from specbench.studies.roofline.run import run
+    from specbench.util.files import check_writable
 
-    console = Console()
-    options = Options(target, dtype, device, backend, method or (), past, _sizes(nodes))
-    check_writable(out or RESULTS)
-    found = run(options, console)
-    facts = found.facts
-    folder = out or RESULTS / f"roofline-{Path(facts['target']).name}-{facts['device']}-{facts['backend']}"
-    report.write(found, folder)
-    console.print(report.conditions(found), *filter(None, [facts["note"]]), *report.summary(found), sep="\n", markup=False)
-    for table in report.tables(found):
-        console.print(table.rich())
-    console.print(f"roofline: {folder / 'roofline.md'}", markup=False, soft_wrap=True)
+    counts = _counts(nodes)
+    check_writable(out or RESULTS, folder=True)
+    measured = run(config, console, past, counts)
+    folder = out or RESULTS / measured.conditions.folder_name("roofline")
+    report.write(measured, folder)
+    lines = [report.sentence(measured), measured.conditions.note, *report.summary(measured)]
+    show(console, lines, report.tables(measured), f"roofline: {folder / 'roofline.md'}")
 
 
-def _sizes(text: str) -> list[int]:
+def _counts(text: str) -> list[int]:
     try:
-        return [int(size) for size in text.split(",")]
+        return [int(count) for count in text.split(",")]
     except ValueError:
-        raise UserError(f"--nodes {text!r} is not a list of whole numbers; as in --nodes 1,8,64") from None
+        raise UserError(f"--nodes {text!r} is not a list of whole numbers; as in --nodes 0,7,63") from None

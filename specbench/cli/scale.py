@@ -1,48 +1,50 @@
-"""The command that runs one method set over the cost-matched targets."""
+"""``specbench scale``: the same methods on the cost-matched targets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-LIMIT = 2  # questions a category
-MAX_NEW_TOKENS = 64
+from specbench.cli.common import configured, console
+from specbench.config.options import RunConfig
+from specbench.util.exits import INTERRUPTED
 
 
+@configured(
+    "methods",
+    "suite",
+    "limit",
+    "max_new_tokens",
+    "dtype",
+    "device",
+    "backend",
+    defaults={"limit": 2, "max_new_tokens": 64},
+    helps={"limit": "Questions of each category."},
+)
 def scale(
-    out: Annotated[Path, typer.Option(help="Where it goes: a run directory a target, and the tables and the figure.")],
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Repeatable; default: those of specbench run.")
-    ] = None,
+    config: RunConfig,
+    out: Annotated[Path, typer.Option(help="Output folder: one run directory a target, the tables, and the figure.")],
     target: Annotated[
-        list[str] | None, typer.Option(help="A cost-matched target; repeatable; default: tiny-160m to tiny-33b, those that fit.")
+        list[str] | None, typer.Option(help="Cost-matched target; repeatable. Default: those of tiny-160m to tiny-33b that fit in memory.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="mini or spec-bench.")] = "mini",
-    limit: Annotated[int, typer.Option(help="Questions a category.")] = LIMIT,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = MAX_NEW_TOKENS,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp64; default: what the device is fastest in.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    backend: Annotated[str | None, typer.Option(help="static (default) or eager.")] = None,
 ) -> None:
-    """Round cost R, V(n) and speedup over the target's size, beside the cost model. The same command again does only what is missing.
+    """Measure step cost R, V(n), and speedup over the target's size, beside the cost model.
 
+    The same command again does only what is missing.
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
     """
-    from specbench.cli.common import DEFAULT_METHODS, INTERRUPTED
-    from specbench.store.rundir import check_writable
+    from specbench.studies.base import show
     from specbench.studies.scale import report
-    from specbench.studies.scale.sweep import Asked, sweep
+    from specbench.studies.scale.sweep import Request, run
     from specbench.targets.shapes import SHAPES
+    from specbench.util.files import check_writable
 
-    console = Console()
-    check_writable(out)
-    asked = Asked.of(method or DEFAULT_METHODS, target or list(SHAPES), suite, limit, max_new_tokens, dtype, device, backend)
+    check_writable(out, folder=True)
+    request = Request.of(config, target or list(SHAPES))
     try:
-        found = sweep(asked, out, console)
+        sweep = run(request, out, console)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here", markup=False)
+        console.print("interrupted; resume with the same command", markup=False)
         raise SystemExit(INTERRUPTED) from None
-    for table in report.write(found, out):
-        console.print(table.rich())
-    console.print(report.HOW[0], f"scale: {out / 'scale.md'}", sep="\n", markup=False, soft_wrap=True)
+    tables = report.write(sweep, out)
+    show(console, [report.WARNING], tables, f"scale: {out / 'scale.md'}")

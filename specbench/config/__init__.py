@@ -1,1 +1,1 @@
-"""A run as asked for, and the facts that its names resolve to. Loads no weights."""
+"""The settings of a run as the user gives them. Nothing here resolves defaults or loads weights."""

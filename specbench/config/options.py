@@ -1,75 +1,188 @@
-"""A run as asked for, on the command line or by the manifest of an earlier one."""
+"""The configuration of a run: every option with its flag, default, and help text.
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+Commands build their options from it (``specbench.cli.common.configured``), and the manifest stores it, defaults resolved.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from methods.core.errors import UserError, unknown
-from specbench.config.tuned import Config
-from specbench.store.manifest import IMPORTED, RunManifest
-from specbench.store.records import AGAIN
+from methods.core.errors import UserError
+from specbench.config.tuned import Tuned
+
+DEFAULT_METHODS = ("vanilla", "medusa", "eagle2", "s4c")
 
 
 @dataclass(frozen=True)
-class Options:
-    """A run as asked for; None stands for a default that depends on the device or on the other options."""
+class Option:
+    """A command-line option that sets a field of ``RunConfig``.
 
-    methods: Sequence[str]
-    target: str | None = None
-    revision: str | None = None  # of a hub id
-    template: str | None = None  # None: the target family's
-    system_prompt: str | None = None  # None: the template's own
-    thinking: str | None = None  # None: as the template has it
-    suite: str | None = None
-    suite_file: Path | None = None
-    hf_columns: Mapping[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    categories: Sequence[str] = ()
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    attention: str = "sdpa"
-    backend: str | None = None
-    repeats: int = 1
-    turns: str = "own"
-    overrides: Sequence[str] = ()  # KEY=VALUE or METHOD.KEY=VALUE
-    drafter_files: Mapping[str, Path] = field(default_factory=dict)
-    aa: str | None = None  # the arm that runs twice
-    config: Config | None = None  # options that were tuned; ``overrides`` go before them
-    base_url: str | None = None  # of the server that ``endpoint`` asks
-    endpoint_model: str | None = None
+    ``given`` is the option's type on the command line if it differs from the field's. ``parse`` then returns the field's
+    value from the flag and the given value.
+    """
 
-    def __post_init__(self) -> None:
-        least = {"max-new-tokens": (self.max_new_tokens, 1), "repeats": (self.repeats, 1), "temperature": (self.temperature, 0)}
-        for name, (value, bound) in least.items():
-            if not bound <= value < math.inf:
-                raise UserError(f"--{name} is {value}; it must be at least {bound}")
-        if self.turns not in ("own", "shared"):
-            raise unknown("value of --turns", self.turns, ("own", "shared"))
+    flag: str
+    help: str
+    metavar: str | None = None
+    given: Any = None
+    parse: Callable[[str, Any], Any] | None = None
+    identity: bool = True  # whether the value is part of the run's identity
 
-    @classmethod
-    def of(cls, manifest: RunManifest) -> "Options":
-        """The options that make this run again. Raises UserError for imported answers, which no run made."""
-        if manifest.target.get("label") == IMPORTED:
-            raise UserError(f"{manifest.name} was imported, not measured here: it cannot be resumed, only reported")
-        settings = asdict(manifest.settings)
-        del settings["suite_sha256"]
-        arms = settings.pop("methods")
-        served = next((facts.config for facts in manifest.methods.values() if facts.engine and "base_url" in facts.config), {})
-        twins = [name for name in arms if name.endswith(AGAIN)]
-        return cls(
-            **settings,
-            methods=[name for name in arms if name not in twins],
-            aa=twins[0].removesuffix(AGAIN) if twins else None,
-            suite_file=Path(manifest.suite_file) if manifest.suite_file else None,
-            hf_columns=manifest.hf_columns,
-            overrides=manifest.overrides,
-            drafter_files={kind: Path(file) for kind, file in manifest.drafter_files.items()},
-            config=Config(**manifest.config) if manifest.config else None,
-            base_url=served.get("base_url"),
-            endpoint_model=served.get("model"),
-        )
+
+def option(
+    flag: str,
+    help: str,
+    default: Any = None,
+    *,
+    metavar: str | None = None,
+    given: Any = None,
+    parse: Callable[[str, Any], Any] | None = None,
+    identity: bool = True,
+) -> Any:
+    """Return a dataclass field that ``flag`` sets. ``default`` is a value, or a type whose empty object is the default."""
+    metadata = {"option": Option(flag, help, metavar, given, parse, identity)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def pairs(flag: str, given: Sequence[str] | None) -> dict[str, str]:
+    """Return ``{"a": "b"}`` for ``["a=b"]``, split at the last "=" because an arm's name may hold one.
+
+    Raises UserError for a text without ``=``.
+    """
+    values = {}
+    for text in given or []:
+        key, _, value = text.rpartition("=")
+        if not key or not value:
+            raise UserError(f"{flag} {text!r} is not NAME=VALUE")
+        values[key] = value
+    return values
+
+
+def _not_empty(flag: str, given: str | None) -> str:
+    if given == "":
+        raise UserError(f"{flag} is empty; give it a value or leave it out")
+    return given or ""
+
+
+def _as_list(flag: str, given: Sequence[str] | None) -> list[str]:
+    return list(given or [])
+
+
+def _split_commas(flag: str, given: Sequence[str] | None) -> list[str]:
+    return [name.strip() for group in given or [] for name in group.split(",")]
+
+
+def _as_paths(flag: str, given: Sequence[str] | None) -> dict[str, Path]:
+    return {name: Path(file) for name, file in pairs(flag, given).items()}
+
+
+def _read_tuned(flag: str, given: Path | None) -> Tuned | None:
+    return Tuned.read(given) if given else None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run.
+
+    As the user gives them, None, "" and an empty list of methods stand for defaults, which ``measure.resolve`` settles. A
+    manifest holds them settled. In the manifest of imported answers (``RunManifest.imported`` is not empty),
+    ``max_new_tokens`` is 0, ``temperature`` is NaN, and ``seed`` has no meaning.
+    """
+
+    methods: list[str] = option(
+        "--method",
+        f"Method or engine to measure; repeatable. vanilla always runs. Default: {', '.join(DEFAULT_METHODS)}.",
+        list,
+        metavar="NAME[:KEY=VALUE,...]",
+        given=list[str] | None,
+        parse=_as_list,
+        identity=False,
+    )
+    target: str = option(
+        "--target",
+        "Target: a name, a folder, or a hub id (OWNER/NAME). Default: tiny-160m on a CPU, tiny-7b on CUDA.",
+        "",
+        given=str | None,
+        parse=_not_empty,
+    )
+    revision: str | None = option("--revision", "Branch, tag, or commit of a hub id. Default: its main branch.")
+    template: str | None = option(
+        "--template", "Prompt template: `chat` (the tokenizer's own) or `vicuna_v1.1`. Default: the model family's."
+    )
+    system_prompt: str | None = option("--system-prompt", "System prompt. Default: the template's.", metavar="TEXT")
+    thinking: str | None = option(
+        "--thinking", "Turn the chat template's thinking mode on or off. Default: the template decides.", metavar="on|off"
+    )
+    suite: str = option("--suite", "Questions: mini, spec-bench, or hf:ID. Default: mini.", "", given=str | None, parse=_not_empty)
+    suite_file: Path | None = option("--suite-file", "Questions from a JSONL file of Spec-Bench's schema.", identity=False)
+    hf_columns: dict[str, str] = option(
+        "--hf-column",
+        "Column of a hub data set that holds a field; repeatable.",
+        dict,
+        metavar="FIELD=COLUMN",
+        given=list[str] | None,
+        parse=pairs,
+        identity=False,
+    )
+    limit: int | None = option("--limit", "Questions of each category. Default: all.")
+    categories: list[str] = option(
+        "--categories",
+        "Categories to ask; repeatable or separated by commas. Default: all.",
+        list,
+        given=list[str] | None,
+        parse=_split_commas,
+    )
+    max_new_tokens: int = option("--max-new-tokens", "Longest answer, in tokens.", 128)
+    temperature: float = option("--temperature", "Sampling temperature; 0 is greedy.", 0.0)
+    seed: int = option("--seed", "Seed of sampling; each turn derives its own.", 0)
+    dtype: str = option(
+        "--dtype", "fp32, bf16, fp16, or fp64. Default: the fastest the device computes natively.", "", given=str | None, parse=_not_empty
+    )
+    device: str = option("--device", "cpu or cuda. Default: cuda if there is one.", "", given=str | None, parse=_not_empty)
+    device_map: str | None = option(
+        "--device-map", "Spread the target's layers over GPUs: evenly (auto) or as a JSON file says.", metavar="auto|FILE"
+    )
+    attention: str = option("--attention", "Attention kernel: sdpa or eager.", "sdpa")
+    backend: str = option(
+        "--backend",
+        "Execution back end: static (compiled; CUDA graphs on a GPU) or eager. Default: static.",
+        "",
+        given=str | None,
+        parse=_not_empty,
+    )
+    repeats: int = option("--repeats", "Passes over the suite.", 1)
+    turns: str = option("--turns", "History for later turns: each method's own answers (`own`) or vanilla's for all (`shared`).", "own")
+    overrides: list[str] = option(
+        "--set",
+        "Set an option of every method that has it, or of one method; repeatable.",
+        list,
+        metavar="[ARM.]KEY=VALUE",
+        given=list[str] | None,
+        parse=_as_list,
+        identity=False,
+    )
+    tuned: Tuned | None = option(
+        "--config", "Tree sizes written by `specbench tune`. `--set` overrides them.", given=Path | None, parse=_read_tuned, identity=False
+    )
+    drafters: dict[str, Path] = option(
+        "--drafter",
+        "Drafter weights for a kind of drafter or for one arm; repeatable.",
+        dict,
+        metavar="KIND=FILE|FOLDER|HUB_ID",
+        given=list[str] | None,
+        parse=_as_paths,
+        identity=False,
+    )
+    aa: str | None = option("--aa", "Run this method twice (A/A test) to estimate measurement noise.", metavar="ARM", identity=False)
+    base_url: str | None = option(
+        "--base-url",
+        "Server for `--method endpoint`. Its key is read from SPECBENCH_API_KEY or OPENAI_API_KEY.",
+        metavar="URL",
+        identity=False,
+    )
+    endpoint_model: str | None = option(
+        "--endpoint-model", "Model name on the server; needed if it serves several.", metavar="NAME", identity=False
+    )

@@ -1,4 +1,4 @@
-"""The file that ``tune`` writes and ``run --config`` reads: options by method, and what they were tuned on."""
+"""Tuned tree sizes: the file that ``specbench tune`` writes and ``specbench run --config`` reads."""
 
 import json
 import tomllib
@@ -7,34 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from methods import registry
 from methods.core.errors import UserError, unknown
-from methods.registry import METHODS
-from specbench.util.files import whole
+from specbench.util.files import atomic_write
 
-FACTS = ("target", "target_sha256", "dtype", "device", "backend")  # what a run has to agree with
-NEXT = "tune for this run (specbench tune), or leave --config out"
+FACTS = ("target", "target_sha256", "dtype", "device", "backend")  # must be the same in a run
+NEXT_STEP = "tune for this run (specbench tune), or leave --config out"
 
 
 @dataclass(frozen=True)
-class Config:
-    """``methods``: option by option of each method; ``tuned_on``: facts of the tuning run, ``FACTS`` at least. All of it is plain JSON."""
+class Tuned:
+    """Tuned options by method, and the facts of the tuning run: ``FACTS`` and whatever else it noted."""
 
-    methods: Mapping[str, Mapping[str, int]]
-    tuned_on: Mapping[str, Any]
-    source: str  # the file, for messages
+    methods: dict[str, dict[str, int]]
+    tuned_on: dict[str, str | int]
+    source: str  # path of the file, for messages
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises UserError for a file that is missing, no TOML, or not of this form."""
+        """Read a file. Raises UserError if it is missing, not TOML, or not a file of tuned options."""
         try:
             text = path.read_text(encoding="utf-8")
-            found = tomllib.loads(text)
+            stored = tomllib.loads(text)
         except OSError as error:
             raise UserError(f"config file {path} cannot be read ({error.strerror}); make one with: specbench tune --out FILE") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"config file {path} is not TOML ({error}); make one with: specbench tune --out FILE") from None
-        methods, facts = found.get("methods"), found.get("tuned_on")
+
+        methods, facts = stored.get("methods"), stored.get("tuned_on")
         if not isinstance(methods, dict) or not isinstance(facts, dict) or not all(isinstance(facts.get(key), str) for key in FACTS):
             raise UserError(
                 f"config file {path} needs [methods.NAME] and [tuned_on] with {', '.join(FACTS)}; make one with: specbench tune"
@@ -44,43 +43,44 @@ class Config:
         return cls(methods, facts, str(path))
 
     def check(self, *, target: str, dtype: str, device: str, backend: str) -> None:
-        """Raise UserError where the options were tuned for another target, dtype, kind of device or back end than the run's."""
+        """Raise UserError if the options were tuned for another target, dtype, kind of device, or back end than the run's."""
         kind = device.partition(":")[0]
         for name, wanted in (("target", Path(target).name), ("dtype", dtype), ("device", kind), ("backend", backend)):
-            tuned = Path(self.tuned_on[name]).name  # a target's folder may have moved
+            tuned = Path(str(self.tuned_on[name])).name  # a target's folder may have moved
             if tuned != wanted:
-                raise UserError(f"{self.source} was tuned for {name} {tuned!r}, the run is on {wanted!r}; {NEXT}")
+                raise UserError(f"{self.source} was tuned for {name} {tuned!r}, the run is on {wanted!r}; {NEXT_STEP}")
 
     def check_weights(self, sha256: str) -> None:
-        """The same for the target's weights, once they are loaded."""
-        tuned = self.tuned_on["target_sha256"]
+        """Raise UserError if the target's weights are not those that the options were tuned for."""
+        tuned = str(self.tuned_on["target_sha256"])
         if tuned != sha256:
-            raise UserError(f"{self.source} was tuned for other weights (sha256 {tuned[:12]}, the target's are {sha256[:12]}); {NEXT}")
+            raise UserError(f"{self.source} was tuned for other weights (sha256 {tuned[:12]}, the target's are {sha256[:12]}); {NEXT_STEP}")
 
-    def options(self, arm: str) -> dict[str, str]:
-        """An arm's options as ``--set`` would give them; variants have their method's, an arm of another method none."""
-        found = self.methods.get(registry.split(arm)[0], {})
-        return {name: str(value) for name, value in found.items()}
+    def options(self, method: str) -> dict[str, str]:
+        """Return a method's options as ``--set`` would give them. Empty for a method that was not tuned."""
+        return {name: str(value) for name, value in self.methods.get(method, {}).items()}
 
 
 def write(path: Path, methods: Mapping[str, Mapping[str, int]], tuned_on: Mapping[str, Any], tables: Mapping[str, Sequence[str]]) -> None:
-    """The file as a whole; ``tables`` are lines for the human reader, by method, written as comments."""
+    """Write the file atomically. ``tables`` holds lines by method, which become comments above its options."""
     lines = ["# Written by `specbench tune`; use it with `specbench run --config`. --set overrides it.", "", "[tuned_on]"]
     lines += [f"{name} = {_toml(value)}" for name, value in tuned_on.items()]
     for method, options in methods.items():
         lines += ["", *(f"# {line}" for line in tables.get(method, ())), f"[methods.{method}]"]
         lines += [f"{name} = {value}" for name, value in options.items()]
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _toml(value: str | int) -> str:
-    return json.dumps(value)  # of a string or a whole number JSON's form is TOML's too
+    return json.dumps(value)  # strings and whole numbers are written alike in JSON and TOML
 
 
 def _check(path: Path, name: str, options: Any) -> None:
-    if name not in METHODS:
-        raise UserError(f"config file {path}: {unknown('method', name, METHODS)}")
+    from methods import registry  # imported here because it imports torch, which `--help` should not wait for
+
+    if name not in registry.METHODS:
+        raise UserError(f"config file {path}: {unknown('method', name, registry.METHODS)}")
     keys = registry.options(name)
     for key, value in options.items() if isinstance(options, dict) else [("", None)]:
         if key not in keys:

@@ -1,1 +1,1 @@
-"""Programs that answer a prompt: specbench's own decode loop, transformers' generate, and servers."""
+"""Programs that answer a prompt: specbench's own decode loop, transformers' ``generate``, and servers."""

@@ -1,4 +1,4 @@
-"""An answer as a run records it, and who can give one: specbench's own arms and other engines alike."""
+"""The interface of engines, the programs that answer one prompt at a time, and of their answers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from specbench.store.records import Drafting, Steps
 
 @dataclass(frozen=True)
 class Answer:
-    """What whoever answered tells of it; fields mean what they mean in a ``Record``."""
+    """One answer, as its engine reports it. Fields mean what they mean in a ``Record``."""
 
     output_ids: list[int]
     stop: str
@@ -19,28 +19,30 @@ class Answer:
     timing: str = "parts"
     prefill_tokens: int = 1
     tokens: int | None = None
-    output_text: str | None = None  # None: that of the ids
+    output_text: str | None = None  # None: the text of the ids
     drafting: Drafting | None = None
-    elsewhere: bool = False  # in a process whose memory cannot be read from here
+    remote: bool = False  # computed by another process, whose memory and device are unknown here
 
 
-class Answerer(Protocol):
-    """Answers under a name, one prompt at a time."""
+class Engine(Protocol):
+    """A program that answers the prompts of one arm, one at a time."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The arm's name."""
+        ...
 
-    def warm(self, sampling: Sampling) -> None:
-        """Does once what no answer should have to wait for."""
+    def warm_up(self, sampling: Sampling) -> None:
+        """Do once what no answer should wait for: compile, capture, allocate."""
         ...
 
     def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
-        """Timed end to end by the host's clock, the device idle at both ends.
+        """Answer one prompt, timed end to end by the host's clock with the device idle at both ends.
 
-        Raises RuntimeError, FloatingPointError or ContextOverflow for what is wrong with this answer alone.
+        Raises RuntimeError, FloatingPointError, or ContextOverflow for a failure of this answer alone.
         """
         ...
 
     def recover(self) -> None:
-        """Makes it fit for another answer after one that failed."""
+        """Get ready for another answer after one that failed."""
         ...

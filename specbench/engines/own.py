@@ -1,4 +1,4 @@
-"""specbench's own engine: a method of the table, run by the one decode loop."""
+"""specbench's own engine: a method of the methods table, run by the decode loop."""
 
 import time
 from typing import NamedTuple
@@ -7,24 +7,26 @@ import torch
 
 from methods.core.acceptance import AcceptanceRule, Sampling
 from methods.core.clock import clock_for
-from methods.core.decode import DecodeResult, Drafter, decode, warm
+from methods.core.decode import DecodeResult, Drafter, decode, warm_up
 from methods.core.target import Target
 from specbench.engines.base import Answer
 from specbench.store.records import Steps
 
 
-class Arm(NamedTuple):
-    """One method, ready to decode: an ``Answerer``. Arms of one back end share their target."""
+class OwnEngine(NamedTuple):
+    """An ``Engine`` that decodes by a method. Arms of the same back end share one target."""
 
     name: str
     target: Target
     drafter: Drafter
     accept: AcceptanceRule
 
-    def warm(self, sampling: Sampling) -> None:
-        warm(self.target, self.drafter, self.accept, sampling)
+    def warm_up(self, sampling: Sampling) -> None:
+        """Compile or capture everything that an answer can need."""
+        warm_up(self.target, self.drafter, self.accept, sampling)
 
     def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
+        """Decode one prompt, timed end to end."""
         clock = clock_for(self.target.device)
         synchronize(self.target.device)
         start = time.perf_counter()
@@ -33,14 +35,15 @@ class Arm(NamedTuple):
         return Answer(result.tokens, result.stop, result.prefill_s, time.perf_counter() - start, _steps(result))
 
     def recover(self) -> None:
-        for cache in self.target.caches:
-            cache.wipe()
+        """Clear what a failed answer left in the caches."""
+        self.target.wipe()
+        self.drafter.wipe()
 
 
 def _steps(result: DecodeResult) -> Steps:
     steps = result.steps
     return Steps(
-        nodes=[step.nodes for step in steps],
+        tree_size=[step.tree_size for step in steps],
         depth=[step.depth for step in steps],
         accepted=[step.accepted for step in steps],
         emitted=[step.emitted for step in steps],
@@ -51,5 +54,6 @@ def _steps(result: DecodeResult) -> Steps:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,1 +1,1 @@
-"""The regression gate: whether a run is slower, guesses worse or says something else than its baseline."""
+"""The regression gate: checks whether a run is slower, drafts worse, or answers differently than its baseline."""

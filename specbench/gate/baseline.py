@@ -1,4 +1,7 @@
-"""Baseline files: a side's numbers as reviewed JSON, one fact a line, written by ``specbench baseline set`` alone."""
+"""Baseline files: the numbers of a run as JSON to review and commit, one fact per line.
+
+Only ``specbench baseline set`` writes them.
+"""
 
 import hashlib
 import json
@@ -13,70 +16,75 @@ from typing import Any
 from methods.core.errors import UserError
 from specbench.gate import snapshot
 from specbench.gate.outputs import one_line
-from specbench.gate.rules import Explain, Outcome, failed_turns, losslessness
-from specbench.gate.snapshot import Arm, Depth, Side, Snapshot, differences
+from specbench.gate.rules import Explain, Outcome, check_failed_turns, check_losslessness
+from specbench.gate.snapshot import ArmNumbers, DepthAcceptance, PooledRuns, Snapshot, changed_facts
 
 SCHEMA = 1
 FOLDER = Path("baselines")
 DIGITS = 6
-COLUMNS = "log_speedups"
+SPEEDUPS_KEY = "log_speedups"
 
 
-def load(sources: Sequence[Path]) -> Snapshot:
-    """BASE as given: one baseline file, or run directories without failed turns. Raises UserError."""
-    files = [each for each in sources if not each.is_dir()]
+def load_baseline(sources: Sequence[Path]) -> Snapshot:
+    """Return the numbers of a baseline file, or of run directories without failed turns. Raises UserError."""
+    files = [source for source in sources if not source.is_dir()]
     if not files:
-        side = snapshot.read(sources)
-        _refuse_failures(side)
-        return snapshot.snapshot(side)
+        runs = snapshot.read_runs(sources)
+        _refuse_failures(runs)
+        return snapshot.take_snapshot(runs)
     if len(sources) > 1:
-        raise UserError(f"--baseline {files[0]} is no run directory; give one baseline file, or run directories only")
-    return read(files[0])
+        raise UserError(f"--baseline {files[0]} is not a run directory; give one baseline file, or run directories only")
+    return read_baseline(files[0])
 
 
-def admit(side: Side, explain: Explain) -> Snapshot:
-    """The numbers of a side fit to be a baseline, named without its place on this machine.
+def baseline_of(runs: PooledRuns, explain: Explain) -> Snapshot:
+    """Return the numbers of runs that may serve as a baseline, named without their place on this machine.
 
-    Raises UserError where a turn failed, a text is not the target's, or a number cannot be formed.
+    Raises UserError if a turn failed, a text is not the target's, or a number cannot be formed.
     """
-    _refuse_failures(side)
-    lossless = losslessness(side, explain)
+    _refuse_failures(runs)
+    lossless = check_losslessness(runs, explain)
     if lossless.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
-        raise UserError(f"{side.run_dirs[0]} can be no baseline, losslessness: {one_line(lossless.evidence)}; see specbench agree")
-    found = snapshot.snapshot(side)
-    for name, arm in found.arms.items():
-        if not (isfinite(arm.mat) and arm.log_speedups.keys() == found.categories.keys() and all(map(isfinite, arm.log_speedups.values()))):
-            raise UserError(f"{side.run_dirs[0]} can be no baseline: {name} has no MAT or no speedup; ask for longer answers")
-    return replace(found, source=", ".join(each.resolve().name for each in side.run_dirs))
+        raise UserError(f"{runs.run_dirs[0]} can be no baseline, losslessness: {one_line(lossless.evidence)}; see specbench agree")
+
+    numbers = snapshot.take_snapshot(runs)
+    for name, arm in numbers.arms.items():
+        complete = arm.log_speedups.keys() == numbers.categories.keys() and all(map(isfinite, arm.log_speedups.values()))
+        if not (isfinite(arm.mat) and complete):
+            raise UserError(f"{runs.run_dirs[0]} can be no baseline: {name} has no MAT or no speedup; ask for longer answers")
+    return replace(numbers, source=", ".join(run_dir.resolve().name for run_dir in runs.run_dirs))
 
 
-def default_path(wanted: Snapshot) -> Path:
-    """``baselines/<target>-<suite>-<dtype>-<machine>-<versions>-<hash of the identity>.json``: what a baseline holds for."""
-    known = wanted.identity
+def default_path(baseline: Snapshot) -> Path:
+    """Return ``baselines/<target>-<suite>-<dtype>-<machine>-<versions>-<hash of the identity>.json``."""
+    known = baseline.identity
     machine = known["gpu"] if "gpu" in known else f"{known['cpu']} {known['threads']} threads"
     parts = [known["target"], known["suite_sha256"][:8], known["dtype"], machine]
-    parts += [f"{name} {version}" for name, version in wanted.versions.items() if version != "None"]
+    parts += [f"{name} {version}" for name, version in baseline.versions.items() if version != "None"]
     parts.append(hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8])
     return FOLDER / (re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, parts)).lower()).strip("-.") + ".json")
 
 
-def write(wanted: Snapshot, path: Path) -> None:
-    """Raises UserError where the file cannot be written."""
+def write_baseline(baseline: Snapshot, path: Path) -> None:
+    """Write a baseline file. Raises UserError if it cannot be written."""
     arms = {}
-    for name, arm in wanted.arms.items():
-        depths = {str(depth): [each.reached, round(each.rate, DIGITS)] for depth, each in arm.depths.items() if each.reached}
+    for name, arm in baseline.arms.items():
+        depths = {str(depth): [at.reached, round(at.rate, DIGITS)] for depth, at in arm.depths.items() if at.reached}
         arms[name] = {"settings": arm.settings, "mat": round(arm.mat, DIGITS), "depths": depths}
     questions = {
-        question: {"category": category, COLUMNS: {name: round(arm.log_speedups[question], DIGITS) for name, arm in wanted.arms.items()}}
-        for question, category in wanted.categories.items()
+        question: {
+            "category": category,
+            SPEEDUPS_KEY: {name: round(arm.log_speedups[question], DIGITS) for name, arm in baseline.arms.items()},
+        }
+        for question, category in baseline.categories.items()
     }
     facts = {
         "schema": SCHEMA,
-        "source": wanted.source,
-        "code": wanted.code,
-        "noise": None if wanted.noise is None else round(wanted.noise, DIGITS),
-        "identity": wanted.identity,
-        "versions": wanted.versions,
+        "source": baseline.source,
+        "code": baseline.code,
+        "noise": None if baseline.noise is None else round(baseline.noise, DIGITS),
+        "identity": baseline.identity,
+        "versions": baseline.versions,
         "arms": arms,
         "questions": questions,
     }
@@ -87,10 +95,10 @@ def write(wanted: Snapshot, path: Path) -> None:
         raise UserError(f"cannot write the baseline {path} ({error.strerror}); choose another --out") from None
 
 
-def read(path: Path) -> Snapshot:
-    """Raises UserError for a missing or broken file and for one of another schema version."""
+def read_baseline(path: Path) -> Snapshot:
+    """Read a baseline file. Raises UserError if it is missing, broken, or of another schema version."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if facts["schema"] != SCHEMA:
             raise UserError(
                 f"{path}: baseline schema {facts['schema']}, this version reads {SCHEMA}; write it again: specbench baseline set"
@@ -98,10 +106,10 @@ def read(path: Path) -> Snapshot:
         questions = facts["questions"]
         arms = {}
         for name, arm in facts["arms"].items():
-            depths = {int(depth): Depth(*each) for depth, each in arm["depths"].items()}
-            logs = {question: float(each[COLUMNS][name]) for question, each in questions.items()}
-            arms[name] = Arm(arm["settings"], float(arm["mat"]), depths, logs)
-        categories = {question: each["category"] for question, each in questions.items()}
+            depths = {int(depth): DepthAcceptance(*values) for depth, values in arm["depths"].items()}
+            logs = {question: float(entry[SPEEDUPS_KEY][name]) for question, entry in questions.items()}
+            arms[name] = ArmNumbers(arm["settings"], float(arm["mat"]), depths, logs)
+        categories = {question: entry["category"] for question, entry in questions.items()}
         source = f"{path} (of {facts['source']})"
         return Snapshot(source, facts["code"], facts["identity"], facts["versions"], arms, categories, facts["noise"], pinned=True)
     except OSError as error:
@@ -111,43 +119,43 @@ def read(path: Path) -> Snapshot:
 
 
 def changes(old: Snapshot, new: Snapshot) -> list[str]:
-    """What a new baseline changes against the one it replaces, one line a fact."""
-    lines = differences(old.identity | old.versions, new.identity | new.versions) + differences({"code": old.code}, {"code": new.code})
+    """Return what a new baseline changes in the one it replaces, one line per fact."""
+    lines = changed_facts(old.identity | old.versions, new.identity | new.versions)
+    lines += changed_facts({"code": old.code}, {"code": new.code})
     lines += [f"{name}: arm {'added' if name in new.arms else 'removed'}" for name in old.arms.keys() ^ new.arms.keys()]
     for name in [name for name in old.arms if name in new.arms]:
         before, after = _summary(old.arms[name]), _summary(new.arms[name])
-        lines += [f"{name}: {each}" for each in differences(before, after)]
-    return lines + differences({"A/A noise": _percent(old.noise)}, {"A/A noise": _percent(new.noise)})
+        lines += [f"{name}: {change}" for change in changed_facts(before, after)]
+    return lines + changed_facts({"A/A noise": _percent(old.noise)}, {"A/A noise": _percent(new.noise)})
 
 
-def _summary(arm: Arm) -> dict[str, Any]:
+def _summary(arm: ArmNumbers) -> dict[str, Any]:
     numbers = {"MAT": round(arm.mat, 4), "questions": len(arm.log_speedups), "speedup": f"{exp(fmean(arm.log_speedups.values())):.3f}x"}
-    return (
-        arm.settings | numbers | {f"acceptance at depth {depth}": f"{each.rate:.3f}" for depth, each in arm.depths.items() if each.reached}
-    )
+    rates = {f"acceptance at depth {depth}": f"{at.rate:.3f}" for depth, at in arm.depths.items() if at.reached}
+    return arm.settings | numbers | rates
 
 
 def _percent(noise: float | None) -> str:
     return "unknown" if noise is None else f"{noise:.2%}"
 
 
-def _refuse_failures(side: Side) -> None:
-    failed = failed_turns(side)
+def _refuse_failures(runs: PooledRuns) -> None:
+    failed = check_failed_turns(runs)
     if failed.outcome is Outcome.FAIL:
-        raise UserError(f"{side.run_dirs[0]} can be no baseline, failed turns: {one_line(failed.evidence)}; measure it again")
+        raise UserError(f"{runs.run_dirs[0]} can be no baseline, failed turns: {one_line(failed.evidence)}; measure it again")
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
 def _one_fact_a_line(facts: dict[str, Any]) -> str:
-    """JSON in which a reviewer sees every changed fact as one changed line."""
+    """Return JSON in which each changed fact is one changed line of a diff."""
     parts = []
     for key, value in facts.items():
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         if isinstance(value, dict):
-            lines = [f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(each, ensure_ascii=False)}" for name, each in value.items()]
+            lines = [f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(inner, ensure_ascii=False)}" for name, inner in value.items()]
             text = "{\n" + ",\n".join(lines) + "\n }"
         parts.append(f' "{key}": {text}')
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -1,4 +1,4 @@
-"""The gate's result for people and for machines: terminal, Markdown, JUnit XML, JSON."""
+"""The result of the gate as terminal text, Markdown, JUnit XML, and JSON."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from math import isfinite
 from rich.console import Console
 from rich.text import Text
 
-from specbench.gate.rules import Outcome, Result
+from specbench.gate.rules import GateResult, Outcome
 from specbench.util.text import escape, visible
 
 SCHEMA = 1
@@ -16,8 +16,8 @@ STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE:
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def show(result: Result, console: Console) -> None:
-    """One line a check, the warnings, and the verdict last."""
+def show(result: GateResult, console: Console) -> None:
+    """Print one line per check, then the warnings, then the verdict."""
     for check in result.checks:
         line = Text.assemble(
             (f"{check.outcome:<14}", STYLES[check.outcome]), " ", (one_line(check.name), "bold"), ": ", one_line(check.evidence)
@@ -30,25 +30,25 @@ def show(result: Result, console: Console) -> None:
 
 
 def one_line(text: str) -> str:
-    """Text that stays on its line of a terminal and cannot steer it."""
+    """Return text on one line, without characters that control a terminal."""
     return visible(" ".join(text.split()))
 
 
-def markdown(result: Result) -> str:
-    """Fit for a CI step summary; names and evidence show as plain text."""
+def markdown(result: GateResult) -> str:
+    """Return Markdown for a CI step summary, with names and evidence escaped."""
     rows = [f"| {check.outcome} | {escape(check.name)} | {escape(check.evidence)} |" for check in result.checks]
-    warnings = [f"- {escape(each)}" for each in result.warnings]
+    warnings = [f"- {escape(warning)}" for warning in result.warnings]
     table = "\n".join(["| Outcome | Check | Evidence |", "| --- | --- | --- |", *rows])
     heading = f"## specbench check: {result.outcome}"
     parts = [heading, f"{escape(result.new)} against {escape(result.base)}.", table, *(["\n".join(warnings)] if warnings else [])]
     return "\n\n".join(parts) + "\n"
 
 
-def junit(result: Result) -> str:
-    """One test case a check: a failure where it fails, skipped where it is inconclusive or not applicable.
+def junit(result: GateResult) -> str:
+    """Return JUnit XML with one test case per check: a failure if it fails, skipped if inconclusive or not applicable.
 
-    JUnit knows no third outcome. The message of a skipped case begins with which of the two it is, and the suite's
-    property ``outcome`` says what decides.
+    JUnit has no third outcome. The message of a skipped case begins with its outcome, and the suite's property
+    ``outcome`` holds the gate's outcome.
     """
     count = [check.outcome for check in result.checks].count
     skipped = count(Outcome.INCONCLUSIVE) + count(Outcome.NOT_APPLICABLE)
@@ -69,8 +69,8 @@ def junit(result: Result) -> str:
     return ET.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
-def to_json(result: Result) -> str:
-    """Schema-versioned; a number that cannot be formed is null."""
+def to_json(result: GateResult) -> str:
+    """Return JSON with a schema version. A number that cannot be formed is null."""
     checks = [
         {
             "name": check.name,

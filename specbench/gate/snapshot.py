@@ -1,7 +1,7 @@
-"""What the gate compares: the numbers of one side, from run directories whose turns are pooled as repeats."""
+"""Snapshots: the numbers that the gate compares, of one or more runs whose turns are pooled as repeats."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import log
 from pathlib import Path
@@ -12,53 +12,59 @@ import pandas as pd
 from methods.core.errors import UserError
 from specbench.analysis import breakdown, metrics
 from specbench.analysis.frames import pair, turns_frame
+from specbench.config.arm import BASELINE
 from specbench.store import records
-from specbench.store.manifest import IMPORTED, RunManifest
-from specbench.store.records import AGAIN, BASELINE, Record, device_kind
+from specbench.store.describe import target_name
+from specbench.store.manifest import IDENTITY, RunManifest
+from specbench.store.records import Record, device_kind
 
-# Paths and names of what a hash identifies, and what may differ between the two sides.
-NOT_IDENTITY = ("methods", "target", "suite", "repeats", "revision", "template", "system_prompt", "thinking")  # hashes stand for some
+# Settings not compared by value: covered by a checksum, or free to differ.
+NOT_IDENTITY = ("target", "suite", "repeats", "revision", "template", "system_prompt", "thinking")
 
 
-class Depth(NamedTuple):
-    """Conditional acceptance at one depth of the draft tree, and the number of steps it is a share of."""
+class DepthAcceptance(NamedTuple):
+    """Conditional acceptance rate at one depth of the draft tree, and the number of steps that it is a share of."""
 
     reached: int
     rate: float
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A drafting arm: its settings, and its numbers; ``log_speedups`` over vanilla by question id, mean over repeats."""
+class ArmNumbers:
+    """The settings and numbers of a drafting arm.
+
+    ``log_speedups`` holds each question's logarithm of the speedup over vanilla, averaged over repeats.
+    """
 
     settings: dict[str, Any]
     mat: float
-    depths: dict[int, Depth]
+    depths: dict[int, DepthAcceptance]
     log_speedups: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One side. ``noise`` is the largest |log bound| of its A/A intervals, None without an A/A arm.
+    """The numbers of pooled runs, or of a baseline file.
 
-    ``pinned``: of a baseline file, which holds for its versions only.
+    ``noise`` is the largest logarithm of an end of the A/A intervals, None without an A/A arm. ``pinned`` is set for
+    a baseline file, which holds for its own versions only.
     """
 
     source: str
     code: str
     identity: dict[str, Any]
     versions: dict[str, str]
-    arms: dict[str, Arm]
+    arms: dict[str, ArmNumbers]
     categories: dict[str, str]
     noise: float | None
     pinned: bool = False
 
 
 @dataclass(frozen=True)
-class Side:
-    """Finished run directories made under the same conditions from the same code, and their turns one frame each.
+class PooledRuns:
+    """Finished runs made under the same conditions from the same code, with one frame of turns each.
 
-    Turns of other engines are left out: they are no code of ours that could regress.
+    Turns of other engines are left out, because the gate checks specbench's own code.
     """
 
     run_dirs: tuple[Path, ...]
@@ -67,11 +73,12 @@ class Side:
 
     @property
     def manifest(self) -> RunManifest:
+        """The manifest of the first run."""
         return self.manifests[0]
 
     @cached_property
     def turns(self) -> pd.DataFrame:
-        """All turns; a later directory's repeats are numbered on from those before it."""
+        """The turns of all runs. The repeats of each run are numbered on from those of the runs before it."""
         first, pooled = 0, []
         for manifest, frame in zip(self.manifests, self.frames, strict=True):
             pooled.append(frame.assign(repeat=frame["repeat"] + first))
@@ -80,85 +87,120 @@ class Side:
 
     @cached_property
     def failed(self) -> pd.DataFrame:
+        """The failed turns of all runs."""
         return self.turns[self.turns["status"] != "ok"]
 
 
-def read(run_dirs: Sequence[Path]) -> Side:
-    """Raises UserError for a directory that is no run of ours, is named twice or is not what its manifest planned, and for runs
-    that cannot be pooled.
+def read_runs(run_dirs: Sequence[Path]) -> PooledRuns:
+    """Read finished runs to pool.
+
+    Raises UserError for a directory that is not a run of specbench, is named twice, or is not what its manifest
+    planned, and for runs that cannot be pooled.
     """
-    if len({each.resolve() for each in run_dirs}) < len(run_dirs):
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
         raise UserError(f"a run directory is named twice: {', '.join(map(str, run_dirs))}; name every run once, a copy is no second sample")
-    manifests = tuple(RunManifest.read(each) for each in run_dirs)
-    side = Side(tuple(run_dirs), manifests, tuple(_finished(each, m) for each, m in zip(run_dirs, manifests, strict=True)))
-    facts = [_facts(manifest) for manifest in manifests]
-    asked = [_categories(frame) for frame in side.frames]
-    for run_dir, other, questions in zip(run_dirs[1:], facts[1:], asked[1:], strict=True):
-        changed = differences(facts[0], other) + questions_apart(asked[0], questions)
+    manifests = tuple(RunManifest.read(run_dir) for run_dir in run_dirs)
+    frames = tuple(_finished_turns(run_dir, manifest) for run_dir, manifest in zip(run_dirs, manifests, strict=True))
+
+    facts, questions = [_facts(manifest) for manifest in manifests], [_categories(frame) for frame in frames]
+    for run_dir, other_facts, other_questions in zip(run_dirs[1:], facts[1:], questions[1:], strict=True):
+        changed = changed_facts(facts[0], other_facts) + changed_questions(questions[0], other_questions)
         if changed:
             raise UserError(f"{run_dirs[0]} and {run_dir} cannot be pooled: {'; '.join(changed)}; name runs of one kind")
-    return side
+    return PooledRuns(tuple(run_dirs), manifests, frames)
 
 
-def snapshot(side: Side) -> Snapshot:
-    """The side's numbers. Arms of an A/A run's second kind measure the noise and are no arms of their own."""
-    turns, methods = side.turns, side.manifest.own
-    drafting = [name for name in methods if name != BASELINE and not name.endswith(AGAIN)]
-    floors = [metrics.noise_floor(turns, name.removesuffix(AGAIN)) for name in methods if name.endswith(AGAIN)]
+def take_snapshot(runs: PooledRuns) -> Snapshot:
+    """Return the numbers of pooled runs. Arms that repeat another one measure the noise and have no numbers of their own."""
+    turns, arms = runs.turns, runs.manifest.own
+    drafting = [name for name, facts in arms.items() if name != BASELINE and not facts.repeat_of]
+    floors = [metrics.noise_floor(turns, facts.repeat_of) for facts in arms.values() if facts.repeat_of]
     return Snapshot(
-        source=", ".join(map(str, side.run_dirs)),
-        code=str(side.manifest.git.get("sha", "")),
-        identity=identity(side.manifest),
-        versions=versions(side.manifest),
-        arms={name: _arm(turns, name, arm_settings(side.manifest, name)) for name in drafting},
+        source=", ".join(map(str, runs.run_dirs)),
+        code=runs.manifest.git.sha,
+        identity=identity(runs.manifest),
+        versions=versions(runs.manifest),
+        arms={name: _arm_numbers(turns, name, arm_settings(runs.manifest, name)) for name in drafting},
         categories=_categories(turns),
         noise=max((max(-log(floor.low), log(floor.high)) for floor in floors if floor.known), default=None),
     )
 
 
+def check_compatible(new: Snapshot, base: Snapshot) -> list[str]:
+    """Return warnings about differences that are allowed. Raises UserError that lists every difference that is not.
+
+    The code and the number of repeats may differ. Versions may differ between runs, but not from a baseline file.
+    """
+    apart = changed_facts(base.identity, new.identity) + changed_questions(base.categories, new.categories) + _changed_arms(new, base)
+    updated = changed_facts(base.versions, new.versions)
+    if base.pinned:
+        apart += updated
+    if apart:
+        advice = "measure both under the same conditions" + (", or write another baseline: specbench baseline set" if base.pinned else "")
+        raise UserError(f"{new.source} cannot be compared with {base.source}: {'; '.join(apart)}; {advice}")
+    return [
+        *(f"Versions differ: {change}." for change in updated),
+        *(f"Arm {name} has no baseline." for name in new.arms if name not in base.arms),
+    ]
+
+
+def _changed_arms(new: Snapshot, base: Snapshot) -> list[str]:
+    if not base.arms:
+        return ["the baseline has no drafting arm"]
+    missing = [f"arm {name} is missing" for name in base.arms if name not in new.arms]
+    both = [name for name in base.arms if name in new.arms]
+    changed = {name: changed_facts(base.arms[name].settings, new.arms[name].settings) for name in both}
+    return missing + [f"{name}: {change}" for name, changes in changed.items() for change in changes]
+
+
 def identity(manifest: RunManifest) -> dict[str, Any]:
-    """What two comparable sides share: settings, target, prompts and machine. The seed counts only where something is sampled."""
-    asked = {name: value for name, value in asdict(manifest.settings).items() if name not in NOT_IDENTITY}
+    """Return the facts that comparable runs share: settings, target, prompts, and machine.
+
+    The seed counts only if something is sampled.
+    """
+    settings = {name: getattr(manifest.settings, name) for name in IDENTITY if name not in NOT_IDENTITY}
     if not manifest.settings.temperature:
-        del asked["seed"]
-    machine = ["gpu"] if manifest.environment.get("gpu") else ["cpu", "threads"]
-    if any("workers" in each for each in manifest.environments):
+        del settings["seed"]
+    machine = ["gpu"] if manifest.environment.gpu else ["cpu", "threads"]
+    if any(environment.workers for environment in manifest.environments):
         machine.append("workers")  # they share memory bandwidth, or the host's cores
-    return asked | {
-        "questions": manifest.categories,
+    return settings | {
+        "suite_sha256": manifest.suite.sha256,
+        "questions": manifest.suite.categories,
         "template_sha256": manifest.template_sha256,
-        "target": manifest.target.get("name"),
-        "target.weights_sha256": manifest.target.get("weights_sha256"),
-        **{name: _ever(manifest, name) for name in machine},
+        "target": target_name(manifest),
+        "target.weights_sha256": manifest.target.weights_sha256,
+        **{name: _every_value(manifest, name) for name in machine},
     }
 
 
 def arm_settings(manifest: RunManifest, arm: str) -> dict[str, Any]:
-    facts = manifest.methods[arm]
+    """Return an arm's configuration, acceptance rule, back end, and weights."""
+    facts = manifest.arms[arm]
     return {**facts.config, "acceptance": facts.acceptance, "backend": facts.backend, "weights_sha256": facts.weights_sha256}
 
 
 def versions(manifest: RunManifest) -> dict[str, str]:
-    """Software that moves times; of Python the minor version."""
-    python = ".".join(_ever(manifest, "python").split(".")[:2])
-    return {name: _ever(manifest, name) for name in ("driver", "torch", "transformers")} | {"python": python}
+    """Return the versions of software that can change times; of Python the minor version."""
+    python = ".".join(_every_value(manifest, "python").split(".")[:2])
+    return {name: _every_value(manifest, name) for name in ("driver", "torch", "transformers")} | {"python": python}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """``name old -> new`` of every fact on which the two disagree."""
+def changed_facts(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return ``name old -> new`` for each fact on which the two disagree."""
     changed = [key for key in old | new if not _equal(old.get(key), new.get(key))]
     return [f"{key} {_short(old.get(key))} -> {_short(new.get(key))}" for key in changed]
 
 
-def questions_apart(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """One line on how many questions, given as id and category, only one of the two has."""
+def changed_questions(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return one line with the number of questions, given as id and category, that only one of the two has."""
     apart = {question for question, _ in old.items() ^ new.items()}
     return [f"{len(apart)} of {len(old.keys() | new.keys())} questions are not the same"] if apart else []
 
 
 def _categories(turns: pd.DataFrame) -> dict[str, str]:
-    asked = turns.drop_duplicates("question_id")
-    return dict(zip(asked["question_id"], asked["category"], strict=True))
+    questions = turns.drop_duplicates("question_id")
+    return dict(zip(questions["question_id"], questions["category"], strict=True))
 
 
 def _equal(old: Any, new: Any) -> bool:
@@ -170,47 +212,51 @@ def _short(value: Any) -> str:
     return text[:12] + "…" if len(text) == 64 else text  # a sha256
 
 
-def _ever(manifest: RunManifest, name: str) -> str:
-    """A fact of the environment; of a run resumed elsewhere all values it had, so that it equals no other's."""
-    return " then ".join(dict.fromkeys(str(each.get(name)) for each in manifest.environments))
+def _every_value(manifest: RunManifest, name: str) -> str:
+    """Return a fact of the environment.
+
+    A run that was resumed elsewhere lists all its values, so that it equals no other run.
+    """
+    return " then ".join(dict.fromkeys(str(getattr(environment, name)) for environment in manifest.environments))
 
 
 def _facts(manifest: RunManifest) -> dict[str, Any]:
     arms = {name: arm_settings(manifest, name) for name in manifest.own}
-    return identity(manifest) | versions(manifest) | {"code": manifest.git.get("sha"), "arms": arms}
+    return identity(manifest) | versions(manifest) | {"code": manifest.git.sha, "arms": arms}
 
 
-def _finished(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
-    if manifest.target.get("label") == IMPORTED or any(facts.lossless is None for facts in manifest.own.values()):
+def _finished_turns(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
+    if manifest.imported:
         raise UserError(f"{run_dir} is imported, so its settings and machine are unknown; the gate compares runs of `specbench run` only")
-    found, torn = records.read(run_dir)
-    strangers = sorted({record.method for record in found} - manifest.methods.keys())
+    recorded, torn = records.read(run_dir)
+    strangers = sorted({record.arm for record in recorded} - manifest.arms.keys())
     if strangers:
         raise UserError(f"{run_dir} holds records of {', '.join(strangers)}, no arm of its manifest; the files were edited, measure again")
-    planned, keys = manifest.units_total, {record.key for record in found}
+
+    planned, keys = manifest.units_total, {record.key for record in recorded}
     if torn or len(keys) < planned:
         raise UserError(f"{run_dir} is unfinished: {len(keys)} of {planned} turns; first: specbench resume {run_dir}")
-    if len(found) > planned or not _one_plan(found, manifest):
+    if len(recorded) > planned or not _same_turns_in_all_arms(recorded, manifest):
         raise UserError(f"{run_dir} does not hold each of its {planned} planned turns once; the files were edited, measure again")
-    kinds = sorted({device_kind(record.device) for record in found if record.device})
+
+    kinds = sorted({device_kind(record.device) for record in recorded if record.device})
     if len(kinds) > 1:
         raise UserError(f"{run_dir} was measured on devices of {len(kinds)} kinds ({'; '.join(kinds)}); the gate compares runs on one kind")
-    return turns_frame(record for record in found if record.method in manifest.own)
+    return turns_frame((record for record in recorded if record.arm in manifest.own), manifest.arms)
 
 
-def _one_plan(found: Sequence[Record], manifest: RunManifest) -> bool:
-    """Whether every arm answered the same turns, in repeats that were planned."""
-    answered = {name: {record.key[1:] for record in found if record.method == name} for name in manifest.methods}
-    return len(set(map(frozenset, answered.values()))) == 1 and all(record.repeat < manifest.settings.repeats for record in found)
+def _same_turns_in_all_arms(recorded: Sequence[Record], manifest: RunManifest) -> bool:
+    answered = {name: {record.key[1:] for record in recorded if record.arm == name} for name in manifest.arms}
+    return len(set(map(frozenset, answered.values()))) == 1 and all(record.repeat < manifest.settings.repeats for record in recorded)
 
 
-def _arm(turns: pd.DataFrame, name: str, settings: dict[str, Any]) -> Arm:
+def _arm_numbers(turns: pd.DataFrame, name: str, settings: dict[str, Any]) -> ArmNumbers:
     both = pair(turns, name)
     rates = breakdown.acceptance(turns, [name], []).to_dict("records")
     logs = metrics.log_speedups(both).dropna()
-    return Arm(
+    return ArmNumbers(
         settings,
         mat=metrics.Measured(both).estimate(metrics.mat).value,
-        depths={int(row["depth"]): Depth(int(row["reached"]), float(row["conditional"])) for row in rates},
+        depths={int(row["depth"]): DepthAcceptance(int(row["reached"]), float(row["conditional"])) for row in rates},
         log_speedups={str(question): float(value) for (_, question), value in logs.items()},
     )

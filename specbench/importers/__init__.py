@@ -1,1 +1,1 @@
-"""Answer files of other tools, converted to run directories."""
+"""Importers: answer files of other tools, converted to run directories."""

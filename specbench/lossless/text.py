@@ -1,19 +1,18 @@
-"""The losslessness of a run as a table, as lines of text, and as plain data."""
+"""A losslessness report as a table, as lines of text, and as plain data."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from specbench.engines.registry import is_peer
-from specbench.lossless.divergence import REFEREE, ROUNDINGS, ArmAgreement, Divergence, Explained, rounding
+from specbench.lossless.differences import REFERENCE_DTYPE, ROUNDINGS, ArmAgreement, Divergence, LosslessReport, rounding
 from specbench.util.table import NONE, TextTable, number, percent
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-def table(explained: Explained) -> TextTable:
-    """One row an arm, in turns; a position is an index of output tokens."""
+def table(report: LosslessReport) -> TextTable:
+    """Return a table with one row per arm, counted in turns. Positions are indices of output tokens."""
     headers = [
         "Method",
         "Compared",
@@ -25,7 +24,7 @@ def table(explained: Explained) -> TextTable:
         "Other prompt",
         "Unanswered",
     ]
-    return TextTable(f"{explained.run}: output tokens beside vanilla's", headers, [_row(arm) for arm in explained.arms])
+    return TextTable(f"{report.run}: output tokens compared with vanilla's", headers, [_row(arm) for arm in report.arms])
 
 
 def _row(arm: ArmAgreement) -> list[str]:
@@ -34,51 +33,62 @@ def _row(arm: ArmAgreement) -> list[str]:
     same = f"{arm.same} ({percent(arm.share)})" if arm.compared else NONE
     widest = f"{arm.widest_tie:.2g}" if arm.ties else NONE
     counts = [str(len(arm.ties)), str(len(arm.violations))]
-    return [_named(arm.method), str(arm.compared), same, *counts, where, widest, str(arm.other_prompt), str(arm.unanswered)]
+    return [_named(arm), str(arm.compared), same, *counts, where, widest, str(arm.other_prompt), str(arm.unanswered)]
 
 
-def violations(explained: Explained) -> Iterator[str]:
-    """One printable line each: where it is, both tokens and what surrounds them, control characters escaped."""
-    for each in explained.violations:
-        place = f"{_named(each.method)}, question {each.question_id}, turn {each.turn + 1}, repeat {each.repeat + 1}, token {each.position}"
-        line = (
-            f"violation: {place}: {_side(each, 1)} where vanilla has {_side(each, 0)}, after {each.before!r}; "
-            f"top-1/top-2 gap {each.gap:.3g}, {each.shortfall:.3g} below the first choice, tolerance {each.tolerance:.2g}"
-        )
-        yield "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+def violations(report: LosslessReport) -> Iterator[str]:
+    """Yield one printable line per violation: its place, both tokens, and the text around them.
+
+    Control characters are escaped.
+    """
+    for arm in report.arms:
+        for violation in arm.violations:
+            line = _violation_line(_named(arm), violation)
+            yield "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
-def _named(method: str) -> str:
-    return f"{method} (different engine)" if is_peer(method) else method
+def _violation_line(name: str, violation: Divergence) -> str:
+    place = (
+        f"{name}, question {violation.question_id}, turn {violation.turn + 1}, repeat {violation.repeat + 1}, token {violation.position}"
+    )
+    return (
+        f"violation: {place}: {_side(violation, 1)} where vanilla has {_side(violation, 0)}, after {violation.before!r}; "
+        f"top-1/top-2 gap {violation.gap:.3g}, {violation.shortfall:.3g} below the first choice, tolerance {violation.tolerance:.2g}"
+    )
 
 
-def _side(each: Divergence, side: int) -> str:
-    token = each.tokens[side]
-    return "the end of the answer" if token is None else f"{each.texts[side]!r} (id {token}), then {each.after[side]!r}"
+def _named(arm: ArmAgreement) -> str:
+    return f"{arm.arm} (different engine)" if arm.engine else arm.arm
 
 
-def as_fields(explained: Explained) -> dict[str, Any]:
-    """Everything as plain data; None where a number cannot be formed."""
+def _side(divergence: Divergence, side: int) -> str:
+    token, text, after = divergence.tokens[side], divergence.texts[side], divergence.after[side]
+    return "the end of the answer" if token is None else f"{text!r} (id {token}), then {after!r}"
+
+
+def as_fields(report: LosslessReport) -> dict[str, Any]:
+    """Return the whole report as plain data; None stands for a number that cannot be formed."""
     return {
         "schema": SCHEMA,
-        "run": explained.run,
-        "dtype": explained.dtype,
+        "run": report.run,
+        "dtype": report.dtype,
         "tolerance": {
-            "rule": explained.rule,
-            "referee": REFEREE,
+            "rule": report.rule,
+            "reference_dtype": REFERENCE_DTYPE,
             "roundings": ROUNDINGS,
-            "rounding": rounding(explained.dtype),
-            "relative": explained.relative_tolerance,
+            "rounding": rounding(report.dtype),
+            "relative": report.relative_tolerance,
         },
-        "violations": len(explained.violations),
-        "arms": [_arm_fields(arm) for arm in explained.arms],
+        "violations": len(report.violations),
+        "arms": [_arm_fields(arm) for arm in report.arms],
     }
 
 
 def _arm_fields(arm: ArmAgreement) -> dict[str, Any]:
     low, median, high = map(_finite, arm.position_quartiles)
     return {
-        "method": arm.method,
+        "arm": arm.arm,
+        "engine": arm.engine,
         "compared": arm.compared,
         "same": arm.same,
         "share": _finite(arm.share),
@@ -88,8 +98,7 @@ def _arm_fields(arm: ArmAgreement) -> dict[str, Any]:
         "widest_tie": _finite(arm.widest_tie),
         "not_compared": {"other_prompt": arm.other_prompt, "unanswered": arm.unanswered},
         "divergences": [
-            {**asdict(each), "shortfall": _finite(each.shortfall), "verdict": "tie" if each.is_tie else "violation"}
-            for each in arm.divergences
+            {**asdict(one), "shortfall": _finite(one.shortfall), "verdict": "tie" if one.is_tie else "violation"} for one in arm.divergences
         ],
     }
 

@@ -1,1 +1,1 @@
-"""Measuring a run: load a session, order the work, answer every turn, write one record each."""
+"""Measuring a run: resolve and load it, order its turns, answer each of them, and write one record a turn."""

@@ -1,30 +1,49 @@
-"""Who measures a run, as the runner sees them."""
+"""Executors, which measure the turns of a run: in this process here, by worker processes in ``measure.workers``."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 
-from specbench.store.manifest import RunManifest
+from specbench.measure import measurer
+from specbench.measure.progress import Sink
+from specbench.measure.session import Session
+from specbench.store.manifest import Prepared, RunManifest
 from specbench.store.records import Record
 
 
-class Sink(Protocol):
-    def add(self, record: Record) -> None: ...
+class Executor(Protocol):
+    """The measuring side of a run: ``LocalExecutor`` or ``workers.driver.WorkerExecutor``."""
 
-
-class Crew(Protocol):
-    """This process alone (``runner.Alone``), or workers (``workers.driver``)."""
-
-    prepared: list[dict[str, Any]]  # what it took to make each ready, those started later included
+    prepared: list[Prepared]  # the warm-up of this process, or of each worker that was started
 
     @property
-    def manifest(self) -> RunManifest: ...
+    def manifest(self) -> RunManifest:
+        """The run's manifest."""
+        ...
 
     def warm_up(self, console: Console) -> None:
-        """Everything that is done once, before the first timed turn."""
+        """Do everything that is done once, before the first timed turn."""
         ...
 
     def measure(self, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
-        """One record for each turn not in ``done``."""
+        """Write one record for each turn that is not in ``done``."""
         ...
+
+
+class LocalExecutor:
+    """An ``Executor`` that measures a session in this process."""
+
+    def __init__(self, session: Session):
+        self.manifest, self._session = session.manifest, session
+        self.prepared: list[Prepared] = []
+
+    def warm_up(self, console: Console) -> None:
+        """Warm up every arm."""
+        count = len(self._session.engines)
+        console.print(f"preparing {count} arms: compiling kernels and warming up", markup=False, soft_wrap=True)
+        self.prepared.append(measurer.warm_up(self._session, console))
+
+    def measure(self, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
+        """Write one record for each turn that is not in ``done``."""
+        measurer.measure(self._session, done, write, progress)

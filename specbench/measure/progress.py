@@ -1,10 +1,10 @@
-"""What a running measurement shows: each arm's tokens/s and MAT so far, and the time left."""
+"""Progress of a running measurement: each arm's tokens/s and MAT so far, and the time left."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,15 @@ from rich.table import Table
 from specbench.store.records import Record
 from specbench.util.progress import LINE_EVERY_S
 
-DRAW_EVERY_S = 0.25
+DRAW_EVERY_S = 0.25  # on a terminal
+
+
+class Sink(Protocol):
+    """A receiver of finished records, such as a progress display."""
+
+    def add(self, record: Record) -> None:
+        """Take a record that is on disk."""
+        ...
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Tally:
     steps: int = 0
 
     def add(self, record: Record) -> None:
+        """Add a record to the sums."""
         self.turns += 1
         self.failed += record.status != "ok"
         self.tokens += record.token_count
@@ -38,25 +47,27 @@ class Tally:
 
     @property
     def speed(self) -> str:
+        """Tokens per second as text, "-" without a turn."""
         return f"{self.tokens / self.seconds:.1f}" if self.seconds else "-"
 
     @property
     def mat(self) -> str:
+        """Mean accepted tokens as text, "-" without a step."""
         return f"{self.emitted / self.steps:.2f}" if self.steps else "-"
 
 
 class RunProgress:
-    """Use as a context manager; ``add`` after every turn.
+    """A progress display, used as a context manager. Call ``add`` after every turn.
 
-    Drawn between turns only: a refresh thread would take the interpreter, and on a small machine a core, from the
-    turn being timed. Without a terminal it prints a line now and then instead.
+    It is drawn between turns only: a refresh thread would take the interpreter, and on a small machine a core, from the
+    turn being timed. Without a terminal it prints a line every ``LINE_EVERY_S`` seconds instead.
     """
 
-    def __init__(self, console: Console, methods: Sequence[str], total: int, done: Sequence[Record]):
-        self._console, self._total, self._first = console, total, len(done)
-        self._tallies = {method: Tally() for method in methods}
+    def __init__(self, console: Console, arms: Sequence[str], total: int, done: Sequence[Record]):
+        self._console, self._total, self._done_before = console, total, len(done)
+        self._tallies = {arm: Tally() for arm in arms}
         for record in done:
-            self._tallies[record.method].add(record)
+            self._tallies[record.arm].add(record)
         self._started = self._shown = time.perf_counter()
         self._bar = Progress(TextColumn("turns"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
         self._task = self._bar.add_task("", total=total)
@@ -73,27 +84,31 @@ class RunProgress:
 
     @property
     def done(self) -> int:
+        """Turns measured so far, with those of earlier starts."""
         return sum(tally.turns for tally in self._tallies.values())
 
     def add(self, record: Record) -> None:
-        self._tallies[record.method].add(record)
+        """Count a record, print its error if it has one, and redraw if it is time."""
+        self._tallies[record.arm].add(record)
         if record.status != "ok":
-            self._console.print(f"{record.method}, question {record.question_id}, turn {record.turn + 1}: {record.error}", markup=False)
+            self._console.print(f"{record.arm}, question {record.question_id}, turn {record.turn + 1}: {record.error}", markup=False)
+
         now = time.perf_counter()
         if self._live is not None and now - self._shown >= DRAW_EVERY_S:
             self._shown = now
-            self._bar.update(self._task, completed=self.done, description=self._left(now))
+            self._bar.update(self._task, completed=self.done, description=self._time_left(now))
             self._live.update(Group(self._table(), self._bar), refresh=True)
         elif self._live is None and now - self._shown >= LINE_EVERY_S:
             self._shown = now
             self._console.print(self.line(now), markup=False, soft_wrap=True)
 
     def line(self, now: float) -> str:
+        """Return the progress in one line. ``now`` is in seconds of ``time.perf_counter``."""
         arms = ", ".join(f"{name} {tally.speed} tokens/s MAT {tally.mat}" for name, tally in self._tallies.items())
-        return f"{self.done}/{self._total} turns, {self._left(now)}: {arms}"
+        return f"{self.done}/{self._total} turns, {self._time_left(now)}: {arms}"
 
-    def _left(self, now: float) -> str:
-        measured = self.done - self._first
+    def _time_left(self, now: float) -> str:
+        measured = self.done - self._done_before
         if not measured:
             return ""
         seconds = round((now - self._started) / measured * (self._total - self.done))
@@ -102,7 +117,7 @@ class RunProgress:
         return f"{hours}:{minutes:02}:{seconds:02} left"
 
     def _table(self) -> Table:
-        table = Table("method", "turns", "failed", "tokens/s", "MAT", box=None)
+        table = Table("arm", "turns", "failed", "tokens/s", "MAT", box=None)
         for name, tally in self._tallies.items():
             table.add_row(name, str(tally.turns), str(tally.failed), tally.speed, tally.mat)
         return table

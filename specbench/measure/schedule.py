@@ -1,4 +1,4 @@
-"""The work one record describes, and the order in which a run does it."""
+"""The schedule of a run: its units of work and their order."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,38 +8,39 @@ from specbench.suites import Question
 
 
 class Unit(NamedTuple):
-    """The work one record describes."""
+    """The work that one record describes: one turn of one question by one arm, in one repeat."""
 
-    method: str
+    arm: str
     question: Question
     turn: int
     repeat: int
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        return (self.method, self.question.id, self.turn, self.repeat)
+        """The key of the unit's record."""
+        return (self.arm, self.question.id, self.turn, self.repeat)
 
     @property
     def facts(self) -> tuple[str, str, str, int, int]:
-        """A record's first fields."""
-        return (self.method, self.question.id, self.question.category, self.turn, self.repeat)
+        """The first fields of the unit's record."""
+        return (self.arm, self.question.id, self.question.category, self.turn, self.repeat)
 
 
-def units(questions: Sequence[Question], methods: Sequence[str], repeats: int) -> Iterator[Unit]:
-    """Every unit in the order it is measured.
+def schedule(questions: Sequence[Question], arms: Sequence[str], repeats: int) -> Iterator[Unit]:
+    """Yield every unit in the order it is measured.
 
-    A question's arms follow each other directly, so that drift of the machine hits them alike; who goes first rotates
-    with the question and the repeat.
+    The arms of a turn follow each other directly, so that drift of the machine affects them alike. The arm that goes first
+    rotates with the question and the repeat.
     """
     for repeat in range(repeats):
         for index, question in enumerate(questions):
-            first = (index + repeat) % len(methods)
+            first = (index + repeat) % len(arms)
             for turn in range(len(question.turns)):
-                for method in (*methods[first:], *methods[:first]):
-                    yield Unit(method, question, turn, repeat)
+                for arm in (*arms[first:], *arms[:first]):
+                    yield Unit(arm, question, turn, repeat)
 
 
 def turn_seed(seed: int, unit: Unit) -> int:
-    """Differs from turn to turn and from repeat to repeat, is the same in every arm and after a resume."""
+    """Return the sampling seed of a turn: the same in every arm and after a resume, different for each turn and repeat."""
     text = f"{seed}/{unit.question.id}/{unit.turn}/{unit.repeat}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

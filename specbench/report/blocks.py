@@ -1,6 +1,6 @@
-"""What a report is made of, in reading order and in no format: the renderers give each block its form.
+"""The parts of a report in reading order, independent of any format.
 
-Every string is plain text, the model's included; escaping is the renderers' work.
+Every string is plain text, also text that a model wrote. The renderers escape it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from specbench.util.table import TextTable
 
 @dataclass(frozen=True)
 class Heading:
-    """``level`` 1 is the title, 2 a run, 3 a section of it."""
+    """A heading: level 1 is the title, 2 a run, 3 a section of a run."""
 
     level: int
     text: str
@@ -20,25 +20,29 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
+    """A paragraph of text, or a warning that stands out."""
+
     text: str
     warning: bool = False
 
 
 @dataclass(frozen=True)
 class Bullets:
+    """A bulleted list."""
+
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Names and what they mean or are."""
+    """A list of names and their meanings."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: ``png``, with an SVG of the same name beside it."""
+    """A drawn figure: ``png``, with an SVG of the same name beside it. ``alt`` replaces it for readers who cannot see it."""
 
     png: Path
     caption: str
@@ -46,8 +50,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text of one step's accepted drafts, or of its bonus token; step 0 is the prefill."""
+class TextPiece:
+    """The text of a step's accepted drafts, or of its bonus token. Step 0 is the prefill."""
 
     text: str
     step: int
@@ -55,25 +59,26 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One arm's output; ``pieces`` concatenate to it. A single piece: the text is not cut into steps."""
+class SampleAnswer:
+    """One arm's output. The pieces concatenate to it; a single piece means that it is not cut into steps."""
 
     label: str
     note: str
-    pieces: Sequence[Piece]
+    pieces: Sequence[TextPiece]
 
     @property
     def text(self) -> str:
+        """The whole output."""
         return "".join(piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question's answers side by side; ``prompt`` is None where its text is not shown."""
+    """One question with the answers of all arms. ``prompt`` is None if its text is not shown."""
 
     title: str
     prompt: str | None
-    answers: Sequence[Answer]
+    answers: Sequence[SampleAnswer]
 
 
 Block = Heading | Paragraph | Bullets | Terms | TextTable | Figure | Sample

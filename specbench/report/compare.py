@@ -1,4 +1,7 @@
-"""Several runs beside each other: their numbers in one table and the conditions in which they differ, never a ratio across runs."""
+"""The comparison of several runs: their numbers in one table, and the conditions in which they differ.
+
+No ratio is formed across runs.
+"""
 
 from collections.abc import Sequence
 
@@ -9,36 +12,36 @@ from specbench.store import describe
 from specbench.store.manifest import RunManifest, differences
 from specbench.util.table import NONE, TextTable
 
-PLACE = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
-NEVER = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another: what differs is listed."
+ENVIRONMENT_FACTS = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
+NO_RATIOS = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another."
 
 
 def blocks(runs: Sequence[Run]) -> list[Block]:
-    """The comparison of two runs or more; the first is the one the others' conditions are held against."""
+    """Return the comparison of two or more runs. The conditions of each are compared with those of the first."""
     rows = [row for run in runs for row in _rows(run)]
     headers = ["Run", "Target", "Device", "Dtype", "Suite", "Method", *tables.SHORT]
-    table = TextTable("All categories of every run", headers, rows).telling(tables.OVER_EAGER)
-    listed: list[Block] = []
+    table = TextTable("All categories of every run", headers, rows).drop_if_empty(tables.OVER_EAGER)
+    changes: list[Block] = []
     for other in runs[1:]:
-        listed.append(Paragraph(f"{other.slug} differs from {runs[0].slug} in:"))
-        listed.append(Bullets(conditions(runs[0].manifest, other.manifest) or ["nothing that is recorded"]))
-    return [Heading(2, "The runs beside each other"), Paragraph(NEVER), table, *listed]
+        changes.append(Paragraph(f"{other.slug} differs from {runs[0].slug} in:"))
+        changes.append(Bullets(changed_conditions(runs[0].manifest, other.manifest) or ["nothing that is recorded"]))
+    return [Heading(2, "The runs beside each other"), Paragraph(NO_RATIOS), table, *changes]
 
 
-def conditions(old: RunManifest, new: RunManifest) -> list[str]:
-    """``name old -> new`` of what a number depends on: the run's identity, the machine and versions, the code."""
-    facts = [(name, old.environment.get(name), new.environment.get(name)) for name in PLACE]
-    facts += [("code", old.git.get("sha"), new.git.get("sha")), ("arms", old.settings.methods, new.settings.methods)]
-    place = [f"{name} {_text(before)} -> {_text(after)}" for name, before, after in facts if before != after]
-    return [line for line in differences(old, new) if not line.startswith("methods ")] + place
+def changed_conditions(old: RunManifest, new: RunManifest) -> list[str]:
+    """Return ``name old -> new`` for each changed condition: settings, machine, versions, and code."""
+    facts = [(name, getattr(old.environment, name), getattr(new.environment, name)) for name in ENVIRONMENT_FACTS]
+    facts += [("code", old.git.sha, new.git.sha), ("arms", list(old.arms), list(new.arms))]
+    changed = [f"{name} {_text(before)} -> {_text(after)}" for name, before, after in facts if before != after]
+    return [line for line in differences(old, new) if not line.startswith("arms ")] + changed
 
 
 def _rows(run: Run) -> list[list[str]]:
     manifest = run.manifest
-    where = [run.slug, describe.target(manifest), describe.processor(manifest), manifest.settings.dtype, manifest.settings.suite]
+    conditions = [run.slug, describe.target(manifest), describe.processor(manifest), manifest.settings.dtype, manifest.settings.suite]
     if not run.answered:
-        return [[*where, "nothing answered", *[NONE] * len(tables.SHORT)]]
-    return [[*where, run.methods[name], *(cell(row) for cell in tables.SHORT.values())] for name, row in run.overall.items()]
+        return [[*conditions, "nothing answered", *[NONE] * len(tables.SHORT)]]
+    return [[*conditions, run.arms[name], *(cell(row) for cell in tables.SHORT.values())] for name, row in run.overall.items()]
 
 
 def _text(fact: object) -> str:

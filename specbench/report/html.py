@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it: styles and figures are inside, and there is no script."""
+"""The report as one self-contained HTML file: styles and figures are inside, and there is no script."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from specbench.util.text import visible
 
 @dataclass(frozen=True)
 class _Part:
-    """A block with its kind, which chooses its markup, and an id no other part has."""
+    """A block with its kind, which selects the markup, and a unique id."""
 
     block: Block
     kind: str
@@ -21,7 +21,7 @@ class _Part:
 
 
 def render(blocks: Sequence[Block]) -> str:
-    """The whole file. Everything but the template is escaped."""
+    """Return the whole file. Every text is escaped."""
     page = Environment(
         loader=PackageLoader("specbench.report", "."),
         autoescape=True,
@@ -36,5 +36,5 @@ def render(blocks: Sequence[Block]) -> str:
 
 
 def _embedded(png: Path) -> str:
-    """The figure's SVG as a data URI: an image's own document, so that the ids inside two figures cannot meet."""
+    """Return the figure's SVG as a data URI, so that ids in two figures cannot clash."""
     return f"data:image/svg+xml;base64,{base64.b64encode(png.with_suffix('.svg').read_bytes()).decode()}"

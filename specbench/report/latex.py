@@ -1,9 +1,9 @@
-"""The main and per-category numbers as LaTeX tables for a paper, to be read by \\input; they need the booktabs package."""
+r"""The main and per-category numbers as LaTeX tables, to include with \input. They need the booktabs package."""
 
 from specbench.report import findings, tables
 from specbench.report.run import Run
 from specbench.store import describe
-from specbench.util.table import NONE, TextTable, number
+from specbench.util.table import NONE, TextTable
 from specbench.util.text import visible
 
 SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
@@ -24,22 +24,22 @@ SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
 
 
 def render(run: Run) -> str:
-    """Three tables: all categories, speedup by category, MAT by category; the caption names the conditions."""
-    speedup: tables.Cell = lambda row: number(row["speedup"])  # noqa: E731
-    mat: tables.Cell = lambda row: number(row["mat"])  # noqa: E731
-    found = {
-        "main": tables.headline(run.comparison, run.methods, tables.SHORT, "All categories"),
-        "speedup": tables.by_category(run.comparison, run.shown, run.categories, speedup, "End-to-end speedup over vanilla by category"),
-        "mat": tables.by_category(run.comparison, run.shown, run.categories, mat, "Mean accepted tokens by category"),
+    """Return three tables, with the conditions in the caption: all categories, speedup by category, and MAT by category."""
+    by_name = {
+        "main": tables.headline(run.comparison, run.arms, tables.SHORT, "All categories"),
+        "speedup": tables.by_category(
+            run.comparison, run.shown, run.categories, tables.speedup, "End-to-end speedup over vanilla by category"
+        ),
+        "mat": tables.by_category(run.comparison, run.shown, run.categories, tables.mat, "Mean accepted tokens by category"),
     }
     label = " ".join(describe.cost_matched([run.manifest]))
     where = f"{findings.subtitle(run)}. {label}".strip()
-    parts = [_table(table, f"{table.title}: {where}", f"tab:{run.slug}-{name}") for name, table in found.items()]
+    parts = [_table(table, f"{table.title}: {where}", f"tab:{run.slug}-{name}") for name, table in by_name.items()]
     return "\n\n".join(["% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}", *parts]) + "\n"
 
 
 def escape(text: str) -> str:
-    """Text on one line that LaTeX sets as it stands."""
+    """Return text on one line, escaped for LaTeX."""
     return " ".join("".join(SIGNS.get(sign, sign) for sign in visible(text)).split())
 
 

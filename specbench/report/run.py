@@ -1,4 +1,4 @@
-"""A run directory as the report reads it, and the frames formed from it."""
+"""A run as the report reads it, with its data frames and labels."""
 
 import re
 from collections.abc import Sequence
@@ -13,101 +13,110 @@ import pandas as pd
 from specbench.analysis import breakdown, metrics
 from specbench.analysis.frames import OVERALL, turns_frame
 from specbench.analysis.stats import Estimate
-from specbench.report import lossless, tables
-from specbench.report.lossless import Judged
+from specbench.config.arm import BASELINE
+from specbench.report.lossless import SavedLosslessReport, read_lossless_report
 from specbench.store import records
+from specbench.store.describe import arm_label
 from specbench.store.manifest import RunManifest
-from specbench.store.records import AGAIN, BASELINE, Record
+from specbench.store.records import Record
 from specbench.suites import TITLES
 
 
 @dataclass(frozen=True)
 class Run:
-    """The records, their frames, and the names under which methods and categories are shown."""
+    """The records of a run, the frames formed from them, and the labels of arms and categories."""
 
     folder: Path
     manifest: RunManifest
     records: list[Record]
     torn: bool
-    judged: Judged | None  # the losslessness report, where the directory holds one
-    slug: str  # its folder within the report
+    losslessness: SavedLosslessReport | None  # None if the directory holds none
+    slug: str  # name of the run's folder in the report
 
     @cached_property
     def turns(self) -> pd.DataFrame:
-        return turns_frame(self.records)
+        """The turns, one row each."""
+        return turns_frame(self.records, self.manifest.arms)
 
     @property
-    def methods(self) -> dict[str, str]:
-        """Every arm's label by name."""
-        facts = self.manifest.methods
-        return {name: tables.method_label(name, facts[name]) for name in self.manifest.settings.methods}
+    def arms(self) -> dict[str, str]:
+        """The label of every arm, by name."""
+        return {name: arm_label(facts) for name, facts in self.manifest.arms.items()}
 
     @property
     def shown(self) -> dict[str, str]:
-        """The arms without the one that repeats another to measure the noise."""
-        return {name: label for name, label in self.methods.items() if not name.endswith(AGAIN)}
+        """The labels of arms without those that repeat another arm to measure the noise."""
+        return {name: label for name, label in self.arms.items() if not self.manifest.arms[name].repeat_of}
 
     @property
-    def peers(self) -> dict[str, str]:
-        """Other engines."""
-        return {name: label for name, label in self.shown.items() if self.manifest.methods[name].engine}
+    def engines(self) -> dict[str, str]:
+        """The labels of the arms of other engines."""
+        return {name: label for name, label in self.shown.items() if self.manifest.arms[name].engine}
 
     @property
     def drafting(self) -> dict[str, str]:
+        """The labels of the shown arms without vanilla."""
         return {name: label for name, label in self.shown.items() if name != BASELINE}
 
     @property
     def categories(self) -> dict[str, str]:
-        return {name: TITLES.get(name, name) for name in self.manifest.categories} | {OVERALL: "Overall"}
+        """The label of every category, by name; all categories together come last."""
+        return {name: TITLES.get(name, name) for name in self.manifest.suite.categories} | {OVERALL: "Overall"}
 
     @property
     def has_vanilla(self) -> bool:
-        return BASELINE in set(self.turns["method"])
+        """Whether vanilla answered or failed any turn."""
+        return BASELINE in set(self.turns["arm"])
 
     @property
     def answered(self) -> bool:
+        """Whether any turn was answered."""
         return bool((self.turns["status"] == "ok").any())
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
-        return metrics.comparison(self.turns, list(self.methods), list(self.manifest.categories))
+        """The comparison table, one row per arm and category."""
+        return metrics.comparison(self.turns, list(self.arms), list(self.manifest.suite.categories))
 
     @property
     def overall(self) -> dict[str, dict[str, Any]]:
-        """The comparison's row over all categories, by arm."""
+        """The comparison table's row over all categories, by arm."""
         rows = self.comparison[self.comparison["category"] == OVERALL].to_dict("records")
-        return {row["method"]: {str(name): value for name, value in row.items()} for row in rows}
+        return {row["arm"]: {str(name): value for name, value in row.items()} for row in rows}
 
     @cached_property
     def split(self) -> pd.DataFrame:
-        return breakdown.time_split(self.turns, list(self.shown), list(self.manifest.categories))
+        """The time by part of a step."""
+        return breakdown.time_split(self.turns, list(self.shown), list(self.manifest.suite.categories))
 
     @cached_property
     def acceptance(self) -> pd.DataFrame:
-        return breakdown.acceptance(self.turns, list(self.shown), list(self.manifest.categories))
+        """The acceptance rates by depth."""
+        return breakdown.acceptance(self.turns, list(self.shown), list(self.manifest.suite.categories))
 
     @cached_property
     def along(self) -> pd.DataFrame:
+        """MAT by position in the answer."""
         return breakdown.along_the_answer(self.turns, list(self.drafting))
 
     @cached_property
     def noise(self) -> dict[str, Estimate]:
-        """By the arm that ran twice: what its two passes differ by."""
-        twice = [name.removesuffix(AGAIN) for name in self.methods if name.endswith(AGAIN)]
+        """The speedup of each A/A repeat over the arm that it repeats, by the name of that arm."""
+        twice = [facts.repeat_of for facts in self.manifest.arms.values() if facts.repeat_of]
         return {name: metrics.noise_floor(self.turns, name) for name in twice}
 
 
-def read(run_dirs: Sequence[Path]) -> list[Run]:
-    """The runs, each with a folder name of its own.
+def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
+    """Return the runs, each with its own folder name.
 
-    Raises UserError for a directory that is no run, or whose losslessness report is not its own.
+    Raises UserError for a directory that is not a run, or whose losslessness report belongs to other records.
     """
     runs: list[Run] = []
     for run_dir in run_dirs:
         manifest = RunManifest.read(run_dir)
         found, torn = records.read(run_dir)
-        judged = lossless.read(run_dir, manifest, found)
-        runs.append(Run(run_dir, manifest, found, torn, judged, _slug(manifest.name, {run.slug for run in runs})))
+        losslessness = read_lossless_report(run_dir, manifest, found)
+        runs.append(Run(run_dir, manifest, found, torn, losslessness, _slug(manifest.name, {run.slug for run in runs})))
     return runs
 
 

@@ -1,4 +1,4 @@
-"""The report's tables as text: finished cells that every format, the terminal's too, gives its form."""
+"""The tables of the report as finished text cells, for every format and the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -8,25 +8,13 @@ import pandas as pd
 
 from specbench.analysis.breakdown import PARTS
 from specbench.analysis.frames import OVERALL
-from specbench.store.manifest import MethodFacts
 from specbench.util.table import NONE, TextTable, number, percent
 
-Row = Mapping[Any, Any]  # of a frame, by column name
-RECONSTRUCTION = "(reconstruction)"
-
-
-def method_label(name: str, facts: MethodFacts) -> str:
-    """A method's title, with what a reader must know of it: another engine, a reconstruction, kept state, lossy output (where known)."""
-    title = f"{facts.title} (different engine: {facts.engine})" if facts.engine else facts.title
-    if facts.reconstruction and RECONSTRUCTION not in title:
-        title = f"{title} {RECONSTRUCTION}"
-    if facts.state:
-        title = f"{title} (keeps state)"
-    return title if facts.lossless is not False else f"{title} (lossy: {facts.acceptance})"
+Row = Mapping[Any, Any]  # one row of a frame, by column name
 
 
 def with_interval(row: Row, name: str) -> str:
-    """``1.43x [1.38, 1.48]``; without the bracket where there is no interval."""
+    """Return ``1.43x [1.38, 1.48]``, or the number alone if there is no interval."""
     if not isfinite(row[f"{name}_low"]):
         return number(row[name], unit="x")
     return f"{row[name]:.2f}x [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
@@ -43,14 +31,29 @@ def _compared(row: Row) -> str:
     return f"{row['comparable_turns']}{' by text' if row['compared_by_text'] else ''}"
 
 
+def speedup(row: Row) -> str:
+    """Return the speedup without its interval."""
+    return number(row["speedup"])
+
+
+def speedup_with_interval(row: Row) -> str:
+    """Return the speedup with its interval."""
+    return with_interval(row, "speedup")
+
+
+def mat(row: Row) -> str:
+    """Return the mean accepted tokens."""
+    return number(row["mat"])
+
+
 Cell = Callable[[Row], str]
 OVER_EAGER = "Over eager vanilla [95 %]"
 SHORT: dict[str, Cell] = {
-    "Speedup [95 %]": lambda row: with_interval(row, "speedup"),
+    "Speedup [95 %]": speedup_with_interval,
     OVER_EAGER: lambda row: with_interval(row, "speedup_over_eager"),
     "As Spec-Bench": lambda row: number(row["speedup_specbench_legacy"], unit="x"),
-    "MAT": lambda row: number(row["mat"]),
-    "R": lambda row: number(row["round_cost"]),
+    "MAT": mat,
+    "R": lambda row: number(row["step_cost"]),
     "Tokens/s": lambda row: number(row["tokens_per_s"], 1),
 }
 FULL: dict[str, Cell] = {
@@ -66,64 +69,67 @@ FULL: dict[str, Cell] = {
 }
 
 
-def headline(comparison: pd.DataFrame, methods: Mapping[str, str], columns: Mapping[str, Cell], title: str) -> TextTable:
-    """One row a method over all categories."""
+def headline(comparison: pd.DataFrame, labels: Mapping[str, str], columns: Mapping[str, Cell], title: str) -> TextTable:
+    """Return a table with one row per arm, over all categories."""
     rows = comparison[comparison["category"] == OVERALL].to_dict("records")
-    cells = [[methods[row["method"]], *(cell(row) for cell in columns.values())] for row in rows]
-    return TextTable(title, ["Method", *columns], cells).telling(OVER_EAGER)
+    cells = [[labels[row["arm"]], *(cell(row) for cell in columns.values())] for row in rows]
+    return TextTable(title, ["Method", *columns], cells).drop_if_empty(OVER_EAGER)
 
 
-def shared(table: TextTable, headers: Sequence[str]) -> tuple[TextTable, dict[str, str]]:
-    """The table without those of the columns ``headers`` whose cells are all alike, and that cell by header."""
+def drop_constant_columns(table: TextTable, headers: Sequence[str]) -> tuple[TextTable, dict[str, str]]:
+    """Return the table without those of ``headers`` whose cells are all equal, and that cell by header.
+
+    Columns of unknown values stay.
+    """
     columns = dict(zip(table.headers, zip(*table.rows, strict=True), strict=True))
-    alike = {name: columns[name][0] for name in headers if len(set(columns[name])) == 1}
-    kept = [place for place, name in enumerate(table.headers) if name not in alike]
-    rows = [[cells[place] for place in kept] for cells in table.rows]
-    return TextTable(table.title, [table.headers[place] for place in kept], rows), alike
+    constant = {name: columns[name][0] for name in headers if set(columns[name]) != {NONE} and len(set(columns[name])) == 1}
+    kept = [index for index, name in enumerate(table.headers) if name not in constant]
+    rows = [[cells[index] for index in kept] for cells in table.rows]
+    return TextTable(table.title, [table.headers[index] for index in kept], rows), constant
 
 
-def by_category(comparison: pd.DataFrame, methods: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str) -> TextTable:
-    """One row a method, one column a category."""
-    cells = {(row["method"], row["category"]): cell(row) for row in comparison.to_dict("records")}
-    rows = [[label, *(cells[name, category] for category in categories)] for name, label in methods.items()]
+def by_category(comparison: pd.DataFrame, labels: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str) -> TextTable:
+    """Return a table with one row per arm and one column per category."""
+    cells = {(row["arm"], row["category"]): cell(row) for row in comparison.to_dict("records")}
+    rows = [[label, *(cells[name, category] for category in categories)] for name, label in labels.items()]
     return TextTable(title, ["Method", *categories.values()], rows)
 
 
-def by_definition(overall: Sequence[Row], methods: Mapping[str, str], names: Sequence[str]) -> TextTable:
-    """The same arms, one column a definition of speedup."""
-    rows = [[methods[row["method"]], *(with_interval(row, name) for name in names)] for row in overall]
+def by_definition(overall: Sequence[Row], labels: Mapping[str, str], names: Sequence[str]) -> TextTable:
+    """Return a table with one row per arm and one column per definition of speedup."""
+    rows = [[labels[row["arm"]], *(with_interval(row, name) for name in names)] for row in overall]
     return TextTable("Speedup over all categories under every definition, with 95 % intervals", ["Method", *names], rows)
 
 
-def agreement(overall: Sequence[Row], methods: Mapping[str, str]) -> TextTable:
-    """How many turns of each arm are vanilla's token for token."""
+def agreement(overall: Sequence[Row], labels: Mapping[str, str]) -> TextTable:
+    """Return a table of how many turns of each arm equal vanilla's, token for token."""
     rows = []
     for row in overall:
         first = number(row["first_divergence"], 0)
         counts = [str(row["turns"]), _compared(row), str(row["diverging_turns"])]
-        rows.append([methods[row["method"]], *counts, percent(row["agreement"]), first])
+        rows.append([labels[row["arm"]], *counts, percent(row["agreement"]), first])
     headers = ["Method", "Turns", "With vanilla's prompt", "Diverging", "Same tokens", "First difference at token (mean)"]
     return TextTable("Output tokens compared with vanilla's", headers, rows)
 
 
-def time_split(split: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
-    """Milliseconds per step and share of the end-to-end time of each part, over all categories."""
+def time_split(split: pd.DataFrame, labels: Mapping[str, str]) -> TextTable:
+    """Return a table of each part's milliseconds per step and share of the end-to-end time, over all categories."""
     rows = []
-    for name, label in methods.items():
-        parts = {row["part"]: row for row in split[(split["method"] == name) & (split["category"] == OVERALL)].to_dict("records")}
+    for name, label in labels.items():
+        parts = {row["part"]: row for row in split[(split["arm"] == name) & (split["category"] == OVERALL)].to_dict("records")}
         steps = [number(parts[part]["ms_per_step"]) for part in PARTS if part != "prefill"]
         rows.append([label, *steps, *(percent(parts[part]["share"]) for part in PARTS)])
     headers = [*(f"{part} ms/step" for part in PARTS if part != "prefill"), *(f"{part} share" for part in PARTS)]
-    return TextTable("Milliseconds per step, and share of the time end to end", ["Method", *headers], rows)
+    return TextTable("Milliseconds per step, and share of the end-to-end time", ["Method", *headers], rows)
 
 
-def acceptance(rates: pd.DataFrame, methods: Mapping[str, str]) -> TextTable:
-    """Marginal and conditional acceptance rate, and share of rounds with a tree that deep, at each depth, over all categories."""
+def acceptance(rates: pd.DataFrame, labels: Mapping[str, str]) -> TextTable:
+    """Return a table of the marginal and conditional acceptance rate and the share of steps drafted, at each depth."""
     overall = rates[rates["category"] == OVERALL]
     depths = range(1, int(overall["depth"].max()) + 1) if len(overall) else range(0)
     rows = []
-    for name, label in methods.items():
-        own = {row["depth"]: row for row in overall[overall["method"] == name].to_dict("records")}
+    for name, label in labels.items():
+        own = {row["depth"]: row for row in overall[overall["arm"] == name].to_dict("records")}
         if own:
             rows.append([label, *(_rates(own[d]) if d in own else NONE for d in depths)])
     return TextTable("Acceptance by depth, marginal / conditional / drafted, in %", ["Method", *(f"depth {d}" for d in depths)], rows)

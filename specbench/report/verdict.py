@@ -1,8 +1,9 @@
-"""The published claim that a run can be held against, as blocks: the verdict to open with, and what it rests on."""
+"""The verdict on the published S4C claim, as blocks of the report: a summary and the details."""
 
 from itertools import takewhile
 
-from specbench.claims import UNKNOWN, named, text
+from specbench.claims import text
+from specbench.claims.claim import UNKNOWN, Claim, claim_named
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import Verdict, judge
 from specbench.report.blocks import Block, Heading, Paragraph
@@ -12,24 +13,30 @@ from specbench.store import describe
 CLAIM = "s4c"
 
 
-def judged(run: Run) -> Verdict | None:
-    """The verdict on the claim; None for a run without the claim's arm."""
-    claim = named(CLAIM)
-    return judge(claim, run.manifest, run.turns) if claim.arm in run.methods else None
+def judge_run(run: Run) -> Verdict | None:
+    """Return the verdict on the claim; None for a run without the claim's arm."""
+    claim = claim_named(CLAIM)
+    return judge(claim, run.manifest, run.turns) if claim.arm in run.arms else None
 
 
-def opening(run: Run, verdict: Verdict | None) -> list[Block]:
-    """The verdict in sentences, with the names of the conditions that are not the claim's."""
+def claim_shown(run: Run) -> Claim | None:
+    """Return the claim if the run has its arm, which is then judged; else None."""
+    claim = claim_named(CLAIM)
+    return claim if claim.arm in run.arms else None
+
+
+def summary(run: Run, verdict: Verdict | None) -> list[Block]:
+    """Return the verdict in sentences, with the names of the conditions that differ from the claim's."""
     if verdict is None:
-        return [Paragraph(f"No published claim is judged: the run has no {named(CLAIM).arm} arm.")]
-    differing, unknown = verdict.named(DIFFERS), verdict.named(UNKNOWN)
-    lines = [f"Conditions that differ: {_list(differing)}. Unknown, which counts as different: {_list(unknown)}."]
-    label = describe.cost_matched([run.manifest])  # the report begins with it
-    return [_sentence(line) for line in [*_sentences(verdict), *lines] if line not in label]
+        return [Paragraph(f"No published claim is judged, because the run has no {claim_named(CLAIM).arm} arm.")]
+    differing, unknown = verdict.conditions_with(DIFFERS), verdict.conditions_with(UNKNOWN)
+    lines = [f"Conditions that differ: {_list(differing)}. Unknown conditions, counted as different: {_list(unknown)}."]
+    first_sentence = describe.cost_matched([run.manifest])  # already at the top of the report
+    return [_sentence(line) for line in [*_sentences(verdict), *lines] if line not in first_sentence]
 
 
 def detail(verdict: Verdict | None) -> list[Block]:
-    """The conditions one by one, the verdict under every definition, what the speedup is made of, and published rows."""
+    """Return every condition, the verdict under every definition, the parts of the speedup, and published rows."""
     if verdict is None:
         return []
     rest = text.parts(verdict)[len(_sentences(verdict)) :]

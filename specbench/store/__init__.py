@@ -1,1 +1,1 @@
-"""A run on disk. Everything that measures writes it; everything that analyses reads it."""
+"""A run on disk. Code that measures writes it; code that analyses or reports reads it."""

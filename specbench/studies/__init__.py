@@ -1,1 +1,1 @@
-"""Measurements beside a run: benchmark, profile, roofline, scaling, and tuning."""
+"""Studies: measurements beside `specbench run` that explain its numbers. ``base`` has their common parts."""

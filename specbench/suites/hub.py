@@ -1,4 +1,4 @@
-"""Questions from a data set of the Hugging Face hub, through the optional package ``datasets``, imported only here."""
+"""Data sets of the Hugging Face hub, read with the optional package ``datasets``, which is imported only here."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from dataclasses import astuple
 from typing import Any
 
 from methods.core.errors import UserError, unknown
-from specbench.suites.schema import distinct, question
+from specbench.suites.schema import check_distinct, parse_question
 from specbench.suites.suite import Suite
 
 PREFIX = "hf:"
@@ -15,44 +15,50 @@ FIELDS = ("question_id", "category", "turns", "reference")
 
 
 def load(name: str, columns: Mapping[str, str]) -> Suite:
-    """The suite ``hf:ID``, ``hf:ID:CONFIG`` or either with ``@SPLIT`` (needed only where the data set has several splits).
+    """Load the suite ``hf:ID``, ``hf:ID:CONFIG`` or either with ``@SPLIT`` (needed where there are several splits).
 
-    ``columns`` maps fields of the schema to the data set's columns; a field it leaves out is read from the column of
-    its own name. Without such a column, ids are row numbers and the category is the data set's name; ``turns`` must
-    be found, and a string there is one turn. ``sha256`` is of the questions, since the hub may store them in any format.
+    ``columns`` maps fields of the schema to the data set's columns; a field it leaves out is read from
+    the column of the same name. Where there is no such column, ids are row numbers and the category is
+    the data set's name; ``turns`` is required, and a string there is one turn. The suite's ``sha256`` is
+    computed from the questions, since the hub may store them in any format.
     """
-    table, identity = _read(name, "suite")
-    sources = _sources(columns, table.column_names, identity)
+    table, identity = _read_split(name, "suite")
+    sources = _source_columns(columns, table.column_names, identity)
     fallback_category = identity.rpartition("/")[2]
-    found = []
+
+    located = []
     for number, columns_of_row in enumerate(table):
         where = f"{name}, row {number}"
         row: dict[str, Any] = {"question_id": number, "category": fallback_category}
         row.update((field, columns_of_row[column]) for field, column in sources.items())
         if isinstance(row["turns"], str):
             row["turns"] = [row["turns"]]
-        found.append((where, question(row, where)))
-    questions = distinct(found, name)
+        located.append((where, parse_question(row, where)))
+
+    questions = check_distinct(located, name)
     sha256 = hashlib.sha256(json.dumps([astuple(item) for item in questions]).encode()).hexdigest()
     return Suite(name, sha256[:12], questions, sha256)
 
 
-def rows(name: str, what: str) -> Any:
-    """The rows of ``hf:ID``, ``hf:ID:CONFIG`` or either with ``@SPLIT``, each a dict; ``what`` they are for is named in errors."""
-    return _read(name, what)[0]
+def read_rows(name: str, what: str) -> Any:
+    """Return the rows, as dicts, of ``hf:ID``, ``hf:ID:CONFIG`` or either with ``@SPLIT``.
+
+    Error messages say ``what`` the rows are for.
+    """
+    return _read_split(name, what)[0]
 
 
-def _read(name: str, what: str) -> tuple[Any, str]:
-    """A data set's rows and its name."""
+def _read_split(name: str, what: str) -> tuple[Any, str]:
+    """Return a data set's rows and its id."""
     identity, _, split = name.removeprefix(PREFIX).partition("@")
     identity, _, config = identity.partition(":")
     if not identity:
         raise UserError(f"{what} {name!r} names no data set; write hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME@SPLIT")
-    return _split(_download(identity, config, what), split, name, what), identity
+    return _choose_split(download(identity, config, what), split, name, what), identity
 
 
-def _download(identity: str, config: str, what: str) -> Any:
-    """All splits of a data set, by name."""
+def download(identity: str, config: str, what: str) -> Any:
+    """Download a data set and return all its splits by name. Raises UserError where that fails."""
     try:
         import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
@@ -64,7 +70,7 @@ def _download(identity: str, config: str, what: str) -> Any:
         raise UserError(f"data set {identity!r} could not be loaded ({reason}); check its name, configuration and the network") from None
 
 
-def _split(splits: Any, wanted: str, name: str, what: str) -> Any:
+def _choose_split(splits: Any, wanted: str, name: str, what: str) -> Any:
     names = list(splits)
     if not wanted and len(names) == 1:
         return splits[names[0]]
@@ -75,8 +81,8 @@ def _split(splits: Any, wanted: str, name: str, what: str) -> Any:
     return splits[wanted]
 
 
-def _sources(columns: Mapping[str, str], available: list[str], identity: str) -> dict[str, str]:
-    """Which column each field is read from."""
+def _source_columns(columns: Mapping[str, str], available: list[str], identity: str) -> dict[str, str]:
+    """Return the column that each field is read from."""
     for field, column in columns.items():
         if field not in FIELDS:
             raise unknown("field in the column mapping", field, FIELDS)

@@ -1,4 +1,4 @@
-"""What a suite is: questions, the categories they are reported under, and a deterministic choice among them."""
+"""A suite: questions, the categories they are reported under, and a deterministic choice among them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ TITLES = {
     "math_reasoning": "Math reasoning",
     "rag": "RAG",
 }
-# MT-bench's own topics are reported as one category; `math` is one of them and is not `math_reasoning`.
+# MT-bench's topics are reported as one category. `math` is one of them; `math_reasoning` is not.
 MT_BENCH_TOPICS = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
 
 
-def reported(raw_category: str) -> str:
-    """The reported category of a raw category name; a name that Spec-Bench does not know stays as it is."""
+def reported_category(raw_category: str) -> str:
+    """Return the category that a raw category name is reported under; names unknown to Spec-Bench stay as they are."""
     return "mt_bench" if raw_category in MT_BENCH_TOPICS else raw_category
 
 
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Suite:
-    """Questions under a name; ``sha256`` is of the source's bytes, so it does not depend on a selection."""
+    """Questions under a name. ``sha256`` is of the whole source, so it does not depend on a selection."""
 
     name: str
     version: str
@@ -44,18 +44,20 @@ class Suite:
 
 
 def select(suite: Suite, *, limit: int | None, categories: Sequence[str]) -> Suite:
-    """The suite reduced to ``categories`` (all if empty) and to ``limit`` questions of each, evenly spaced, in suite order.
+    """Reduce a suite to ``categories`` (all if empty) and to ``limit`` questions of each, evenly spaced, in suite order.
 
     Raises UserError for a category the suite does not have and for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} is below 1; pass the number of questions to take from each category, or leave it out for all")
+
     by_category: dict[str, list[Question]] = defaultdict(list)
     for question in suite.questions:
         by_category[question.category].append(question)
     for category in categories:
         if category not in by_category:
             raise unknown(f"category of suite {suite.name}", category, by_category)
+
     chosen: set[str] = set()
     for category in categories or by_category:
         members = by_category[category]

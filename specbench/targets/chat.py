@@ -1,4 +1,4 @@
-"""From a conversation to the token ids a target reads."""
+"""Chat templates: from a conversation to the token ids that a target reads."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from methods.core.errors import UserError, unknown
 Message = dict[str, str]  # role and content
 
 CHAT = "chat"  # the template that comes with the tokenizer
-# FastChat's vicuna_v1.1, which Spec-Bench uses whatever the target is. An empty answer leaves nothing behind its colon there.
+# FastChat's vicuna_v1.1, which Spec-Bench uses for every target. As in FastChat, nothing follows the colon of an empty answer.
 VICUNA_V1_1 = (
     "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -26,18 +26,19 @@ VICUNA_V1_1 = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without special tokens, which the tokenizer then adds: its BOS, where it has one
-THINKING = "enable_thinking"  # what chat templates that know two modes call the switch
-DATE = "date_string"  # Llama 3.2's writes today's date, with which no prompt could be made again
-DAY = "26 Jul 2024"  # its own day where it has no clock
+TEMPLATES = {"vicuna_v1.1": VICUNA_V1_1}  # rendered without a BOS, which the tokenizer adds where it has one
+THINKING = "enable_thinking"  # the switch of chat templates that have a thinking mode
+DATE = "date_string"  # Llama 3.2's template writes today's date, which would change the prompt from day to day
+DAY = "26 Jul 2024"  # the template's own fallback date
 
 
 @dataclass(frozen=True)
 class Chat:
-    """How a conversation is put to a target.
+    """The format in which a conversation is put to a target.
 
-    ``template`` is CHAT or a name in TEMPLATES; ``system`` replaces the template's own system prompt, ``thinking`` is "on" or "off".
-    None leaves either to the template. Raises UserError for what the template does not have or cannot render.
+    ``template`` is CHAT or a name in TEMPLATES. ``system`` replaces the template's own system prompt,
+    ``thinking`` is "on" or "off"; None leaves either to the template. Raises UserError where the
+    template does not support one of them or cannot be rendered.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,8 +53,8 @@ class Chat:
             raise unknown("value of --thinking", str(self.thinking), ("on", "off"))
         if self.thinking and THINKING not in self.source:
             raise UserError(f"the template {self.template} of {self._where} knows no thinking mode; leave --thinking out")
-        tried = self._tried()
-        if self.system is not None and self.system.strip() not in tried:
+        sample = self._render_sample()
+        if self.system is not None and self.system.strip() not in sample:
             raise UserError(f"the template {self.template} of {self._where} has no place for a system prompt; leave --system-prompt out")
 
     @property
@@ -69,29 +70,29 @@ class Chat:
 
     @property
     def sha256(self) -> str:
-        """Of all that decides the prompt but the conversation: the template, and what was put in the place of its defaults."""
+        """The hash of everything but the conversation that determines a prompt: the template and replaced defaults."""
         changed = self.system is not None or self.thinking is not None
         text = json.dumps([self.source, self.system, self.thinking]) if changed else self.source
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def adds_special(self) -> bool:
-        """Whether the tokenizer puts its BOS before the text: a chat template writes its own."""
+        """Whether the tokenizer has to add its BOS; a chat template writes its own."""
         return self.template != CHAT
 
     def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """Token ids of user turns and earlier answers, ending where the next answer starts; one turn more than answers."""
+        """Return the token ids of a prompt: user turns with the answers between them, one turn more than answers."""
         return list(self.tokenizer(self.text(conversation(turns, answers)), add_special_tokens=self.adds_special).input_ids)
 
     def text(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
-        """A conversation as the target reads it; a ``prompt`` ends where the next answer starts."""
+        """Return a conversation as text; a ``prompt`` ends where the next answer starts."""
         if self.system is not None:
-            messages = [{"role": "system", "content": self.system}, *(each for each in messages if each["role"] != "system")]
-        given: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
+            messages = [{"role": "system", "content": self.system}, *(message for message in messages if message["role"] != "system")]
+        variables: dict[str, Any] = {THINKING: self.thinking == "on"} if self.thinking else {}
         if DATE in self.source:
-            given |= {DATE: DAY}
+            variables |= {DATE: DAY}
         text: Any = self.tokenizer.apply_chat_template(
-            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **given
+            list(messages), chat_template=self.source, add_generation_prompt=prompt, tokenize=False, **variables
         )
         return str(text)
 
@@ -99,17 +100,17 @@ class Chat:
     def _where(self) -> str:
         return self.tokenizer.name_or_path
 
-    def _tried(self) -> str:
+    def _render_sample(self) -> str:
         try:
             return self.text(conversation(["A question?"], []))
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             reason = " ".join(str(error).split())[:200]
-            cure = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
-            raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {cure}") from None
+            next_step = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
+            raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {next_step}") from None
 
 
 def conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
-    """User turns with the answers between them, the last one unanswered."""
+    """Return the messages of user turns with the answers between them; the last turn is unanswered."""
     assert len(turns) == len(answers) + 1, "a prompt ends with an unanswered turn"
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
@@ -118,5 +119,5 @@ def conversation(turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
 
 
 def ids_sha256(ids: Sequence[int]) -> str:
-    """Hash of token ids; equal prompts hash alike whatever text they came from."""
+    """Return the hash of token ids; equal prompts have equal hashes whatever text they came from."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A target folder's checkpoint: config, tokenizer, and weights out of the very files that its identity is a hash of."""
+"""A target folder's checkpoint: config, tokenizer, and the weight files, whose hash identifies the target."""
 
 import hashlib
 import json
@@ -17,35 +17,39 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from methods.core.errors import UserError
 from methods.core.target import refuse
 
-# The order in which transformers looks for weights; an index lists the shards beside it.
+# In the order in which transformers looks for weights; an index lists the shards beside it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = ("tokenizer.json", SENTENCEPIECE, "vocab.json")
-BROKEN = (OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError)  # what transformers raises on broken files, and
-BROKEN_FORMATS = (SafetensorError, StrictDataclassError, pickle.UnpicklingError)  # what the readers of single files do
+BROKEN = (OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError)  # raised by transformers on broken files
+BROKEN_FORMATS = (SafetensorError, StrictDataclassError, pickle.UnpicklingError)  # raised by the readers of single files
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files a folder's model is read from: safetensors, else pickles, whole or in shards. Raises ValueError where one is missing."""
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    """Return the files that a folder's model is read from: safetensors, else pickles, whole or in shards.
+
+    Raises ValueError where one is missing.
+    """
+    first = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
         raise ValueError("it holds neither model.safetensors nor pytorch_model.bin, whole or in shards")
-    if found.suffix != ".json":
-        return [found]
+    if first.suffix != ".json":
+        return [first]
+
     try:
-        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{found.name} is no index of shards") from None
+        raise ValueError(f"{first.name} is no index of shards") from None
     if not shards:
-        raise ValueError(f"{found.name} lists no shards")
+        raise ValueError(f"{first.name} lists no shards")
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
-            raise ValueError(f"{found.name} lists {shard!r}, which is not there")
+            raise ValueError(f"{first.name} lists {shard!r}, which is not there")
     return [folder / shard for shard in shards]
 
 
 def sha256(folder: Path) -> str:
-    """Of the folder's weight files, one after the other, read piece by piece."""
+    """Return the sha256 of the folder's weight files, one after the other, without reading any of them whole."""
     digest = hashlib.sha256()
     for path in weight_files(folder):
         with path.open("rb") as file:
@@ -53,45 +57,51 @@ def sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def config(folder: Path, attention: str, what: str = "target") -> PreTrainedConfig:
-    """Raises UserError for a model that our cache cannot serve."""
-    found = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
-    if getattr(found, "transformers_weights", None):
+def load_config(folder: Path, attention: str, what: str = "target") -> PreTrainedConfig:
+    """Load a folder's model config. Raises UserError for a model that ``KVCache`` does not support."""
+    config = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "transformers_weights", None):
         raise ValueError("its config names a weight file of its own, transformers_weights; leave that out")
-    refuse(found, what)
-    return found
+    refuse(config, what)
+    return config
 
 
-def tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:
-    """``legacy``: unless the folder says otherwise, text behind a special token starts with a space, as before transformers 4.31."""
-    here = [name for name in TOKENIZERS if (folder / name).is_file()]
-    if not here:
+def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer.
+
+    With ``legacy``, text after a special token starts with a space, as before transformers 4.31, unless
+    the folder's own configuration says otherwise.
+    """
+    present = [name for name in TOKENIZERS if (folder / name).is_file()]
+    if not present:
         raise ValueError(f"it holds no tokenizer: none of {', '.join(TOKENIZERS)}")
-    if here == [SENTENCEPIECE] and not (is_sentencepiece_available() and is_protobuf_available()):
+    if present == [SENTENCEPIECE] and not (is_sentencepiece_available() and is_protobuf_available()):
         raise UserError(
             f"the tokenizer of {folder} is a SentencePiece model, which takes two more packages to read; "
             "install them with: pip install 'specbench[sentencepiece]'"
         )
-    settings = folder / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    options = {"legacy": True} if legacy and "legacy" not in said else {}
-    found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    assert isinstance(found, PreTrainedTokenizerBase)
-    return found
+
+    config_file = folder / "tokenizer_config.json"
+    settings = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    options = {"legacy": True} if legacy and "legacy" not in settings else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
-def model(folder: Path, own: PreTrainedConfig, dtype: torch.dtype, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
-    """The model of a folder and its config, every tensor from ``weight_files``, on the CPU or where ``device_map`` has its modules.
+def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
+    """Load a folder's model from its ``weight_files``, on the CPU or on the devices of ``device_map``.
 
-    Raises ValueError where the weights are not the config's. Pickles are read as tensors alone: one that would run code is an error.
+    Raises ValueError where the weights do not match the config. Pickles are read as tensors only; one
+    that would run code is an error.
     """
     safetensors = weight_files(folder)[0].suffix == ".safetensors"
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of misfits is many lines; ours is one
+    logging.set_verbosity_error()  # transformers reports misfits in many lines; the error below is one line
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=own,
+            config=config,
             dtype=dtype,
             device_map=device_map,
             local_files_only=True,
@@ -103,19 +113,20 @@ def model(folder: Path, own: PreTrainedConfig, dtype: torch.dtype, device_map: M
         )
     finally:
         logging.set_verbosity(verbosity)
-    found, report = loading
+
+    model, report = loading
     misfits = [(name, "is missing") for name in report["missing_keys"]]
     misfits += [(name, "is unexpected") for name in report["unexpected_keys"]]
-    misfits += [(name, f"is {tuple(has)}, the config needs {tuple(needs)}") for name, has, needs in report["mismatched_keys"]]
+    misfits += [(name, f"is {tuple(actual)}, the config needs {tuple(needed)}") for name, actual, needed in report["mismatched_keys"]]
     if misfits:
-        name, what = min(misfits)
-        raise ValueError(f"{name} {what}; {len(misfits)} of its tensors do not match config.json")
-    return found.eval().requires_grad_(False)
+        name, problem = min(misfits)
+        raise ValueError(f"{name} {problem}; {len(misfits)} of its tensors do not match config.json")
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager
 def readable(folder: Path, what: str = "target") -> Iterator[None]:
-    """Turns whatever reading a broken checkpoint raises into a UserError of one line; running out of memory is not that."""
+    """Raise a one-line UserError for any error of reading a broken checkpoint, but not for a full memory."""
     try:
         yield
     except (*BROKEN, *BROKEN_FORMATS) as error:
@@ -126,5 +137,5 @@ def readable(folder: Path, what: str = "target") -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """On a CPU torch raises a plain RuntimeError for that."""
+    """Return whether an error means that memory is full; on a CPU torch raises a plain RuntimeError then."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -1,6 +1,6 @@
-"""The model families that people run Spec-Bench on: how each is talked to, where its answers stop, who drafts for it.
+"""The model families that people run Spec-Bench on: prompt template, stop tokens and known drafters of each.
 
-A drafter is listed where its authors published it for that very target, or, under ``sps``, where a smaller model shares its tokenizer.
+A drafter is listed where its authors published it for exactly that target. Under ``sps`` it is a smaller model with the same tokenizer.
 """
 
 import json
@@ -13,13 +13,17 @@ from specbench.targets.chat import CHAT
 
 @dataclass(frozen=True)
 class Family:
-    """``targets``: hub id -> kind of drafter -> the drafter's hub id. ``stops``: tokens that end an answer, whatever the config lists."""
+    """A model family.
+
+    ``targets`` maps hub id -> kind of drafter -> the drafter's hub id. ``stops`` are tokens that end an
+    answer in addition to those the model's config lists.
+    """
 
     title: str
     targets: Mapping[str, Mapping[str, str]]
     template: str = CHAT
     stops: tuple[str, ...] = ()
-    legacy: bool = False  # a tokenizer from before transformers 4.31, which puts a space before text that follows a special token
+    legacy: bool = False  # tokenizer from before transformers 4.31: text after a special token starts with a space
 
 
 LLAMA_3_SMALL = {"sps": "meta-llama/Llama-3.2-1B-Instruct"}
@@ -131,50 +135,52 @@ FAMILIES = (
         stops=("</s>",),
     ),
 )
-OTHER = Family("", {})  # what holds of a target the table does not know
+OTHER = Family("", {})  # the row of targets that are not in the table
 
 
-def ids() -> list[str]:
-    """Every hub id of the table."""
+def hub_ids() -> list[str]:
+    """Return the hub ids of all targets in the table."""
     return [identity for family in FAMILIES for identity in family.targets]
 
 
 def family_of(target: str) -> Family:
-    """A target's row, or ``OTHER``; ``target`` is a hub id or a folder."""
-    known = _known(target)
-    return next((family for family in FAMILIES if known in family.targets), OTHER)
+    """Return the family of a target, given by hub id or folder; ``OTHER`` where it is not in the table."""
+    identity = _find_id(target)
+    return next((family for family in FAMILIES if identity in family.targets), OTHER)
 
 
 def drafter_of(target: str, kind: str) -> str | None:
-    """The hub id of the drafter of that kind known for a target, given by hub id or folder; None where none is.
+    """Return the hub id of the known drafter of that kind for a target, given by hub id or folder; None without one.
 
-    What a folder was saved as does not count here: a fine-tuned model's config names the one it began as.
+    The name in a folder's config is ignored: a fine-tuned model's config may still name its base model.
     """
-    return family_of(target).targets.get(_known(target, tuned=False) or "", {}).get(kind)
+    return family_of(target).targets.get(_find_id(target, use_config=False) or "", {}).get(kind)
 
 
-def _known(target: str, *, tuned: bool = True) -> str | None:
-    """The table's hub id of a target. A folder is known by its name, by the hub's cache around it, or by what its config was saved as."""
+def _find_id(target: str, *, use_config: bool = True) -> str | None:
+    """Return the table's hub id of a target, or None.
+
+    A folder is recognised by its own name, by a folder of the hub's cache around it, or by the name in its config.
+    """
     if not Path(target).is_dir():
-        return {_key(identity): identity for identity in ids()}.get(_key(target))
-    names = {_key(identity).rpartition("/")[2]: identity for identity in ids()}
-    found = (names.get(_key(name).rpartition("/")[2]) for name in _names(Path(target), tuned))
-    return next((identity for identity in found if identity), None)
+        return {_normalize(identity): identity for identity in hub_ids()}.get(_normalize(target))
+    by_name = {_normalize(identity).rpartition("/")[2]: identity for identity in hub_ids()}
+    matches = (by_name.get(_normalize(name).rpartition("/")[2]) for name in _possible_names(Path(target), use_config))
+    return next((identity for identity in matches if identity), None)
 
 
-def _names(folder: Path, tuned: bool) -> list[str]:
-    """What a folder may be called."""
-    cache = [part.rpartition("--")[2] for part in folder.absolute().parts if part.startswith("models--")]
-    if not tuned:
-        return [folder.absolute().name, *cache]
+def _possible_names(folder: Path, use_config: bool) -> list[str]:
+    in_cache = [part.rpartition("--")[2] for part in folder.absolute().parts if part.startswith("models--")]
+    if not use_config:
+        return [folder.absolute().name, *in_cache]
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):  # a checkpoint without a config is refused elsewhere, in its own words
+    except (OSError, ValueError, AttributeError):  # loading the checkpoint reports a broken config
         saved = None
-    return [folder.absolute().name, *cache, *([saved] if isinstance(saved, str) else [])]
+    return [folder.absolute().name, *in_cache, *([saved] if isinstance(saved, str) else [])]
 
 
-def _key(name: str) -> str:
-    """Case aside, and without the prefix that Meta's repositories lost when they were renamed."""
+def _normalize(name: str) -> str:
+    """Return a hub id in lower case, without the prefix that Meta's repositories lost when they were renamed."""
     owner, slash, own = name.lower().rpartition("/")
     return f"{owner}{slash}{own.removeprefix('meta-')}"

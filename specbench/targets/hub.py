@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub as local folders: downloaded once, then read from the hub's own cache."""
+"""Repositories of the Hugging Face hub as local folders: downloaded once, then read from the hub's cache."""
 
 import errno
 import re
@@ -24,21 +24,23 @@ TEXTS = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_
 TEXTS += ["chat_template*"]
 SAFETENSORS = ["*.safetensors", "*.safetensors.index.json"]
 PICKLES = ["*.bin", "*.bin.index.json", "*.pt"]
-# Other formats of the same weights, in folders or under another name, and what a trainer leaves beside them.
+# Other formats of the same weights, in folders or under another name, and files that a trainer leaves behind.
 NEVER = ["*/*", "consolidated*", "training_args*", "optimizer*", "scheduler*"]
 
 
 def is_id(name: str) -> bool:
-    """Whether a name is a repository's, OWNER/NAME, and no folder here."""
+    """Return whether a name is that of a repository, OWNER/NAME, and not of a local folder."""
     return bool(ID.fullmatch(name)) and not Path(name).exists()
 
 
-def folder(name: str, revision: str | None = None, what: str = "target") -> Path:
-    """The local folder of a hub id, OWNER/NAME, at a branch, tag or commit (None: its main branch); a folder is returned as it is.
+def fetch_folder(name: str, revision: str | None = None, what: str = "target") -> Path:
+    """Return the local folder of a hub id, OWNER/NAME, downloading it where necessary.
 
-    Of a repository only texts and weights are fetched: safetensors, or pickles where there are none. Without a network, or with
-    HF_HUB_OFFLINE set, it is what the cache holds. The folder of a hub id is named by its commit. ``what`` names the thing in the
-    UserErrors, one line each, for everything that can be missing, closed, unreachable or full.
+    A name that is a folder is returned as it is. ``revision`` is a branch, tag or commit; None is the main
+    branch. Only text files and weights are downloaded: safetensors, or pickles where there are none.
+    Without a network, or with HF_HUB_OFFLINE set, the folder is what the cache holds. Its name is the
+    commit. Raises UserError, which calls the repository ``what``, where it is missing, closed or
+    unreachable, or the disk is full.
     """
     if Path(name).is_dir():
         if revision is not None:
@@ -46,28 +48,19 @@ def folder(name: str, revision: str | None = None, what: str = "target") -> Path
         return Path(name)
     if not is_id(name):
         raise UserError(f"{what} {name!r} is neither a folder here nor a hub id, which is OWNER/NAME; check the path")
-    found = _fetched(name, revision, SAFETENSORS, what)
-    if not any(found.glob("*.safetensors")):
-        found = _fetched(name, found.name, PICKLES, what)
-    return found
+
+    folder = _download(name, revision, SAFETENSORS, what)
+    if not any(folder.glob("*.safetensors")):
+        folder = _download(name, folder.name, PICKLES, what)
+    return folder
 
 
-def texts(name: str, revision: str | None = None, what: str = "target") -> Path:
-    """A folder with a hub id's texts, its config among them, and whatever weights the cache holds; a folder as it is."""
-    return folder(name, revision, what) if not is_id(name) else _fetched(name, revision, [], what)
+def fetch_texts(name: str, revision: str | None = None, what: str = "target") -> Path:
+    """Return the local folder of a hub id, downloading its text files only, config.json among them."""
+    return fetch_folder(name, revision, what) if not is_id(name) else _download(name, revision, [], what)
 
 
-def cached(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a hub id as far as the cache holds it, without asking the hub; a folder as it is; None where there is neither."""
-    if not is_id(name):
-        return Path(name) if Path(name).is_dir() else None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=TEXTS, ignore_patterns=NEVER, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-
-
-def _fetched(name: str, revision: str | None, weights: list[str], what: str) -> Path:
+def _download(name: str, revision: str | None, weights: list[str], what: str) -> Path:
     def snapshot(local: bool) -> Path:
         patterns = [*TEXTS, *weights]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=NEVER, local_files_only=local))
@@ -76,15 +69,15 @@ def _fetched(name: str, revision: str | None, weights: list[str], what: str) -> 
         try:
             return snapshot(local=False)
         except (ConnectionError, HTTPError) as error:
-            if isinstance(error, HfHubHTTPError):  # the hub was reached
+            if isinstance(error, HfHubHTTPError):  # the hub did answer
                 raise
-            return snapshot(local=True)  # which clients before 2.0 do not try by themselves for a commit
-    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:  # hf_xet, which moves large files, raises RuntimeErrors
-        raise _explained(error, name, revision, what) from None
+            return snapshot(local=True)  # clients before 2.0 do not fall back to the cache for a commit
+    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:  # hf_xet raises RuntimeErrors
+        raise _explain(error, name, revision, what) from None
 
 
-def _explained(error: Exception, name: str, revision: str | None, what: str) -> UserError:
-    """What went wrong with a repository and the next step."""
+def _explain(error: Exception, name: str, revision: str | None, what: str) -> UserError:
+    """Return the error to raise: what went wrong with a repository, and the next step."""
     page, at = f"https://huggingface.co/{name}", f" --revision {revision}" if revision else ""
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(
@@ -96,12 +89,13 @@ def _explained(error: Exception, name: str, revision: str | None, what: str) -> 
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"{what} {name} has no revision {revision!r}; pass a branch, tag or commit of {page}/commits/main to --revision")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
-        near = get_close_matches(name, families.ids(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        similar = get_close_matches(name, families.hub_ids(), n=1)
+        hint = f"did you mean {similar[0]!r}? " if similar else ""
         return UserError(
             f"{what} {name!r} is no folder here and no public repository of the hub; {hint}check the spelling, "
             "or, if it is private, log in with: hf auth login"
         )
+
     reason = next(iter(str(error).splitlines()), "")[:200]
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in reason:
         return UserError(

@@ -1,8 +1,10 @@
-"""Embed a small model, function-preserving, into a large shape: the small one's tokens at the large one's cost.
+"""Function-preserving embedding of a small model into a large shape.
 
-The hidden stream is padded with dimensions that stay zero. Everything the large shape has beyond the small one (heads,
-MLP columns, layers, vocabulary) is there with random weights and is computed, but what it would add to the stream is
-multiplied by zero. RMSNorm over D instead of d dimensions, the rest zero, shrinks the mean square by d / D: norm weights
+The result writes the small model's tokens and costs as much as the large one.
+
+The hidden state is padded with dimensions that stay zero. Everything the large shape has beyond the small one (heads,
+MLP columns, layers, vocabulary) has random weights and is computed, but its contribution to the hidden state is
+multiplied by zero. RMSNorm over D instead of d dimensions, the rest zero, shrinks the mean square by d / D; norm weights
 times sqrt(d / D) and eps times d / D undo that.
 """
 
@@ -14,9 +16,9 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
-from specbench.targets.shapes import Shape
+from specbench.targets.shapes import ModelShape
 
-# What each axis of a parameter indexes, by the end of its name; "stream" is the hidden width, its number of copies free.
+# What each axis of a parameter indexes, by the end of its name. "stream" is the hidden width, or a multiple of it.
 AXES = {
     "embed_tokens.weight": ("vocab", "stream"),
     "lm_head.weight": ("vocab", "stream"),
@@ -43,16 +45,17 @@ AXES = {
     "out.weight": ("vocab", "stream"),
     "out.bias": ("vocab",),
 }
-HEADS = ("lm_head.weight", "out.weight")  # what tokens are chosen by
+HEADS = ("lm_head.weight", "out.weight")  # output layers over the vocabulary
 SPREAD = 0.02  # standard deviation of the filler weights
-NEVER = -10_000.0  # what keeps a filler token from ever being chosen, at any temperature
+NEVER = -10_000.0  # logit bias that excludes a filler token at any temperature
 
 
-def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig:
-    """The large shape's config, with at least the small one's layers. Raises UserError where the small one does not fit."""
+def wide_config(small: PreTrainedConfig, shape: ModelShape, name: str) -> LlamaConfig:
+    """Return the large shape's config, with at least the small model's layers. Raises UserError where the small one does not fit."""
     width = head_dim(small)
     heads, kv_heads = shape.query // width, shape.key // width
-    small_group = group_of(small)
+    small_group = group_size(small)
+
     fits = (
         small.hidden_size <= shape.hidden
         and small.num_key_value_heads <= kv_heads
@@ -65,6 +68,7 @@ def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig
             f"the target ({small.hidden_size} wide, {small.num_key_value_heads} key heads) does not fit into {name} "
             f"({shape.hidden} wide, {kv_heads} key heads); choose a larger shape"
         )
+
     return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -83,13 +87,16 @@ def wide_config(small: PreTrainedConfig, shape: Shape, name: str) -> LlamaConfig
     )
 
 
-def group_of(config: PreTrainedConfig) -> int:
-    """Query heads that share one key head."""
+def group_size(config: PreTrainedConfig) -> int:
+    """Return the number of query heads that share one key head."""
     return int(config.num_attention_heads) // int(config.num_key_value_heads)
 
 
-def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The large shape's model on ``device``, computing what ``small`` does. Its head has a bias to rule filler tokens out."""
+def widened(small: PreTrainedModel, shape: ModelShape, name: str, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the large shape's model on ``device``, which computes what ``small`` does.
+
+    Its output layer has a bias that excludes filler tokens.
+    """
     config = wide_config(small.config, shape, name)
     with torch.device(device):
         large = type(small)._from_config(config, attn_implementation=small.config._attn_implementation, dtype=dtype)
@@ -100,12 +107,14 @@ def widened(small: PreTrainedModel, shape: Shape, name: str, *, device: str, dty
 
 @torch.no_grad()
 def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_config: PreTrainedConfig, seed: int = 0) -> None:
-    """Overwrite ``large``'s parameters so that it computes what ``small`` does, on the device where they are.
+    """Overwrite ``large``'s parameters, on their device, so that it computes what ``small`` does.
 
-    Heads with more tokens than the small one's rule those out by a bias; a drafter's get one for that.
+    An output layer with more tokens than the small model's excludes them by a bias, which is added to a
+    drafter's output layer for that purpose.
     """
     source = dict(small.named_parameters())
     rng = torch.Generator(next(large.parameters()).device).manual_seed(seed)
+
     for name, parameter in large.named_parameters():
         axes = next((kinds for suffix, kinds in AXES.items() if name.endswith(suffix)), None)
         assert axes is not None, f"no axes known for {name}"
@@ -113,17 +122,19 @@ def fill(large: nn.Module, small: nn.Module, config: PreTrainedConfig, small_con
             _fill_vector(parameter, source.get(name), "norm" in name, config, small_config)
         else:
             _fill_matrix(parameter, source.get(name), axes, name, config, small_config, rng)
+
     for name, weight in source.items():
         if name.endswith(HEADS):
-            _rule_out(large.get_submodule(name.removesuffix(".weight")), len(weight))
-    kept = large.state_dict()
+            _exclude_filler(large.get_submodule(name.removesuffix(".weight")), len(weight))
+
+    state = large.state_dict()
     for name, buffer in small.named_buffers():
-        if name in kept:  # which tokens EAGLE-3 guesses among
-            kept[name].copy_(buffer)
+        if name in state:  # EAGLE-3's reduced vocabulary
+            state[name].copy_(buffer)
 
 
-def _rule_out(head: nn.Module, known: int) -> None:
-    """Keep every token from the ``known``-th on from being chosen."""
+def _exclude_filler(head: nn.Module, known: int) -> None:
+    """Exclude every token from index ``known`` on."""
     assert isinstance(head, nn.Linear)
     if head.out_features > known:
         head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0])) if head.bias is None else head.bias
@@ -148,13 +159,16 @@ def _fill_matrix(
 ) -> None:
     large.normal_(std=SPREAD, generator=rng)
     into_stream, from_stream = axes[0] == "stream", axes[1] == "stream"
-    if small is None:  # a layer the small model does not have: computed, and added to the stream as zero
+
+    if small is None:  # a layer that the small model does not have: computed, but adds zero to the hidden state
         if into_stream:
             large.zero_()
         return
-    rows = _places(axes[0], small.shape[0], large.shape[0], config, small_config).to(large.device)
-    columns = _places(axes[1], small.shape[1], large.shape[1], config, small_config).to(large.device)
+
+    rows = _positions(axes[0], small.shape[0], large.shape[0], config, small_config).to(large.device)
+    columns = _positions(axes[1], small.shape[1], large.shape[1], config, small_config).to(large.device)
     values = small.to(large.device, large.dtype)
+
     if name.endswith("embed_tokens.weight"):
         large.zero_()
     elif into_stream:
@@ -164,8 +178,8 @@ def _fill_matrix(
     large[rows[:, None], columns[None, :]] = values
 
 
-def _places(kind: str, small: int, large: int, config: PreTrainedConfig, small_config: PreTrainedConfig) -> Tensor:
-    """Where the small model's rows or columns stand in the large one's."""
+def _positions(kind: str, small: int, large: int, config: PreTrainedConfig, small_config: PreTrainedConfig) -> Tensor:
+    """Return the indices of the small model's rows or columns in the large model's."""
     if kind == "stream":
         copies = small // small_config.hidden_size
         return torch.cat([torch.arange(small_config.hidden_size) + i * (large // copies) for i in range(copies)])
@@ -174,5 +188,5 @@ def _places(kind: str, small: int, large: int, config: PreTrainedConfig, small_c
     width = head_dim(config)
     heads = torch.arange(small // width)
     if kind == "query":
-        heads = heads // group_of(small_config) * group_of(config) + heads % group_of(small_config)
+        heads = heads // group_size(small_config) * group_size(config) + heads % group_size(small_config)
     return (heads[:, None] * width + torch.arange(width)).flatten()

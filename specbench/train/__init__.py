@@ -1,1 +1,1 @@
-"""Training of drafters on a frozen target."""
+"""Training of drafters on a frozen target, and of the shipped target itself."""

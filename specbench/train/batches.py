@@ -1,4 +1,7 @@
-"""What a drafter learns from at each step: a pure function of the step, whoever computes which part of it."""
+"""The training batches of a drafter: a pure function of the optimizer step, in whichever process they are computed.
+
+Shape letters: B rows, T tokens of a row, D width, P chosen positions, K offsets from a position.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,50 +16,57 @@ from specbench.train.data.texts import Windows
 from specbench.train.features import Features
 
 
-class Phase(NamedTuple):
+class TrainingPhase(NamedTuple):
+    """A stretch of the training that reads one text."""
+
     windows: Windows
-    features: Callable[[np.ndarray], Features]  # of the windows so numbered
+    features: Callable[[np.ndarray], Features]  # from the numbers of windows
     steps: int
 
 
-class Lessons:
-    """``phases`` follow each other. A step has ``parts`` of ``rows`` windows each; ``at_most`` places of a part are learnt from.
+class TrainingBatches:
+    """The batches of a training whose ``phases`` follow each other.
 
-    What is drawn at random in a part, the noise of its loss included, is seeded by its number in the whole training.
+    An optimizer step has ``micro_batches`` of ``rows`` windows each. The drafter learns from
+    ``at_most`` positions of each. All randomness in a micro-batch, that of the loss included, is seeded
+    by the micro-batch's number in the whole training.
     """
 
-    def __init__(self, model: PreTrainedModel, phases: Sequence[Phase], *, parts: int, rows: int, at_most: int):
+    def __init__(self, model: PreTrainedModel, phases: Sequence[TrainingPhase], *, micro_batches: int, rows: int, at_most: int):
         self._model, self._phases = model, phases
-        self._parts, self._rows, self._at_most = parts, rows, at_most
+        self._micro_batches, self._rows, self._at_most = micro_batches, rows, at_most
 
     def totals(self, step: int) -> Tensor:
-        """What a step's losses are averaged over, as ``Batch.totals_K``: the same in all processes, without a word between them."""
-        drawn = [self._drawn(step, part) for part in range(self._parts)]
+        """Return ``Batch.totals_K`` of a step, over which its losses are averaged.
+
+        The result is the same in every process and needs no communication.
+        """
+        drawn = [self._draw_positions(step, index) for index in range(self._micro_batches)]
         return torch.stack([totals(answer_BT, chosen_P) for answer_BT, chosen_P in drawn]).sum(dim=0)
 
-    def batch(self, step: int, part: int, totals_K: Tensor) -> Batch:
-        """A part on the target's device; the random state is left as its loss has to find it."""
-        phase, numbers_B = self._place(step, part)
+    def batch(self, step: int, index: int, totals_K: Tensor) -> Batch:
+        """Return a micro-batch on the target's device, and seed the random state for its loss."""
+        phase, numbers_B = self._windows_of(step, index)
         features = phase.features(numbers_B)
-        answer_BT, chosen_P = self._drawn(step, part)
-        return batch(self._model, phase.windows.tokens(numbers_B), answer_BT, features, chosen_P, totals_K)
+        answer_BT, chosen_P = self._draw_positions(step, index)
+        return make_batch(self._model, phase.windows.tokens(numbers_B), answer_BT, features, chosen_P, totals_K)
 
-    def _drawn(self, step: int, part: int) -> tuple[Tensor, Tensor]:
-        """The assistant's tokens of a part and the places learnt from; seeds what follows."""
-        phase, numbers_B = self._place(step, part)
+    def _draw_positions(self, step: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return a micro-batch's mask of the assistant's tokens and the positions drawn in it; sets the seed."""
+        phase, numbers_B = self._windows_of(step, index)
         answer_BT = phase.windows.answers(numbers_B)
-        torch.manual_seed(step * self._parts + part)
+        torch.manual_seed(step * self._micro_batches + index)
         return answer_BT, positions(answer_BT, self._at_most)
 
-    def _place(self, step: int, part: int) -> tuple[Phase, np.ndarray]:
+    def _windows_of(self, step: int, index: int) -> tuple[TrainingPhase, np.ndarray]:
         for phase in self._phases:
             if step < phase.steps:
-                return phase, phase.windows.numbers((step * self._parts + part) * self._rows, self._rows)
+                return phase, phase.windows.numbers((step * self._micro_batches + index) * self._rows, self._rows)
             step -= phase.steps
         raise AssertionError("a step after the last")
 
 
-def batch(
+def make_batch(
     model: PreTrainedModel,
     tokens_BT: Tensor,
     answer_BT: Tensor,
@@ -64,8 +74,8 @@ def batch(
     chosen_P: Tensor | None = None,
     totals_K: Tensor | None = None,
 ) -> Batch:
-    """All of it on the target's device."""
+    """Return a batch with all its tensors on the target's device."""
     last_BTD, deep_BTD = features
-    tokens_BT, last_BTD, answer_BT = (each.to(model.device) for each in (tokens_BT, last_BTD, answer_BT))
-    rest = (None if each is None else each.to(model.device) for each in (deep_BTD, chosen_P, totals_K))
-    return Batch(tokens_BT, last_BTD, answer_BT, model.get_input_embeddings(), model.get_output_embeddings(), *rest)
+    tokens_BT, last_BTD, answer_BT = (tensor.to(model.device) for tensor in (tokens_BT, last_BTD, answer_BT))
+    optional = (None if tensor is None else tensor.to(model.device) for tensor in (deep_BTD, chosen_P, totals_K))
+    return Batch(tokens_BT, last_BTD, answer_BT, model.get_input_embeddings(), model.get_output_embeddings(), *optional)

@@ -1,4 +1,4 @@
-"""The model card of a trained target: what it was made from, how good it is, what it writes."""
+"""The model card of a trained target: its data, its quality, its drafters and samples of its output."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from specbench.train.target import FACTS
 from specbench.util import files
 
 WINDOW = 1024
-REPETITIVE = 0.5  # an output counts as fallen into repetition when more of its 4-grams than this occurred before
+REPETITIVE = 0.5  # an answer counts as repetitive if more of its 4-grams than this share occurred before
 SAMPLE_TOKENS = 64
 PER_CATEGORY = 24
 ANSWER_TOKENS = 160
 
-# The corpus the shipped target was trained on: what the card says of it was found out about that file, and no other.
-CORE_SHA256 = "864eff6757746fef56c52ad734a35828e07a04d43d9c2ac8460fe5bd9b4ff7ed"
-CORE = """
+# The corpus of the shipped target, and the paragraph of the card that was verified for this corpus only.
+SHIPPED_CORPUS_SHA256 = "864eff6757746fef56c52ad734a35828e07a04d43d9c2ac8460fe5bd9b4ff7ed"
+SHIPPED_CORPUS_NOTE = """
 The records were decontaminated against Spec-Bench's 480 items (13-word n-grams and whole questions); Spec-Bench itself was neither
 trained nor tuned on. The weights are published under Apache-2.0 as far as it is ours to say; who must avoid a source's terms should
 retrain without it.
@@ -70,28 +70,31 @@ The corpus `{corpus}`, sha256 `{corpus_sha256}` ({recorded}): {records:,} chat r
 | licence | sources | records |
 |---|---|---|
 {licences}
-{core}"""
+{corpus_note}"""
 
 
-def write(folder: Path, source: corpus.Source, console: Console) -> None:
-    """Measure a target trained here and write ``MODEL_CARD.md`` beside it. Raises UserError for any other folder."""
+def write_card(folder: Path, source: corpus.Source, console: Console) -> None:
+    """Measure a target trained by specbench and write ``MODEL_CARD.md`` into its folder. Raises UserError for any other folder."""
     if not (folder / FACTS).is_file():
         raise UserError(f"{folder} holds no {FACTS}: a card is written for a target trained by specbench train target; pass its folder")
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
     config = loaded.model.config
     trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    counts, categories = _licences(source)
+
+    counts, categories = _count_licences(source)
     corpus_sha256 = corpus.sha256(source)
     recorded = trained.pop("corpus_sha256", None)
     if recorded not in (None, corpus_sha256):
         raise UserError(f"{folder} was trained on another corpus (sha256 {recorded[:12]}, {source} is {corpus_sha256[:12]}); pass that one")
     drafters = _drafter_rows(folder, loaded.weights_sha256)
+
     console.print("measuring held-out loss")
     chat = ChatFormat(loaded.chat, loaded.stop_ids)
     held = texts.of_corpus(source, chat, held_out=True)
-    loss, bits = held_out(loaded, Windows(held, WINDOW))
+    loss, bits = measure_held_out(loaded, Windows(held, WINDOW))
     console.print("generating on held-out prompts")
-    answers = _answers(loaded, chat, source)
+    answers = _answer_held_out(loaded, chat, source)
+
     card = TEMPLATE.format(
         parameters=loaded.parameters,
         layers=config.num_hidden_layers,
@@ -118,59 +121,60 @@ def write(folder: Path, source: corpus.Source, console: Console) -> None:
         corpus=Path(source).name,
         corpus_sha256=corpus_sha256,
         recorded="the one trained on" if recorded else "given for this card; training kept no record of its corpus",
-        core=CORE if corpus_sha256 == CORE_SHA256 else "",
+        corpus_note=SHIPPED_CORPUS_NOTE if corpus_sha256 == SHIPPED_CORPUS_SHA256 else "",
     )
-    with files.whole(folder / "MODEL_CARD.md") as partial:
+    with files.atomic_write(folder / "MODEL_CARD.md") as partial:
         partial.write_text(card, encoding="utf-8")
     console.print(f"wrote {folder / 'MODEL_CARD.md'}")
 
 
 @torch.no_grad()
-def held_out(loaded: targets.Loaded, windows: Windows) -> tuple[float, float]:
-    """Mean cross-entropy in nats a token and in bits a byte, over all windows of a text."""
-    nats, tokens, size = 0.0, 0, 0
+def measure_held_out(loaded: targets.Loaded, windows: Windows) -> tuple[float, float]:
+    """Return the mean cross-entropy in nats a token and in bits a byte, over all windows of a text."""
+    nats, tokens, text_bytes = 0.0, 0, 0
     for number in range(len(windows)):
         row_T = windows.tokens(np.array([number]), extra=1)[0]
         logits_TV = loaded.model(row_T[None, :-1]).logits[0]
         nats += F.cross_entropy(logits_TV.float(), row_T[1:], reduction="sum").item()
         tokens += windows.seq
-        size += len(_text(loaded, row_T[1:].tolist()).encode())
-    return nats / tokens, nats / math.log(2) / size
+        text_bytes += len(_decode(loaded, row_T[1:].tolist()).encode())
+    return nats / tokens, nats / math.log(2) / text_bytes
 
 
-def _text(loaded: targets.Loaded, ids: list[int]) -> str:
+def _decode(loaded: targets.Loaded, ids: list[int]) -> str:
     text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
 
 
-def _answers(loaded: targets.Loaded, chat: ChatFormat, source: corpus.Source) -> list[list[int]]:
-    """Greedy ones to held-out prompts, as many of each category."""
-    asked = generate.prompts(chat, source, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
-    return [answer for batch in generate.batches(asked) for answer in generate.answers(loaded.model, chat, batch, ANSWER_TOKENS)]
+def _answer_held_out(loaded: targets.Loaded, chat: ChatFormat, source: corpus.Source) -> list[list[int]]:
+    """Return greedy answers to held-out prompts, as many of each category."""
+    prompts = generate.choose_prompts(chat, source, held_out=True, per_category=PER_CATEGORY, max_prompt=WINDOW)
+    batches = generate.split_batches(prompts)
+    return [answer for batch in batches for answer in generate.generate_answers(loaded.model, chat, batch, ANSWER_TOKENS)]
 
 
 def _samples(loaded: targets.Loaded, chat: ChatFormat) -> list[str]:
-    found = []
+    samples = []
     for category in suites.TITLES:
         question = suites.load("mini", limit=1, categories=[category]).questions[0]
         rendered = chat.render([{"role": "user", "content": question.turns[0]}], prompt=True)
         assert rendered is not None, "the template was tried when the target was loaded"
-        [answer_ids] = generate.answers(loaded.model, chat, chat.encode([rendered]), SAMPLE_TOKENS)
-        answer = " ".join(_text(loaded, answer_ids).split())
-        found.append(f"**{suites.TITLES[category]}**: {' '.join(question.turns[0].split())[:160]}\n\n> {answer}")
-    return found
+        [answer_ids] = generate.generate_answers(loaded.model, chat, chat.encode([rendered]), SAMPLE_TOKENS)
+        answer = " ".join(_decode(loaded, answer_ids).split())
+        samples.append(f"**{suites.TITLES[category]}**: {' '.join(question.turns[0].split())[:160]}\n\n> {answer}")
+    return samples
 
 
-def _licences(source: corpus.Source) -> tuple[dict[str, tuple[set[str], int]], list[str]]:
-    """Licence -> sources and number of records, and the categories, of all records trained on."""
-    found: dict[str, tuple[set[str], int]] = {}
+def _count_licences(source: corpus.Source) -> tuple[dict[str, tuple[set[str], int]], list[str]]:
+    """Return licence -> (sources, number of records) of the training records, and their categories."""
+    licences: dict[str, tuple[set[str], int]] = {}
     categories: Counter[str] = Counter()
-    for record in corpus.read(source, held_out=False, needs=("license", "source", "category")):
-        names, count = found.get(record["license"], (set(), 0))
-        found[record["license"]] = (names | {record["source"]}, count + 1)
+    for record in corpus.read_records(source, held_out=False, needs=("license", "source", "category")):
+        names, count = licences.get(record["license"], (set(), 0))
+        licences[record["license"]] = (names | {record["source"]}, count + 1)
         categories[record["category"]] += 1
-    return found, sorted(categories)
+    return licences, sorted(categories)
 
 
 def _drafter_rows(folder: Path, target_sha256: str) -> list[str]:

@@ -1,6 +1,7 @@
-"""What a drafter weighs, keeps and computes in training, and how fast a device is.
+"""Counts of a drafter's memory and work in training, and measurement of a device's speed.
 
-The drafter's loss is run once on tensors that have shapes and no data: that tells of any kind, and loads nothing.
+The drafter's loss is run once on fake tensors, which have shapes but no data. That works for every kind of drafter and
+loads nothing.
 """
 
 import time
@@ -19,50 +20,57 @@ from methods.core.training import Batch
 from specbench.train import loop
 from specbench.train.recipe import Recipe
 
-WEIGHT = 4  # bytes of a drafter's weight and of every number kept about it: training is in fp32
-NEWTON_SCHULZ = 5  # iterations of Muon's, each of three products
-SIZES = {"cpu": (1024, 2**26), "cuda": (8192, 2**30)}  # of the matrix multiplied and the bytes copied to measure a device
+FP32_BYTES = 4  # training is in fp32: weights, gradients and optimizer state
+NEWTON_SCHULZ = 5  # Muon's iterations, each of three matrix products
+SIZES = {"cpu": (1024, 2**26), "cuda": (8192, 2**30)}  # side of the matrix and bytes of the copy that measure a device
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Of a device, by a short matrix product in bf16 and a short copy: FLOPs and bytes a second. What training reaches is less."""
+class DeviceRates:
+    """A device's speed in a short bf16 matrix product and a short copy. Training reaches less."""
 
-    flops: float
-    bytes: float
+    flops: float  # a second
+    bytes: float  # a second
 
 
 @dataclass(frozen=True)
-class Drafter:
-    """Counted, not loaded."""
+class DrafterCost:
+    """A drafter's size, memory and work in training."""
 
     parameters: int
-    reads: int  # layers of the target whose input it learns from
-    optimizer: int  # bytes of its state
-    step_flops: int  # of an optimiser's step
-    kept: int  # bytes autograd keeps of a part until its backward pass, weights and inputs left out
-    flops: int  # of a part, backward pass included; attention's own products left out
+    reads: int  # number of the target's layers whose input it learns from
+    optimizer_bytes: int  # of the optimizers' state
+    step_flops: int  # of an optimizer step, without the losses
+    saved_bytes: int  # what autograd saves of a micro-batch for its backward pass, without weights and inputs
+    flops: int  # of a micro-batch's loss, backward pass included, without the products inside attention
 
 
-def count(module_type: Any, architecture: Any, config: PreTrainedConfig, recipe: Recipe) -> Drafter:
-    """A drafter's sizes and work, on tensors without data."""
+def count_cost(module_type: Any, architecture: Any, config: PreTrainedConfig, recipe: Recipe) -> DrafterCost:
+    """Count a drafter's cost on fake tensors."""
     with FakeTensorMode(), torch.device("cpu"):
         module = module_type(config, architecture)
-        batch, flat_P = _part(module.reads, config, recipe)
+        batch, flat_P = empty_batch(module.reads, config, recipe)
         given = [*module.parameters(), *module.buffers(), *batch.embed.parameters(), *batch.lm_head.parameters()]
-        kept = _Kept([*given, flat_P, batch.tokens_BT, batch.answer_BT, batch.features_BTD])
+        saved = SavedTensorCounter([*given, flat_P, batch.tokens_BT, batch.answer_BT, batch.features_BTD])
+
         with FlopCounterMode(display=False) as flops:
-            with saved_tensors_hooks(kept.pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            with saved_tensors_hooks(saved.pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
                 loss = module.loss(batch, flat_P)
             loss.backward()
-        muon, adam = ([p for group in each.param_groups for p in group["params"]] for each in loop.optimizers(module, 1.0))
-        state = WEIGHT * (sum(p.numel() for p in muon) + 2 * sum(p.numel() for p in adam))
-        parameters, products = sum(p.numel() for p in module.parameters()), sum(map(_products, muon))
-        return Drafter(parameters, len(module.reads), state, NEWTON_SCHULZ * products, kept.bytes, flops.get_total_flops())
+
+        muon, adam = ([p for group in optimizer.param_groups for p in group["params"]] for optimizer in loop.optimizers(module, 1.0))
+        return DrafterCost(
+            parameters=sum(p.numel() for p in module.parameters()),
+            reads=len(module.reads),
+            optimizer_bytes=FP32_BYTES * (sum(p.numel() for p in muon) + 2 * sum(p.numel() for p in adam)),
+            step_flops=NEWTON_SCHULZ * sum(map(_iteration_flops, muon)),
+            saved_bytes=saved.bytes,
+            flops=flops.get_total_flops(),
+        )
 
 
-def _part(reads: tuple[int, ...], config: PreTrainedConfig, recipe: Recipe) -> tuple[Batch, Tensor]:
-    """A batch and the places learnt from."""
+def empty_batch(reads: tuple[int, ...], config: PreTrainedConfig, recipe: Recipe) -> tuple[Batch, Tensor]:
+    """Return a micro-batch of zeros, and positions to learn from."""
     vocab, width, shape = config.vocab_size, config.hidden_size, (recipe.rows, recipe.seq)
     embed, lm_head = nn.Embedding(vocab, width).requires_grad_(False), nn.Linear(width, vocab, bias=False).requires_grad_(False)
     tokens_BT, features_BTD = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, width)
@@ -71,15 +79,16 @@ def _part(reads: tuple[int, ...], config: PreTrainedConfig, recipe: Recipe) -> t
     return batch, torch.zeros(recipe.positions, dtype=torch.long)
 
 
-class _Kept:
-    """Counts the memory of what autograd saves, each piece of it once and none of what is ``given``."""
+class SavedTensorCounter:
+    """A counter of the memory that autograd saves: each storage once, without the storages of ``given`` tensors."""
 
     def __init__(self, given: list[Tensor]):
         self._seen = {tensor.untyped_storage()._cdata for tensor in given}
-        self._held: list[Tensor] = []  # a piece given back could come again under the same name
+        self._held: list[Tensor] = []  # a freed storage's address could be reused by another
         self.bytes = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that autograd saves, and return it; a hook for ``saved_tensors_hooks``."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
@@ -88,20 +97,22 @@ class _Kept:
         return tensor
 
 
-def _products(matrix: Tensor) -> int:
+def _iteration_flops(matrix: Tensor) -> int:
+    """Return the FLOPs of the three products of a Newton-Schulz iteration."""
     short, long = sorted(matrix.shape)
     return 4 * short * short * long + 2 * short**3
 
 
-def measure(device: str) -> Rates:
-    """A device's rates, the best of three tries."""
+def measure_device(device: str) -> DeviceRates:
+    """Measure a device's rates; the best of three tries."""
     side, size = SIZES["cpu" if device == "cpu" else "cuda"]
     matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
     source = torch.ones(size, dtype=torch.uint8, device=device)
-    return Rates(2 * side**3 / _seconds(lambda: matrix @ matrix, device), 2 * size / _seconds(source.clone, device))
+    return DeviceRates(2 * side**3 / _seconds(lambda: matrix @ matrix, device), 2 * size / _seconds(source.clone, device))
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
+    """Return the shortest time of three calls, after one to warm up."""
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -1,64 +1,68 @@
-"""The shared trainer: any drafter with a module, on a frozen target, from the same data and the same token budget.
+"""The trainer that all drafters share: on a frozen target, from the same data and the same token budget.
 
-Two phases: first the corpus as it is, then text the target itself generated.
+A training has two phases: first the corpus as it is, then text that the target itself generated.
 """
 
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from methods.core import weights
 from methods.core.errors import UserError, unknown
-from methods.core.training import Batch
+from methods.core.training import MAX_DEPTH, Batch
 from methods.registry import METHODS, parse_option
 from specbench import targets
 from specbench.targets import placement
 from specbench.targets.shapes import SHAPES
-from specbench.train import loop
-from specbench.train.acceptance import line, rank_accuracy
-from specbench.train.batches import Lessons
-from specbench.train.data import corpus, material
-from specbench.train.distributed import World, joined
+from specbench.train import drafter_data, loop
+from specbench.train.batches import TrainingBatches
+from specbench.train.data import corpus
+from specbench.train.distributed import World, join_world
 from specbench.train.recipe import Job
-from specbench.train.tensorboard import Board
 from specbench.util import files
 
-EVALUATIONS = 12
+EVALUATIONS = 12  # in a training
+RANKS = 8  # of a drafter's guesses at each level: as many as static trees may use
+POSITIONS = 512  # of a batch on which acceptance is measured, at most
 
 KINDS = sorted({row.weights for row in METHODS.values() if row.weights and not row.model})
 
 
 def train(job: Job, console: Console) -> None:
-    """Train the weights of a job and write them; the same command resumes. In every process of a world alike.
+    """Train a drafter and write its weights; the same command resumes. Every process of a world calls this alike.
 
-    Raises UserError for targets it cannot make training text for: cost-matched ones (train on the small one inside) and
-    those without a chat template.
+    Raises UserError for targets without training text: cost-matched ones (train on the small one inside)
+    and those without a chat template.
     """
-    code, architecture = drafter_of(job)
-    with joined(job.device) as (world, device):
-        console = console if world.leads else Console(quiet=True)
-        board = Board(job.log_dir if world.leads else None)
-        loaded = _target(job, device, world)
-        material.check_context(job.recipe, loaded.model.config.max_position_embeddings)
-        files.writable(job.out)
+    code, architecture = resolve_drafter(job)
+    with join_world(job.device) as (world, device):
+        console = console if world.is_leader else Console(quiet=True)
+        log = TensorBoardLog(job.log_dir if world.is_leader else None)
+        loaded = _load_target(job, device, world)
+        drafter_data.check_context(job.recipe, loaded.model.config.max_position_embeddings)
+        files.make_folder(job.out.parent)
+        files.check_writable(job.out)
+
         try:
-            _train(job, code, architecture, loaded, world, board, console)
+            _train(job, code, architecture, loaded, world, log, console)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"training {job.kind} on {job.target} does not fit the memory of {device}; lower --rows or --seq, or keep the target's "
                 "features on disk, --cache-features (--estimate tells what takes how much)"
             ) from None
-        board.close()
+        log.close()
 
 
-def drafter_of(job: Job) -> tuple[ModuleType, Any]:
-    """The code and the architecture of the weights to train. Raises UserError for what cannot be trained."""
+def resolve_drafter(job: Job) -> tuple[ModuleType, Any]:
+    """Return the code and the architecture of the drafter to train. Raises UserError for one that cannot be trained."""
     if job.kind not in KINDS:
         raise unknown("trainable method", job.kind, [*KINDS, "target"])
     if job.target in SHAPES:
@@ -66,15 +70,15 @@ def drafter_of(job: Job) -> tuple[ModuleType, Any]:
             f"{job.target} is a cost-matched target, whose drafters are those of {targets.SHIPPED}; pass --target {targets.SHIPPED}"
         )
     code = importlib.import_module(next(row.module for row in METHODS.values() if row.weights == job.kind))
-    return code, _architecture(code.Architecture(), job.kind, job.options)
+    return code, _parse_architecture(code.Architecture(), job.kind, job.options)
 
 
 def target_dtype(device: str) -> str:
-    """Of the frozen target: fp32 on a CPU, whose small targets cost little, and half the bytes on a GPU."""
+    """Return the frozen target's dtype: fp32 on a CPU, where targets are small, and half precision on a GPU."""
     return "fp32" if device == "cpu" else targets.default_dtype(device)
 
 
-def _target(job: Job, device: str, world: World) -> targets.Loaded:
+def _load_target(job: Job, device: str, world: World) -> targets.Loaded:
     if job.device_map and world.size > 1:
         raise UserError("--device-map spreads the target over the GPUs of one process; start one, or leave --device-map out")
     loaded = targets.load(
@@ -89,53 +93,90 @@ def _target(job: Job, device: str, world: World) -> targets.Loaded:
         device_map=job.device_map,
     )
     if job.device_map:
-        placement.hook(loaded.model)
+        placement.add_hooks(loaded.model)
     return loaded
 
 
-def _train(job: Job, code: ModuleType, architecture: Any, loaded: targets.Loaded, world: World, board: Board, console: Console) -> None:
+def _train(
+    job: Job, code: ModuleType, architecture: Any, loaded: targets.Loaded, world: World, log: "TensorBoardLog", console: Console
+) -> None:
     recipe, model = job.recipe, loaded.model
+    settings = recipe.determining_settings(world.size)
     data = {"target": loaded.weights_sha256, "corpus": corpus.sha256(job.source)}
-    folder = job.work / f"texts-{loop.identity({**data, 'template': loaded.chat.sha256})}"
-    windows = material.read(job, loaded, folder, world, console)
+    folder = job.work / f"texts-{loop.settings_hash({**data, 'template': loaded.chat.sha256})}"
+    windows = drafter_data.load_windows(job, loaded, folder, world, console)
+
     torch.manual_seed(0)
     module = code.Module(model.config, architecture).to(model.device)
     if hasattr(module, "choose_vocabulary"):
-        module.choose_vocabulary(material.answer_counts(windows, model.config.vocab_size))
+        module.choose_vocabulary(drafter_data.count_answer_tokens(windows, model.config.vocab_size))
     module.start_from(model.get_output_embeddings(), model.base_model.get_parameter("norm.weight"))
-    held_out = material.held_out(loaded, windows["held_out"], recipe.rows, module.reads)
-    phases = material.phases(job, loaded, windows, module.reads, folder, world, console)
-    lessons = Lessons(model, phases, parts=recipe.parts(world.size), rows=recipe.rows, at_most=recipe.positions)
+
+    held_out = drafter_data.held_out_batches(loaded, windows["held_out"], recipe.rows, module.reads)
+    phases = drafter_data.training_phases(job, loaded, windows, module.reads, folder, world, console)
+    micro_batches = recipe.micro_batches(world.size)
+    batches = TrainingBatches(model, phases, micro_batches=micro_batches, rows=recipe.rows, at_most=recipe.positions)
     steps = sum(phase.steps for phase in phases)
 
     def evaluate(step: int) -> str:
         accuracy = rank_accuracy(module, held_out, recipe.positions)
-        board.write(step, {f"held-out acceptance/level {level}": ranks[0] for level, ranks in enumerate(accuracy, start=1)})
-        return line(accuracy)
+        log.write(step, {f"held-out acceptance/level {level}": ranks[0] for level, ranks in enumerate(accuracy, start=1)})
+        return _acceptance_line(accuracy)
 
     loop.fit(
         module,
         loop.optimizers(module, recipe.lr),
-        _losses(module, lessons, recipe.parts(world.size), world, model.device),
+        _losses(module, batches, micro_batches, world, model.device),
         steps=steps,
         tokens_per_step=recipe.step_tokens(world.size),
-        state_file=job.work / f"{job.kind}-{loop.identity({**data, **asdict(architecture), **recipe.facts(world.size)})}.pt",
+        state_file=job.work / f"{job.kind}-{loop.settings_hash({**data, **asdict(architecture), **settings})}.pt",
         evaluate=evaluate,
         evaluate_every=max(1, steps // EVALUATIONS),
         schedule=recipe.schedule,
         console=console,
         world=world,
-        log=board.write,
+        log=log.write,
     )
-    if world.leads:
+    if world.is_leader:
         facts = {"target_sha256": data["target"], "tokens": recipe.tokens, "lr": recipe.lr, "options": asdict(architecture)}
-        facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": recipe.facts(world.size)}
+        facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": settings}
         weights.save(job.out, job.kind, module, architecture, rank_accuracy(module, held_out, recipe.positions), facts)
         console.print(f"wrote {job.out}", soft_wrap=True)
 
 
-class _Loss(nn.Module):
-    """A drafter's loss as the call that a parallel module watches."""
+@torch.no_grad()
+def rank_accuracy(module: Any, batches: list[Batch], at_most: int = POSITIONS) -> weights.RankAccuracy:
+    """Measure how often the guess of each rank at each level is the target's choice, given all earlier tokens."""
+    hits = torch.zeros(MAX_DEPTH - 1, RANKS, dtype=torch.float64)
+    seen, levels = torch.zeros(MAX_DEPTH - 1, 1, dtype=torch.float64), 0
+    module.eval()
+
+    for batch in batches:
+        torch.manual_seed(0)
+        flat_P = batch.positions(at_most)
+        low_precision = next(batch.lm_head.parameters()).dtype != torch.float32
+        with torch.autocast(flat_P.device.type, torch.bfloat16, enabled=low_precision):
+            for i, level in enumerate(module.levels(batch, flat_P, MAX_DEPTH - 1)):
+                counts_P = batch.counts_at(flat_P + i + 1)
+                right_P1 = batch.lm_head(batch.features_at(flat_P + i + 1)).argmax(dim=-1, keepdim=True)
+                right_PK = (level.logits_PV.topk(RANKS).indices == right_P1)[counts_P]
+                hits[i] += right_PK.double().sum(dim=0).cpu()
+                seen[i] += len(right_PK)
+                levels = max(levels, i + 1)
+
+    module.train()
+    return tuple(tuple(round(p, 5) for p in row) for row in (hits / seen.clamp(min=1))[:levels].tolist())
+
+
+def _acceptance_line(accuracy: weights.RankAccuracy) -> str:
+    """Return the progress line of an evaluation: rank-1 acceptance by level, and the MAT of a chain of these."""
+    first = [row[0] for row in accuracy]
+    chain_mat = 1 + sum(np.cumprod(first))
+    return "held-out acceptance by level " + " ".join(f"{p:.3f}" for p in first) + f"  chain MAT {chain_mat:.2f}"
+
+
+class _LossModule(nn.Module):
+    """A drafter's loss as a module's forward pass, which DistributedDataParallel needs."""
 
     def __init__(self, module: Any):
         super().__init__()
@@ -146,15 +187,17 @@ class _Loss(nn.Module):
         return loss
 
 
-def _losses(module: nn.Module, lessons: Lessons, parts: int, world: World, device: torch.device) -> Callable[[int], Iterator[Tensor]]:
-    """This process' parts of a step: every ``world.size``-th of them."""
-    parallel, mine = world.parallel(_Loss(module)), range(world.rank, parts, world.size)
+def _losses(
+    module: nn.Module, batches: TrainingBatches, micro_batches: int, world: World, device: torch.device
+) -> Callable[[int], Iterator[Tensor]]:
+    """Return a function of the step that yields the losses of this process' micro-batches: every ``world.size``-th one."""
+    parallel, mine = world.parallel(_LossModule(module)), range(world.rank, micro_batches, world.size)
 
     def losses_at(step: int) -> Iterator[Tensor]:
-        totals_K = lessons.totals(step)
-        for part in mine:
-            batch = lessons.batch(step, part, totals_K)
-            with world.apart(parallel, part != mine[-1]):
+        totals_K = batches.totals(step)
+        for index in mine:
+            batch = batches.batch(step, index, totals_K)
+            with world.accumulating(parallel, index != mine[-1]):
                 with torch.autocast(device.type, torch.bfloat16):
                     loss = parallel(batch)
                 yield loss
@@ -162,9 +205,37 @@ def _losses(module: nn.Module, lessons: Lessons, parts: int, world: World, devic
     return losses_at
 
 
-def _architecture(default: Any, kind: str, options: dict[str, str]) -> Any:
-    known = {each.name: each.type for each in fields(default)}
+def _parse_architecture(default: Any, kind: str, options: dict[str, str]) -> Any:
+    types = {option.name: option.type for option in fields(default)}
     for key in options:
-        if key not in known:
-            raise unknown(f"training option of {kind}", key, known) if known else UserError(f"{kind} has no training options, got {key!r}")
-    return replace(default, **{key: parse_option(kind, key, text, known[key]) for key, text in options.items()})
+        if key not in types:
+            raise unknown(f"training option of {kind}", key, types) if types else UserError(f"{kind} has no training options, got {key!r}")
+    return replace(default, **{key: parse_option(kind, key, text, types[key]) for key, text in options.items()})
+
+
+class TensorBoardLog:
+    """The numbers of a training, written for TensorBoard into ``folder``, or not at all.
+
+    The optional package ``tensorboard`` is imported only here.
+    """
+
+    def __init__(self, folder: Path | None):
+        self._writer = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--log-dir needs the package tensorboard; install it with: pip install 'specbench[train]'") from None
+        self._writer = SummaryWriter(str(files.make_folder(folder)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step, by name."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write everything that is buffered."""
+        if self._writer:
+            self._writer.close()

@@ -1,4 +1,4 @@
-"""The one training loop: the target and every drafter run through it."""
+"""The training loop of the target and of every drafter, with its optimizers, schedule and checkpoints."""
 
 import hashlib
 import json
@@ -14,32 +14,36 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from methods.core.errors import UserError
-from specbench.train.distributed import ALONE, World
+from specbench.train.distributed import SINGLE_PROCESS, World
 from specbench.util import files
 
 CHECKPOINT_EVERY_S = 120.0
-SAVING_SHARE = 20.0  # a checkpoint may take a twentieth of the time
-SCHEDULES = ("wsd", "cosine")  # warm-up, stable, decay; or warm-up and a cosine
+SAVE_TIME_FACTOR = 20.0  # training time between checkpoints, in multiples of the time to save one
+SCHEDULES = ("wsd", "cosine")  # warm-up, stable, decay; or warm-up and cosine decay
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "out.weight")
 
 
 def optimizers(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices between hidden states, AdamW for everything else: vocabulary matrices, norms, biases."""
-    inner: list[nn.Parameter] = []
-    outer: list[nn.Parameter] = []
+    """Return Muon for matrices between hidden states, and AdamW for vocabulary matrices, norms and biases."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        (inner if parameter.ndim == 2 and not name.endswith(VOCABULARY) else outer).append(parameter)
-    muon = torch.optim.Muon(inner, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+        (matrices if parameter.ndim == 2 and not name.endswith(VOCABULARY) else others).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def identity(facts: dict[str, Any]) -> str:
-    """A short name for what some work depends on, so that nothing is resumed from or reused for anything else."""
+def settings_hash(facts: dict[str, Any]) -> str:
+    """Return a short hash of everything that some work depends on, to name the files that it can be resumed from."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def rate(step: int, steps: int, schedule: str = "wsd", warmup: float = 0.02, decay: float = 0.4) -> float:
-    """The factor on every learning rate at a step: after warm-up either a plateau and linear decay to a tenth, or a cosine to 0."""
+def rate_factor(step: int, steps: int, schedule: str = "wsd", warmup: float = 0.02, decay: float = 0.4) -> float:
+    """Return the factor on every learning rate at a step.
+
+    After linear warm-up it is constant and then decays linearly to a tenth ("wsd"), or follows a cosine
+    to 0 ("cosine").
+    """
     rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
     if schedule == "cosine":
         return rise * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -60,45 +64,49 @@ def fit(
     schedule: str = "wsd",
     clip: float = 1.0,
     console: Console,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> None:
-    """Minimise the sum of ``losses_at(step)`` for ``steps`` steps; resumes from ``state_file`` exactly.
+    """Minimise the sum of ``losses_at(step)`` for ``steps`` steps, resuming from ``state_file`` exactly.
 
-    Each loss is backpropagated before the next is asked for; in a world of several processes they are this one's, and their
-    gradients are summed by then (``World.parallel``). They must be a pure function of the step, data order included: that is
-    what makes a resumed run equal an undisturbed one. ``evaluate(step)`` returns the line that is printed every
-    ``evaluate_every`` steps and at the end; ``log`` is told each step's numbers. Both are the leader's alone.
+    ``losses_at`` yields the losses of this process' micro-batches. Each is backpropagated before the next
+    is computed, and gradients are summed over the processes (``World.parallel``). The losses must be a
+    pure function of the step, data order included, so that a resumed run equals an uninterrupted one.
+    ``evaluate(step)`` returns the line that is printed every ``evaluate_every`` steps and at the end;
+    ``log`` receives the numbers of each step. Only the leader calls these two.
     """
-    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    start = _restore(module, optimizers, state_file)
-    world.wait()  # the leader writes that file again
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    start = restore_state(module, optimizers, state_file)
+    world.wait()  # until all have read the file, since the leader overwrites it
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("starting", total=steps, completed=start)
-        pause, saved = CHECKPOINT_EVERY_S, time.monotonic()
-        began = saved
+        checkpoint_after, last_saved = CHECKPOINT_EVERY_S, time.monotonic()
+        began = last_saved
+
         for step in range(start, steps):
-            factor = rate(step, steps, schedule)
-            for optimizer, rates in zip(optimizers, base, strict=True):
+            factor = rate_factor(step, steps, schedule)
+            for optimizer, rates in zip(optimizers, base_rates, strict=True):
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr * factor
-            value = _advance(module, optimizers, losses_at, step, clip, world)
+            value = train_step(module, optimizers, losses_at, step, clip, world)
             speed = (step + 1 - start) * tokens_per_step / (time.monotonic() - began)
             progress.update(bar, advance=1, description=f"loss {value:.3f}  {speed:,.0f} tokens/s")
-            if not world.leads:
+
+            if not world.is_leader:
                 continue
             log(step + 1, {"loss": value, "rate": factor, "tokens per second": speed})
             if (step + 1) % evaluate_every == 0 or step + 1 == steps:
                 progress.console.print(f"step {step + 1}/{steps}  loss {value:.4f}  {speed:,.0f} tokens/s  {evaluate(step + 1)}")
-            if (now := time.monotonic()) - saved > pause or step + 1 == steps:
+            if (now := time.monotonic()) - last_saved > checkpoint_after or step + 1 == steps:
                 save_state(module, optimizers, step + 1, state_file)
-                saved = time.monotonic()
-                pause = max(CHECKPOINT_EVERY_S, SAVING_SHARE * (saved - now))
+                last_saved = time.monotonic()
+                checkpoint_after = max(CHECKPOINT_EVERY_S, SAVE_TIME_FACTOR * (last_saved - now))
     world.wait()
 
 
-def _advance(
+def train_step(
     module: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     losses_at: Callable[[int], Iterable[Tensor]],
@@ -106,14 +114,15 @@ def _advance(
     clip: float,
     world: World,
 ) -> float:
-    """One step; its loss."""
-    torch.manual_seed(step)  # whatever noise the loss draws belongs to the step, not to the process
+    """Take one optimizer step and return its loss. Raises UserError for a loss that is not finite."""
+    torch.manual_seed(step)  # random numbers in the loss depend on the step, not on the process
     total = torch.zeros((), device=next(module.parameters()).device)
     for loss in losses_at(step):
-        (loss * world.size).backward()  # what a parallel module exchanges is averaged
+        (loss * world.size).backward()  # a parallel module averages over the processes
         total += loss.detach()
     if not math.isfinite(value := world.sum(total).item()):
         raise UserError(f"the loss is {value} at step {step}; lower --lr, then train from the beginning")
+
     nn.utils.clip_grad_norm_(module.parameters(), clip)
     for optimizer in optimizers:
         optimizer.step()
@@ -122,15 +131,17 @@ def _advance(
 
 
 def save_state(module: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+    """Write a checkpoint after ``step`` steps."""
     state = {"step": step, "module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    with files.whole(path) as partial:
+    with files.atomic_write(path) as partial:
         torch.save(state, partial)
 
 
-def _restore(module: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+def restore_state(module: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+    """Restore a checkpoint and return its number of steps; 0 without one."""
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves it to where the parameters are
+    state = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves it to the parameters' device
     module.load_state_dict(state["module"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

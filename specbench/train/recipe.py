@@ -1,4 +1,4 @@
-"""How a drafter is trained, and on what."""
+"""A drafter training's settings: the recipe, and the job that applies it."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,16 +10,18 @@ from methods.core.training import MAX_DEPTH
 from specbench.train.data.corpus import Source
 from specbench.train.loop import SCHEDULES
 
-CORPUS_SHARE = 1 / 3  # of the budget spent on the corpus before the target's own text
+CORPUS_SHARE = 1 / 3  # of the token budget, spent on the corpus before the target's own text
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The defaults are what ships was trained with. A step reads ``accumulate`` parts in each process, a part ``rows`` windows
-    of ``seq`` tokens; from a part it learns at a quarter of its places at most.
+    """The hyperparameters of a drafter's training. The defaults are those of the shipped drafters.
 
-    ``regenerate`` prompts of each category are answered by the target itself, in ``max_new_tokens`` tokens at most, for the
-    last two thirds of the budget; 0 leaves the whole budget to the corpus as it is. Raises UserError for what makes no training.
+    In an optimizer step each process reads ``accumulate`` micro-batches of ``rows`` windows of ``seq``
+    tokens, and learns from a quarter of their positions at most. The target itself answers
+    ``regenerate`` prompts of each category, in ``max_new_tokens`` tokens at most; the last two thirds of
+    the budget are spent on these answers. With 0 the whole budget goes to the corpus. Raises UserError
+    for settings that cannot be trained with.
     """
 
     tokens: int = 8_000_000
@@ -42,22 +44,23 @@ class Recipe:
 
     @property
     def positions(self) -> int:
-        """Places of a part that are learnt from, at most."""
+        """The largest number of positions of a micro-batch that are learnt from."""
         return self.seq * self.rows // 4
 
-    def parts(self, processes: int) -> int:
-        """Of a step, in all processes."""
+    def micro_batches(self, processes: int) -> int:
+        """Return the number of micro-batches in an optimizer step, over all processes."""
         return self.accumulate * processes
 
-    def facts(self, processes: int) -> dict[str, Any]:
-        """What the weights depend on: how the parts of a step are shared out is not among it."""
-        return {**asdict(self), "accumulate": self.parts(processes)}
+    def determining_settings(self, processes: int) -> dict[str, Any]:
+        """Return the settings that determine the weights; how processes share the micro-batches does not."""
+        return {**asdict(self), "accumulate": self.micro_batches(processes)}
 
     def step_tokens(self, processes: int) -> int:
-        return self.seq * self.rows * self.parts(processes)
+        """Return the number of tokens read in an optimizer step, over all processes."""
+        return self.seq * self.rows * self.micro_batches(processes)
 
     def steps(self, processes: int) -> tuple[int, int]:
-        """Steps on the corpus, and then on the target's own text. Raises UserError where not one fits the budget."""
+        """Return the number of steps on the corpus and on the target's own text. Raises UserError for less than one in all."""
         steps = self.tokens // self.step_tokens(processes)
         if not steps:
             raise UserError(f"--tokens is {self.tokens:,}, less than a step's {self.step_tokens(processes):,}; raise it, or lower --rows")
@@ -67,7 +70,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """What to train from what, and where to leave it: weights in the file ``out``, work to resume from in the folder ``work``."""
+    """A drafter to train: its kind, target and data, the file ``out`` for its weights, and a folder to resume from."""
 
     kind: str
     target: str

@@ -1,7 +1,8 @@
-"""``python -m specbench.gpu.ship``: from a target trained on a GPU to the files the package ships, within what a package may weigh.
+"""The command ``python -m specbench.train.ship``: prepare a trained target for the package, within the package's size limits.
 
-``fits PRESET`` says before training whether the preset and its drafters will; ``shard FOLDER`` cuts the trained weights into files
-small enough, before drafters are trained for them (their identity is a hash of those files); ``leave FOLDER`` puts all in place.
+``fits PRESET`` checks before training whether the preset and its drafters will fit. ``shard FOLDER`` splits the trained weights
+into small enough files; do so before training drafters, which are bound to the hash of these files. ``install FOLDER`` copies the
+target and its drafters into the package.
 """
 
 import importlib
@@ -18,91 +19,99 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from methods.core.errors import UserError, unknown
 from methods.registry import METHODS, SHIPPED_WEIGHTS
 from specbench import targets
-from specbench.train.target import PRESETS, config
+from specbench.train.target import PRESETS, llama_config
+from specbench.util.exits import exit_codes
 
 MIB = 2**20
-LARGEST, ALL = 15 * MIB, 40 * MIB  # bytes of a file, and of everything that ships
-SHARD = "14MB"
-SHIPPED = ("*.json", "*.jinja", "*.md", "*.safetensors", "drafters/*.safetensors")
-WHOLE = "model.safetensors"
+MAX_FILE, MAX_TOTAL = 15 * MIB, 40 * MIB  # bytes of a file, and of everything that ships
+SHARD_SIZE = "14MB"
+SHIPPED_FILES = ("*.json", "*.jinja", "*.md", "*.safetensors", "drafters/*.safetensors")
+UNSHARDED = "model.safetensors"
 
 
-def fits(preset: str, console: Console) -> None:
-    """Raises UserError where the preset's target and drafters, in bf16, will come to more than may ship."""
+def check_fits(preset: str, console: Console) -> None:
+    """Print the size of a preset's target and drafters in bf16. Raises UserError where it is too large to ship."""
     if preset not in PRESETS:
         raise unknown("target preset", preset, PRESETS)
-    sizes = {name: 2 * count for name, count in parameters(preset).items()}
+    sizes = {name: 2 * count for name, count in count_parameters(preset).items()}
     total = sum(sizes.values())
     parts = ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
-    told = f"preset {preset} in bf16: {parts}; {total / MIB:.1f} MiB in all, {ALL // MIB} may ship"
-    if total > ALL:
-        raise UserError(f"{told}; give it fewer layers, or train it without shipping: specbench train target --preset {preset}")
-    console.print(told, markup=False, soft_wrap=True)
+    summary = f"preset {preset} in bf16: {parts}; {total / MIB:.1f} MiB in all, {MAX_TOTAL // MIB} may ship"
+    if total > MAX_TOTAL:
+        raise UserError(f"{summary}; give it fewer layers, or train it without shipping: specbench train target --preset {preset}")
+    console.print(summary, markup=False, soft_wrap=True)
 
 
-def parameters(preset: str) -> dict[str, int]:
-    """Of the target and each kind of drafter, without training or building any."""
+def count_parameters(preset: str) -> dict[str, int]:
+    """Return the number of parameters of a preset's target and of each shipped kind of drafter."""
     tokenizer: Any = AutoTokenizer.from_pretrained(targets.shipped_folder())
-    shape = config(PRESETS[preset], tokenizer)
+    config = llama_config(PRESETS[preset], tokenizer)
     with torch.device("meta"):
-        modules: dict[str, Any] = {"target": AutoModelForCausalLM.from_config(shape)}
+        modules: dict[str, Any] = {"target": AutoModelForCausalLM.from_config(config)}
         for kind in SHIPPED_WEIGHTS:
             code = importlib.import_module(next(row.module for row in METHODS.values() if row.weights == kind))
-            modules[kind] = code.Module(shape, code.Architecture())
+            modules[kind] = code.Module(config, code.Architecture())
     return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
 
 
 def shard(folder: Path) -> None:
-    """Weights in one large file become several; the same weights give the same files. A folder without one is left as it is."""
-    whole = folder / WHOLE
-    if not whole.is_file() or whole.stat().st_size <= LARGEST:
+    """Split weights in one too large file into several; the same weights give the same files."""
+    unsharded = folder / UNSHARDED
+    if not unsharded.is_file() or unsharded.stat().st_size <= MAX_FILE:
         return
-    with safe_open(whole, framework="pt") as file:
+
+    with safe_open(unsharded, framework="pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    model.save_pretrained(folder, max_shard_size=SHARD)
-    whole.unlink()
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    unsharded.unlink()
 
 
-def leave(folder: Path, place: Path) -> list[Path]:
-    """Replace what ships in ``place`` by what is in ``folder``; returns the files. Raises UserError, before any, if it is too much."""
-    new = [path.relative_to(folder) for pattern in SHIPPED for path in sorted(folder.glob(pattern))]
+def install(folder: Path, destination: Path) -> list[Path]:
+    """Replace the shipped files in ``destination`` by those of ``folder``, and return them.
+
+    Raises UserError, before anything is changed, if they are incomplete or too large.
+    """
+    new = [path.relative_to(folder) for pattern in SHIPPED_FILES for path in sorted(folder.glob(pattern))]
     missing = [kind for kind in SHIPPED_WEIGHTS if Path("drafters", f"{kind}.safetensors") not in new]
     if missing or Path("config.json") not in new:
         raise UserError(f"{folder} lacks {', '.join(missing) or 'config.json'}: train the target and all its drafters first")
+
     for path in new:
         size = (folder / path).stat().st_size
-        if size > LARGEST:
-            raise UserError(f"{folder / path} has {size / MIB:.1f} MiB, {LARGEST // MIB} may ship in a file; cut it: ship shard {folder}")
+        if size > MAX_FILE:
+            raise UserError(
+                f"{folder / path} has {size / MIB:.1f} MiB, {MAX_FILE // MIB} may ship in a file; "
+                f"split it: python -m specbench.train.ship shard {folder}"
+            )
     total = sum((folder / path).stat().st_size for path in new)
-    if total > ALL:
-        raise UserError(f"{folder} comes to {total / MIB:.1f} MiB, {ALL // MIB} may ship; train a smaller preset")
-    for pattern in SHIPPED:  # an old file beside new shards would be read instead of them
-        for path in place.glob(pattern):
+    if total > MAX_TOTAL:
+        raise UserError(f"{folder} comes to {total / MIB:.1f} MiB, {MAX_TOTAL // MIB} may ship; train a smaller preset")
+
+    for pattern in SHIPPED_FILES:  # an old weight file would be read in place of new shards
+        for path in destination.glob(pattern):
             path.unlink()
     for path in new:
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / path, place / path)
+        (destination / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path, destination / path)
     return new
 
 
 def main(arguments: list[str]) -> None:
+    """Run the command. Raises UserError for unknown arguments."""
     console = Console()
     match arguments:
         case ["fits", preset]:
-            fits(preset, console)
+            check_fits(preset, console)
         case ["shard", folder]:
             shard(Path(folder))
-        case ["leave", folder]:
-            place = targets.shipped_folder()
-            console.print(*(place / path for path in leave(Path(folder), place)), sep="\n", markup=False, soft_wrap=True)
+        case ["install", folder]:
+            destination = targets.shipped_folder()
+            console.print(*(destination / path for path in install(Path(folder), destination)), sep="\n", markup=False, soft_wrap=True)
         case _:
-            raise UserError("ship takes one of: fits PRESET, shard FOLDER, leave FOLDER")
+            raise UserError("ship takes one of: fits PRESET, shard FOLDER, install FOLDER")
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

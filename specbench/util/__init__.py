@@ -1,1 +1,1 @@
-"""Helpers that know nothing of speculative decoding: files, text, tables, memory, environment."""
+"""Helpers without knowledge of speculative decoding: files, text, tables, memory, environment."""

@@ -1,75 +1,114 @@
-"""What a run ran on and from: versions, processor, threads, GPU and driver, state of the checkout."""
+"""The software and hardware of a run: versions, processor, threads, GPU and driver, git state."""
 
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Facts for the manifest; ``gpu`` and ``driver`` are None on a CPU."""
-    cuda = device.type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
-        "gpu": torch.cuda.get_device_name(device) if cuda else None,
-        "cuda": torch.version.cuda if cuda else None,
-        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
-    }
+if TYPE_CHECKING:
+    import torch
 
 
-def device_id(device: torch.device, index: int | None = None, workers: int = 1) -> str:
-    """What a record says it ran on, "KIND #WHICH"; times compare within a kind only (``records.device_kind``).
+@dataclass(frozen=True)
+class Environment:
+    """The software and hardware of a process. None: not known, or, for the facts of a GPU, no GPU.
 
-    On CUDA the GPU's name and its UUID. On a CPU its model, the process' threads and the ``workers`` that share it, all of which
-    move times; which of them is ``index``.
+    Of workers that differ in a fact, the text holds every value.
     """
+
+    python: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    system: str | None = None
+    cpu: str | None = None
+    cores: int | str | None = None
+    threads: int | str | None = None
+    omp_wait_policy: str | None = None
+    gomp_spincount: str | None = None
+    gpu: str | None = None
+    cuda: str | None = None
+    driver: str | None = None
+    workers: int | None = None  # processes that shared the questions; None: one process
+    ray: str | None = None  # version, where workers were actors of a Ray cluster
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The checkout that the package ran from; ``sha`` is "" for an installed package."""
+
+    sha: str = ""
+    dirty: bool = False
+
+
+def environment(device: "torch.device") -> Environment:
+    """Return the environment of this process, which runs on ``device``."""
+    import torch
+    import transformers
+
+    cuda = device.type == "cuda"
+    return Environment(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        system=f"{platform.system()} {platform.release()}",
+        cpu=cpu_model(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
+        gomp_spincount=os.environ.get("GOMP_SPINCOUNT"),
+        gpu=torch.cuda.get_device_name(device) if cuda else None,
+        cuda=torch.version.cuda if cuda else None,
+        driver=output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else None,
+    )
+
+
+def device_id(device: "torch.device", index: int | None = None, workers: int = 1) -> str:
+    """Return what a record says it ran on, "KIND #WHICH"; times compare within a kind only (``records.device_kind``).
+
+    On CUDA: the GPU's name and its UUID. On a CPU: its model, the process' threads, and the number of ``workers`` that share
+    it, all of which change times; ``index`` is this worker's number.
+    """
+    import torch
+
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         return f"{gpu.name} #GPU-{gpu.uuid}"
-    kind = f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    kind = f"{cpu_model()}, {torch.get_num_threads()} threads"
     return f"{kind} #cpu" if index is None else f"{kind}, {workers} workers #cpu worker {index}"
 
 
-def joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One environment of several workers': of a fact on which they differ, every value."""
-    first = environments[0]
-    apart = {key: sorted({str(each.get(key)) for each in environments}) for key in first}
-    return {key: value if len(apart[key]) == 1 else ", ".join(apart[key]) for key, value in first.items()}
+def merge_environments(environments: Sequence[Environment]) -> Environment:
+    """Return one environment for several workers; a fact on which they differ lists every value."""
+    values: dict[str, list[Any]] = {f.name: [getattr(one, f.name) for one in environments] for f in fields(Environment)}
+    distinct = {name: sorted({str(value) for value in each}) for name, each in values.items()}
+    facts: dict[str, Any] = {name: each[0] if len(distinct[name]) == 1 else ", ".join(distinct[name]) for name, each in values.items()}
+    return Environment(**facts)
 
 
-def git_state() -> dict[str, Any]:
-    """``{"sha", "dirty"}`` of the checkout this package runs from, {} for an installed package."""
+def git_state() -> GitState:
+    """Return the state of the checkout that this package runs from."""
     package = Path(__file__).parents[1]
     in_package = ("git", "-C", str(package))
-    # An environment inside a checkout is a folder of that checkout too, but none of its tracked files.
+    # A virtual environment inside a checkout lies in that checkout too, but its files are not tracked.
     if not output_of(*in_package, "ls-files", "__init__.py"):
-        return {}
+        return GitState()
     dirty = output_of(*in_package, "status", "--porcelain", "--untracked-files=no")
-    return {"sha": output_of(*in_package, "rev-parse", "HEAD"), "dirty": bool(dirty)}
+    return GitState(output_of(*in_package, "rev-parse", "HEAD"), bool(dirty))
 
 
 def output_of(*command: str) -> str:
-    """What a program prints; "" when it is not installed or fails."""
+    """Return what a program prints, stripped; "" when it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

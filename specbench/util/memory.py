@@ -1,4 +1,7 @@
-"""Memory: what is free, and a turn's peak (the allocator's on CUDA, the process' resident set on a Linux CPU)."""
+"""Memory of a device: how much is free, a turn's peak, and Python's garbage collection around it.
+
+The peak is the allocator's on CUDA, and the process' resident set on a Linux CPU.
+"""
 
 import contextlib
 import gc
@@ -12,22 +15,25 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class PeakMemory:
-    """Bytes at the highest point since ``reset``, each device's own added up; 0 where the system cannot say."""
+    """Peak memory in bytes since ``reset``, summed over the devices; 0 where the system cannot tell."""
 
     def __init__(self, *devices: torch.device):
         self._gpus = [device for device in devices if device.type == "cuda"]
         self._can_reset = False
 
     def reset(self) -> None:
+        """Start a new measurement."""
         for gpu in self._gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
         if self._gpus:
             return
-        with contextlib.suppress(OSError):  # not Linux, or a sandbox without write access to /proc: peak() then says 0
+        # Fails outside Linux, and in a sandbox without write access to /proc: peak() then returns 0.
+        with contextlib.suppress(OSError):
             _CLEAR_REFS.write_text("5")
             self._can_reset = True
 
     def peak(self) -> int:
+        """Return the peak in bytes."""
         if self._gpus:
             return sum(map(torch.cuda.max_memory_allocated, self._gpus))
         if not self._can_reset:
@@ -36,34 +42,41 @@ class PeakMemory:
         return int(line.split()[1]) * 1024
 
 
-def free(device: str) -> int:
-    """Bytes not in use on the device: the GPU's own, or those the system says a new process may take."""
+def free_memory(device: str) -> int:
+    """Return the free bytes of a GPU, or those that the system says a new process may use."""
     if device != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
     line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
     return int(line.split()[1]) * 1024
 
 
-def freeze() -> None:
-    """Spare all that is there from collections: a full one over what torch and transformers import takes 0.16 s."""
+def freeze_gc() -> None:
+    """Exclude all existing objects from garbage collection.
+
+    A full collection over the objects that torch and transformers create on import takes 0.16 s.
+    """
     gc.collect()
     gc.freeze()
 
 
 @contextlib.contextmanager
-def unhindered() -> Iterator[None]:
-    """Without full collections, which would be charged to whichever arm they hit."""
-    freeze()
+def gc_paused() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection inside the block.
+
+    The time of a full collection would be charged to whichever arm it interrupts.
+    """
+    freeze_gc()
     try:
         yield
     finally:
         gc.unfreeze()
 
 
-def make_room() -> None:
-    """Free the targets that nothing refers to any more.
+def release_unused_memory() -> None:
+    """Free the memory of targets that are no longer in use.
 
-    A target, its captured graphs and the pieces they came of refer to each other, so that only a collection frees them.
+    A target, its captured graphs and their inputs refer to each other, so only a garbage collection
+    frees them.
     """
     gc.collect()
     if torch.cuda.is_available():

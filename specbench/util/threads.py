@@ -1,16 +1,16 @@
-"""How torch's threads wait for work; to be settled before torch is imported."""
+"""The waiting of torch's CPU threads for work, which must be configured before torch is imported."""
 
 import os
 
-# Without a limit a thread that has nothing to do spins for a millisecond or more, and beside one busy process a forward pass
-# of 8 ms takes 850; put to sleep at once it takes 50 microseconds to wake, a hundred times a token. Spinning this long spans
-# the gap between two products.
-SPINS = "1000"
-SETTLED_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what a process elsewhere has to be told
+# An idle thread spins for a millisecond or more by default. Beside one other busy process that turns a forward pass
+# of 8 ms into 850 ms. Without any spinning, waking takes 50 microseconds, a hundred times a token. This spin count
+# covers the gap between two matrix products.
+SPIN_COUNT = "1000"
+THREAD_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # environment to pass on to processes elsewhere
 
 
-def patient_threads() -> None:
-    """Leaves alone what the user has set."""
+def configure_thread_waiting() -> None:
+    """Set how long idle OpenMP threads spin, unless the user's environment already says so."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-        os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for builds of torch with LLVM's or Intel's threads, which sleep at once
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ.setdefault("KMP_BLOCKTIME", "0")  # LLVM's and Intel's OpenMP: threads sleep at once

@@ -1,3 +1,5 @@
+"""Bootstrap intervals: coverage, strata, and seeds."""
+
 import math
 
 import numpy as np
@@ -36,7 +38,7 @@ def test_a_slowdown_of_five_percent_is_detected():
 def test_interval_repeats_for_a_seed_and_not_for_another():
     logs = np.random.default_rng(0).normal(0, NOISE, len(CATEGORIES))
     first = bounds(logs, CATEGORIES, seed=3)
-    stats._weights.cache_clear()
+    stats.draw_weights.cache_clear()
     assert bounds(logs, CATEGORIES, seed=3) == first
     assert bounds(logs, CATEGORIES, seed=3) != bounds(logs, CATEGORIES, seed=4)
 

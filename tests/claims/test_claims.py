@@ -1,16 +1,18 @@
+"""Verdicts on claims, and the claims in the package."""
+
 from dataclasses import fields, replace
 from datetime import date
 
 import pytest
 from helpers.claimed_runs import PROMPT_S, S4C, VANILLA_S, answer, manifest, records, verdict_on
+from helpers.scripted_records import frame
 
-from specbench import claims
 from specbench.analysis import metrics
-from specbench.analysis.frames import turns_frame
 from specbench.analysis.stats import Estimate
 from specbench.claims import text
+from specbench.claims.claim import claim_named, load_claims
 from specbench.claims.verdict import judge, outcome
-from specbench.store.records import AGAIN
+from specbench.config.arm import AGAIN
 from specbench.suites import spec_bench
 
 
@@ -38,28 +40,28 @@ def test_bounds_belong_to_the_range():
 
 
 @pytest.mark.parametrize(("questions", "expected"), [(29, "inconclusive"), (30, "reproduced")])
-def test_too_few_questions_prove_nothing(tmp_path, questions, expected):
+def test_too_few_questions_are_inconclusive(tmp_path, questions, expected):
     verdict = verdict_on(tmp_path, records(2.4, questions=questions), questions=questions)
     assert verdict.outcome == expected
     assert ("29 questions were compared, fewer than 30" in verdict.judged.why) == (questions == 29)
 
 
-def test_without_an_interval_nothing_is_concluded(tmp_path):
+def test_a_verdict_without_an_interval_is_inconclusive(tmp_path):
     verdict = verdict_on(tmp_path, records(2.4, vanilla_text_tokens=None))
     assert (verdict.outcome, verdict.judged.why) == ("inconclusive", "no interval could be formed")
     assert "has no measured speedup" in text.sentence(verdict)
 
 
 def only(method):
-    return (record for record in records(2.4) if record.method == method)
+    return (record for record in records(2.4) if record.arm == method)
 
 
 @pytest.mark.parametrize(
-    ("found", "settings", "why"),
+    ("found", "changes", "why"),
     [
         (
             records(2.4),
-            {"suite": "mini", "suite_sha256": "f" * 64},
+            {"suite": {"name": "mini", "sha256": "f" * 64}},
             "the sha256 of the run's suite, mini, is not that of the claim's, spec-bench",
         ),
         (only("s4c"), {}, "no answered turn of vanilla is recorded"),
@@ -69,14 +71,14 @@ def only(method):
     ],
     ids=["suite", "no vanilla", "no arm", "no records", "accounting"],
 )
-def test_what_cannot_be_compared_is_not(tmp_path, found, settings, why):
-    verdict = verdict_on(tmp_path, found, settings=settings)
+def test_runs_that_do_not_fit_the_claim_are_not_comparable(tmp_path, found, changes, why):
+    verdict = verdict_on(tmp_path, found, **changes)
     assert (verdict.outcome, verdict.judged.why, verdict.exit_code) == ("not comparable", why, 3)
     assert {each.outcome for each in verdict.by_definition} == {"not comparable"}
     assert text.sentence(verdict).startswith("not comparable, under different conditions: ")
 
 
-def test_every_definition_is_judged_and_a_disagreement_said(tmp_path):
+def test_every_definition_is_judged_and_disagreement_is_reported(tmp_path):
     agreed = verdict_on(tmp_path / "a", records(2.4))
     assert [each.definition for each in agreed.by_definition] == [each.__name__ for each in metrics.SPEEDUPS]
     assert "All definitions agree on the outcome." in text.parts(agreed)
@@ -86,23 +88,23 @@ def test_every_definition_is_judged_and_a_disagreement_said(tmp_path):
     assert f"The definitions disagree: {others}; {legacy}." in text.parts(split)
 
 
-def test_the_speedup_is_taken_apart(tmp_path):
+def test_the_decomposition_of_the_speedup_by_hand(tmp_path):
     found = verdict_on(tmp_path, records(1.5, wobble=0.0)).decomposition
-    round_s = VANILLA_S / 1.5 - PROMPT_S
+    step_s = VANILLA_S / 1.5 - PROMPT_S
     assert found.mat.value == 12.0
-    assert found.round_cost.value == pytest.approx(round_s / 0.010)
-    assert found.speedup_decode.value == pytest.approx(0.12 / round_s) == pytest.approx(12 / found.round_cost.value)
-    assert found.decode_mat_for_low.value == pytest.approx(2.26 * found.round_cost.value)
-    assert found.decode_mat_for_high.value == pytest.approx(2.6 * found.round_cost.value)
-    assert found.mat_for_low.value == pytest.approx(12 * round_s / (VANILLA_S / 2.26 - PROMPT_S))
-    assert found.mat_for_high.value == pytest.approx(12 * round_s / (VANILLA_S / 2.6 - PROMPT_S))
+    assert found.step_cost.value == pytest.approx(step_s / 0.010)
+    assert found.speedup_decode.value == pytest.approx(0.12 / step_s) == pytest.approx(12 / found.step_cost.value)
+    assert found.decode_mat_for_low.value == pytest.approx(2.26 * found.step_cost.value)
+    assert found.decode_mat_for_high.value == pytest.approx(2.6 * found.step_cost.value)
+    assert found.mat_for_low.value == pytest.approx(12 * step_s / (VANILLA_S / 2.26 - PROMPT_S))
+    assert found.mat_for_high.value == pytest.approx(12 * step_s / (VANILLA_S / 2.6 - PROMPT_S))
 
 
 def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
     def caveats(depth):
         run = manifest(tmp_path / str(depth))
-        facts = replace(run.methods["s4c"], config={"depth": depth})
-        found = judge(S4C, replace(run, methods=run.methods | {"s4c": facts}), turns_frame(records(1.5, wobble=0.0)))
+        facts = replace(run.arms["s4c"], config={"depth": depth})
+        found = judge(S4C, replace(run, arms=run.arms | {"s4c": facts}), frame(records(1.5, wobble=0.0)))
         return [line for line in found.caveats if "deep" in line]
 
     assert 15 < 2.26 * (VANILLA_S / 1.5 - PROMPT_S) / 0.010 < 16  # the MAT that the range begins at
@@ -111,18 +113,20 @@ def test_a_tree_too_shallow_for_the_range_is_named(tmp_path):
 
 
 def test_the_noise_floor_is_that_of_the_arm(tmp_path):
-    assert "noise floor is not known" in "".join(str(part) for part in text.parts(verdict_on(tmp_path / "a", records(2.4))))
+    assert "noise floor is unknown" in "".join(str(part) for part in text.parts(verdict_on(tmp_path / "a", records(2.4))))
     again = [answer(f"s4c{AGAIN}", i, 2.4 * 1.02) for i in range(36)]
     arms = {"vanilla": "V", "s4c": "S4C", f"s4c{AGAIN}": "S4C, again"}
     verdict = verdict_on(tmp_path / "b", [*records(2.4, wobble=0.0), *again], methods=arms, arms=3)
     assert verdict.noise_floor.value == pytest.approx(1.02)
-    assert "s4c over itself in this run is 1.020x [1.020, 1.020]" in "".join(str(part) for part in text.parts(verdict))
+    assert "s4c, run twice in this run, has a speedup over itself of 1.020x [1.020, 1.020]" in "".join(
+        str(part) for part in text.parts(verdict)
+    )
 
 
-def test_context_is_the_same_method_and_its_neighbours(tmp_path):
+def test_context_is_the_same_method_and_the_same_target(tmp_path):
     everything = verdict_on(tmp_path / "a", records(2.4)).context
     assert len(everything) == 10
-    rows = verdict_on(tmp_path / "b", records(2.4), claims.named("medusa-vicuna-7b"), "s4c").context
+    rows = verdict_on(tmp_path / "b", records(2.4), claim_named("medusa-vicuna-7b"), "s4c").context
     assert [row.name for row in rows] == [
         "medusa-vicuna-7b", "medusa-vicuna-13b", "medusa-vicuna-33b", "eagle-vicuna-7b", "eagle2-vicuna-7b",
     ]  # fmt: skip
@@ -137,8 +141,8 @@ LEADERBOARD = {  # Leaderboard.md at fd2c1cd: overall speedup, mean accepted tok
 
 
 def test_every_shipped_claim_is_complete():
-    assert set(claims.claims()) == {"s4c", *LEADERBOARD}
-    for claim in claims.claims().values():
+    assert set(load_claims()) == {"s4c", *LEADERBOARD}
+    for claim in load_claims().values():
         assert 1 < claim.low < claim.high
         assert claim.judged_by in {each.__name__ for each in metrics.SPEEDUPS}
         assert (claim.suite_sha256, claim.questions) == (spec_bench.SHA256, 480)
@@ -150,7 +154,7 @@ def test_every_shipped_claim_is_complete():
 
 @pytest.mark.parametrize("name", LEADERBOARD)
 def test_leaderboard_rows_are_points_with_a_stated_spread(name):
-    claim = claims.named(name)
+    claim = claim_named(name)
     assert (claim.value, claim.mat) == LEADERBOARD[name]
     assert claim.arm == name.split("-")[0]
     assert claim.target == name.partition("-")[2] + "-v1.3"

@@ -1,3 +1,5 @@
+"""The commands run, resume, report, methods and targets as a user calls them, and their errors and exit codes."""
+
 import json
 import os
 import subprocess
@@ -12,7 +14,7 @@ from transformers import AutoTokenizer
 
 from specbench.cli import app, common
 from specbench.store import records
-from specbench.store.manifest import RunManifest
+from specbench.store.manifest import ImportSource, RunManifest
 
 torch.set_num_threads(1)
 
@@ -24,7 +26,7 @@ def target(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def base(target, tmp_path, monkeypatch) -> list[str]:
-    """Arguments of a run that works."""
+    """The arguments of a valid run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(common.console, "_width", 200)
     suite = write_suite(tmp_path / "suite.jsonl")
@@ -38,7 +40,7 @@ def ended(arguments: list[str]) -> int:
 
 
 def complaint(arguments: list[str], capsys) -> str:
-    """The one line a wrong command line is answered with."""
+    """Return the single line that wrong arguments print."""
     assert ended(arguments) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
@@ -46,7 +48,7 @@ def complaint(arguments: list[str], capsys) -> str:
     return errors
 
 
-def test_a_run_measures_reports_and_is_found_again(base, tmp_path, capsys):
+def test_run_measures_reports_and_does_nothing_the_second_time(base, tmp_path, capsys):
     assert ended(base) == 0
     shown = capsys.readouterr().out
     (run_dir,) = (tmp_path / "results").iterdir()
@@ -55,7 +57,7 @@ def test_a_run_measures_reports_and_is_found_again(base, tmp_path, capsys):
     assert (run_dir / "report" / "report.md").is_file()
     before = (run_dir / records.FILE).read_bytes()
     manifest = RunManifest.read(run_dir)
-    assert manifest.settings.methods == ["vanilla", "pld"]
+    assert list(manifest.arms) == ["vanilla", "pld"]
     assert before.count(b"\n") == 2 * sum(len(turns) for _, _, turns in QUESTIONS)
     assert ended(base) == 0
     assert "all 14 turns are measured" in capsys.readouterr().out
@@ -64,12 +66,12 @@ def test_a_run_measures_reports_and_is_found_again(base, tmp_path, capsys):
     assert len(list((tmp_path / "results").iterdir())) == 2
 
 
-def test_an_arm_runs_twice_to_measure_the_noise(base, target, tmp_path, capsys):
+def test_aa_runs_an_arm_twice(base, target, tmp_path, capsys):
     out = tmp_path / "mine"
     assert ended([*base, "--out", str(out), "--aa", "pld", "--set", "pld.nodes=3"]) == 0
     manifest = RunManifest.read(out)
-    assert manifest.settings.methods == ["vanilla", "pld", "pld#2"]
-    assert manifest.methods["pld#2"].config == manifest.methods["pld"].config == {"max_ngram": 3, "nodes": 3}
+    assert list(manifest.arms) == ["vanilla", "pld", "pld#2"]
+    assert manifest.arms["pld#2"].config == manifest.arms["pld"].config == {"max_ngram": 3, "nodes": 3}
     found = {record.key: record for record in records.read(out)[0]}
     pairs = [(record, found["pld#2", *key[1:]]) for key, record in found.items() if key[0] == "pld"]
     assert len(pairs) == sum(len(turns) for _, _, turns in QUESTIONS)
@@ -83,7 +85,7 @@ def test_an_arm_runs_twice_to_measure_the_noise(base, target, tmp_path, capsys):
     assert "unknown method 'pdl'" in complaint([*base, "--aa", "pdl"], capsys)
 
 
-def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
+def test_resume_and_report_of_a_run_directory(base, tmp_path, capsys):
     out = tmp_path / "mine"
     assert ended([*base, "--out", str(out), "--set", "pld.nodes=3"]) == 0
     lines = (out / records.FILE).read_bytes().splitlines(keepends=True)
@@ -91,7 +93,7 @@ def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
     assert ended(["resume", str(out)]) == 0
     assert (out / records.FILE).read_bytes().startswith(b"".join(lines[:5]))
     assert (out / records.FILE).read_bytes().count(b"\n") == len(lines)
-    assert RunManifest.read(out).methods["pld"].config["nodes"] == 3
+    assert RunManifest.read(out).arms["pld"].config["nodes"] == 3
     assert ended(["report", str(out), "--out", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere" / "report.md").is_file()
 
@@ -105,7 +107,7 @@ def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
         (["--categories", "letters,numbrs"], ["unknown category", "did you mean 'numbers'?"]),
         (["--set", "noodles=3"], ["unknown option in --set 'noodles'", "did you mean 'nodes'?"]),
         (["--set", "pld.noodles=3"], ["unknown option of pld 'noodles'", "choices: acceptance, backend, max_ngram, nodes"]),
-        (["--set", "eagle.nodes=3"], ["unknown method in --set 'eagle'", "choices: pld, vanilla"]),
+        (["--set", "eagle.nodes=3"], ["unknown arm in --set 'eagle'", "choices: pld, vanilla"]),
         (["--set", "nodes"], ["--set 'nodes' is not KEY=VALUE"]),
         (["--set", "nodes=many"], ["pld's nodes is 'many'", "whole number"]),
         (["--set", "acceptance=macth"], ["did you mean 'match'?"]),
@@ -130,45 +132,45 @@ def test_resume_and_report_take_a_directory(base, tmp_path, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
-def test_bad_input_is_one_line_and_nothing_is_written(base, tmp_path, capsys, arguments, parts):
+def test_wrong_arguments_print_one_line_and_write_nothing(base, tmp_path, capsys, arguments, parts):
     if arguments[-1] == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     if "--suite-file=" in arguments:
-        place = base.index("--suite-file")
-        base, arguments = base[:place] + base[place + 2 :], arguments[:-1]
+        index = base.index("--suite-file")
+        base, arguments = base[:index] + base[index + 2 :], arguments[:-1]
     line = complaint([*base, *arguments], capsys)
     assert all(part in line for part in parts), line
     assert [path.name for path in tmp_path.iterdir()] == ["suite.jsonl"]
 
 
-def test_another_run_in_the_directory_is_left_alone(base, tmp_path, capsys):
+def test_directory_of_another_run_is_not_changed(base, tmp_path, capsys):
     out = tmp_path / "mine"
     assert ended([*base, "--out", str(out)]) == 0
     before = (out / records.FILE).read_bytes()
     capsys.readouterr()
     assert "max_new_tokens 8 -> 9" in complaint([*base, "--out", str(out), "--max-new-tokens", "9"], capsys)
     facts = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps({**facts, "schema": 2}))
-    assert "schema version 2" in complaint([*base, "--out", str(out)], capsys)
-    assert "schema version 2" in complaint(["resume", str(out)], capsys)
+    (out / "manifest.json").write_text(json.dumps({**facts, "schema": 9}))
+    assert "schema version 9" in complaint([*base, "--out", str(out)], capsys)
+    assert "schema version 9" in complaint(["resume", str(out)], capsys)
     assert (out / records.FILE).read_bytes() == before
 
 
-def test_resume_and_report_of_nothing(tmp_path, capsys):
+def test_resume_and_report_of_a_missing_run_are_refused(tmp_path, capsys):
     assert "holds no manifest.json" in complaint(["resume", str(tmp_path)], capsys)
     assert "does not exist" in complaint(["report", str(tmp_path / "none")], capsys)
     assert "say where it goes: --out DIR" in complaint(["report", str(tmp_path), str(tmp_path)], capsys)
 
 
-def test_what_no_run_wrote_is_not_taken_up(base, tmp_path, capsys):
-    imported = write_run(tmp_path / "imported", [], target={"label": "imported"})
+def test_imported_and_incomplete_directories_are_not_resumed(base, tmp_path, capsys):
+    imported = write_run(tmp_path / "imported", [], imported=[ImportSource("vanilla", "a.jsonl", "0" * 64, [])])
     assert "imported, not measured here" in complaint(["resume", str(imported)], capsys)
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / f"{records.FILE}.xz").write_bytes(b"")
     assert "but no manifest.json" in complaint([*base, "--out", str(tmp_path / "packed")], capsys)
 
 
-def test_damaged_records_are_one_line(tmp_path, capsys):
+def test_damaged_records_print_one_line(tmp_path, capsys):
     run = write_run(tmp_path / "run", [turn("vanilla", "a", [0])])
     for damaged in (b"null\n", b"5\n", (run / records.FILE).read_bytes() * 2):
         (run / records.FILE).write_bytes(damaged)
@@ -182,7 +184,7 @@ def test_damaged_records_are_one_line(tmp_path, capsys):
     assert "is no file" in complaint(["report", str(run)], capsys)
 
 
-def test_ctrl_c_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_prints_the_command_that_resumes(base, tmp_path, capsys, monkeypatch):
     def interrupted(session, run_dir, console) -> None:
         raise KeyboardInterrupt
 
@@ -191,7 +193,7 @@ def test_ctrl_c_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted; resume with: specbench resume mine\n"
 
 
-def test_a_fault_of_ours_is_no_verdict(monkeypatch, capsys):
+def test_internal_error_has_its_own_exit_code(monkeypatch, capsys):
     monkeypatch.setattr("specbench.cli.app.app", lambda args: 1 / 0)
     assert ended(["verify"]) == 70
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -209,7 +211,7 @@ def test_methods_and_targets_are_listed(base, capsys):
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "None 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "7"}, "None 7")]
 )
-def test_how_threads_wait_is_settled_before_torch_is_there(given, expected):
+def test_thread_waiting_is_configured_before_torch_is_imported(given, expected):
     code = (
         "import os, sys, specbench.cli.app as cli; assert 'torch' not in sys.modules\n"
         "try: cli.main(['--help'])\n"

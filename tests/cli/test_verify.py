@@ -1,3 +1,5 @@
+"""The command `specbench verify`: output, exit codes, and errors."""
+
 import json
 
 import pytest
@@ -42,21 +44,19 @@ def ended(arguments):
 
 @pytest.mark.parametrize(
     ("speedup", "changes", "code"),
-    [(2.4, {}, 0), (3.0, {}, 0), (1.4, {}, 1), (2.4, {"questions": 5}, 3), (2.4, {"settings": {"suite_sha256": "0" * 64}}, 3)],
+    [(2.4, {}, 0), (3.0, {}, 0), (1.4, {}, 1), (2.4, {"questions": 5}, 3), (2.4, {"suite": {"sha256": "0" * 64}}, 3)],
 )
 def test_exit_codes_and_json(tmp_path, capsys, speedup, changes, code):
     found = list(records(speedup, questions=changes.get("questions", 36)))
-    written = write_run(
-        tmp_path / "run", found, settings=ON_SPEC_BENCH | changes.get("settings", {}), methods={"vanilla": "V", "s4c": "S4C"}
-    )
+    written = write_run(tmp_path / "run", found, suite=ON_SPEC_BENCH | changes.get("suite", {}), methods={"vanilla": "V", "s4c": "S4C"})
     assert ended([str(written), "--claim", "s4c"]) == code
     shown = capsys.readouterr().out
     assert ended([str(written), "--claim", "s4c", "--json"]) == code
     printed = capsys.readouterr().out
     parsed = json.loads(printed, parse_constant=pytest.fail)
-    verdict = judge(S4C, RunManifest.read(written), turns_frame(read(written)[0]))
+    verdict = judge(S4C, RunManifest.read(written), turns_frame(read(written)[0], RunManifest.read(written).arms))
     assert parsed == json.loads(json.dumps(text.to_json(verdict)))
-    assert (parsed["schema"], parsed["exit_code"], parsed["outcome"]) == (1, code, verdict.outcome)
+    assert (parsed["schema"], parsed["exit_code"], parsed["outcome"]) == (2, code, verdict.outcome)
     assert EXIT_CODES[parsed["outcome"]] == code
     assert shown.splitlines()[0] == parsed["sentence"]
     assert parsed["judged"]["speedup"] == dict(zip(("value", "low", "high"), verdict.judged.speedup, strict=True))
@@ -66,7 +66,7 @@ def test_exit_codes_and_json(tmp_path, capsys, speedup, changes, code):
 
 
 def test_misuse_is_one_line(tmp_path):
-    run = write_run(tmp_path / "run", [], settings=ON_SPEC_BENCH, methods={"vanilla": "V", "medusa": "Medusa"})
+    run = write_run(tmp_path / "run", [], suite=ON_SPEC_BENCH, methods={"vanilla": "V", "medusa": "Medusa"})
 
     def complaint(*arguments):
         with pytest.raises(UserError) as error:

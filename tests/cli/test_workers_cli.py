@@ -7,15 +7,17 @@ import sys
 
 import pytest
 import torch
-from helpers.worker_processes import but_for_times, lines_of, quiet, small_options, until
+from helpers.worker_processes import count_records, quiet, records_without_times, small_config, wait_until
 
-from specbench.cli import app, common
+from specbench.cli import app
 from specbench.cli import run as run_command
+from specbench.measure.executor import LocalExecutor
 from specbench.measure.runner import run
 from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
-from specbench.util.threads import SPINS
+from specbench.util.exits import INTERRUPTED
+from specbench.util.threads import SPIN_COUNT
 
 torch.set_num_threads(1)
 
@@ -28,9 +30,10 @@ def group_left(group: int) -> bool:
     return True
 
 
-def test_ctrl_c_ends_every_process_and_the_run_resumes(tmp_path):
-    options = small_options(tmp_path)
-    arguments = ["run", "--method", "pld", "--target", options.target, "--suite-file", str(options.suite_file), "--max-new-tokens", "16"]
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_the_run_can_be_resumed(tmp_path):
+    config = small_config(tmp_path)
+    arguments = ["run", "--method", "pld", "--target", config.target, "--suite-file", str(config.suite_file), "--max-new-tokens", "16"]
     arguments += ["--temperature", "0.8", "--repeats", "200", "--dtype", "fp64", "--device", "cpu", "--backend", "eager"]
     out = tmp_path / "run"
     command = [sys.executable, "-m", "specbench", *arguments, "--workers", "2", "--out", str(out)]
@@ -39,31 +42,31 @@ def test_ctrl_c_ends_every_process_and_the_run_resumes(tmp_path):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     with started:
-        until(lambda: lines_of(out) >= 6 or started.poll() is not None)
+        wait_until(lambda: count_records(out) >= 6 or started.poll() is not None)
         os.killpg(started.pid, signal.SIGINT)
         _, errors = started.communicate(timeout=60)
     assert errors == f"interrupted; resume with: specbench resume {out}\n"
-    assert started.returncode == common.INTERRUPTED
-    until(lambda: not group_left(started.pid), 10)
+    assert started.returncode == INTERRUPTED
+    wait_until(lambda: not group_left(started.pid), 10)
     found, torn = records.read(out)
     assert not torn
     assert len(found) >= 6
     manifest = RunManifest.read(out)
     assert manifest.status == "interrupted"
-    assert [manifest.environment[name] for name in ("workers", "threads", "gomp_spincount")] == [2, 1, SPINS]
+    assert [getattr(manifest.environment, name) for name in ("workers", "threads", "gomp_spincount")] == [2, 1, SPIN_COUNT]
     assert len({record.device for record in found}) == 2
     once = tmp_path / "once"
-    run(prepare(options), once, quiet())
-    undisturbed = {record.key: record for record in but_for_times(once)}
-    assert all(undisturbed.get(record.key, record) == record for record in but_for_times(out))
+    run(LocalExecutor(prepare(config)), once, quiet())
+    undisturbed = {record.key: record for record in records_without_times(once)}
+    assert all(undisturbed.get(record.key, record) == record for record in records_without_times(out))
 
 
-def test_resume_takes_workers_too(tmp_path, monkeypatch):
-    asked = []
-    options = small_options(tmp_path)
-    prepare(options).manifest.write(tmp_path)
-    monkeypatch.setattr(run_command, "_measure", lambda *arguments: asked.append(arguments[1:]))
+def test_resume_takes_the_worker_options(tmp_path, monkeypatch):
+    calls = []
+    config = small_config(tmp_path)
+    prepare(config).manifest.write(tmp_path)
+    monkeypatch.setattr(run_command, "measure", lambda *arguments: calls.append(arguments[1:]))
     for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"]):
         with pytest.raises(SystemExit):
             app.main(["resume", str(tmp_path), *arguments])
-    assert asked == [(tmp_path, None, None), (tmp_path, 2, None), (tmp_path, 4, "local")]
+    assert calls == [(tmp_path, None, None), (tmp_path, 2, None), (tmp_path, 4, "local")]

@@ -6,7 +6,7 @@ import pytest
 
 from methods.core.errors import UserError
 from specbench.config import tuned
-from specbench.config.tuned import Config
+from specbench.config.tuned import Tuned
 
 FACTS = {
     "target": "tiny-160m",
@@ -26,24 +26,24 @@ def path(tmp_path):
     return tmp_path / "tuned.toml"
 
 
-def test_what_is_written_is_read(path):
-    found = Config.read(path)
+def test_a_written_file_is_read_back(path):
+    found = Tuned.read(path)
     assert (found.methods, found.tuned_on, found.source) == (METHODS, FACTS, str(path))
-    assert Config(**json.loads(json.dumps(asdict(found)))) == found, "a manifest keeps it"
+    assert Tuned(**json.loads(json.dumps(asdict(found)))) == found, "a manifest keeps it"
     assert "# measured: MAT 2.1\n[methods.s4c]\nnodes = 9\n" in path.read_text()
     assert tomllib.loads(path.read_text())["tuned_on"]["processor"] == 'An "odd" CPU'
-    assert [each.name for each in path.parent.iterdir()] == ["tuned.toml"]
+    assert [file.name for file in path.parent.iterdir()] == ["tuned.toml"]
 
 
-def test_arms_have_their_method_s_options(path):
-    found = Config.read(path)
-    assert found.options("s4c") == found.options("s4c:backend=eager") == {"nodes": "9", "depth": "3", "width": "2"}
+def test_each_method_has_its_own_options(path):
+    found = Tuned.read(path)
+    assert found.options("s4c") == {"nodes": "9", "depth": "3", "width": "2"}
     assert found.options("pld") == {"nodes": "4"}
     assert found.options("vanilla") == found.options("eagle2") == {}
 
 
-def test_a_run_on_something_else_is_refused(path):
-    found = Config.read(path)
+def test_a_run_with_another_target_dtype_device_or_back_end_is_refused(path):
+    found = Tuned.read(path)
     same = {"target": "tiny-160m", "dtype": "bf16", "device": "cpu", "backend": "static"}
     found.check(**same)
     for other, complaint in (
@@ -72,15 +72,15 @@ def test_a_run_on_something_else_is_refused(path):
         ("[tuned_on]", "[tuned]", "needs \\[methods.NAME\\]"),
     ],
 )
-def test_a_damaged_file_is_one_line(path, old, new, complaint):
+def test_a_damaged_file_is_a_one_line_error(path, old, new, complaint):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(UserError, match=complaint) as error:
-        Config.read(path)
+        Tuned.read(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_one_line(tmp_path):
+def test_a_missing_file_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read \\(No such file or directory\\); make one with: specbench tune"):
-        Config.read(tmp_path / "none.toml")
+        Tuned.read(tmp_path / "none.toml")

@@ -1,10 +1,11 @@
-"""The gate passes a run against itself, fails what got worse, and never passes what it could not see."""
+"""The gate passes equal runs, fails worse ones, and refuses or leaves open what it cannot judge."""
 
 import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from helpers.scripted_records import failed
 from methods.core.errors import UserError
 from specbench.cli import check
 from specbench.gate import baseline, snapshot
+from specbench.store.manifest import ImportSource, Start
 from specbench.store.records import Steps
+from specbench.util.environment import Environment, GitState
 
-ELSEWHERE = {"python": "3.11", "torch": "2.13", "cpu": "Another", "threads": 2}
+ELSEWHERE: dict[str, Any] = {"python": "3.11", "torch": "2.13", "cpu": "Another", "threads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +72,17 @@ def test_five_questions_are_inconclusive(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"settings": {"suite_sha256": "1" * 64}}, ["suite_sha256 ffffffffffff… -> 111111111111…"]),
-        ({"settings": {"dtype": "float16", "categories": ["qa"]}}, ["dtype bfloat16 -> float16", "categories [] -> ['qa']"]),
+        ({"suite": {"sha256": "1" * 64}}, ["suite_sha256 ffffffffffff… -> 111111111111…"]),
+        ({"settings": {"dtype": "fp16", "categories": ["qa"]}}, ["dtype bf16 -> fp16", "categories [] -> ['qa']"]),
         ({"settings": {"limit": 8, "attention": "eager"}}, ["limit None -> 8", "attention sdpa -> eager"]),
         ({"settings": {"temperature": 0.7, "max_new_tokens": 64}}, ["temperature 0.0 -> 0.7", "max_new_tokens 32 -> 64"]),
         ({"settings": {"turns": "shared", "device": "cuda"}}, ["turns own -> shared", "device cpu -> cuda"]),
         ({"target": {"weights_sha256": "2" * 64}, "template_sha256": "3" * 64}, ["target.weights_sha256", "template_sha256"]),
         ({"environment": ELSEWHERE}, ["cpu A CPU -> Another"]),
-        ({"resumed": [{"environment": ELSEWHERE}]}, ["cpu A CPU -> A CPU then Another"]),
+        ({"resumed": [Start("later", Environment(**ELSEWHERE), GitState(), [])]}, ["cpu A CPU -> A CPU then Another"]),
     ],
 )
-def test_runs_that_cannot_be_compared_are_refused_and_all_that_differs_named(base, tmp_path, changes, named):
+def test_incomparable_runs_are_refused_with_every_difference(base, tmp_path, changes, named):
     other = run(tmp_path / "other", answers(), **changes)
     code, complaint = call("check", other, "--baseline", base)
     assert code == 2
@@ -88,23 +91,23 @@ def test_runs_that_cannot_be_compared_are_refused_and_all_that_differs_named(bas
 
 
 def test_other_arms_or_options_are_refused_and_more_arms_are_a_warning(base, tmp_path):
-    alone = [record for record in answers() if record.method == "vanilla"]
+    alone = [record for record in answers() if record.arm == "vanilla"]
     assert "arm medusa is missing" in call("check", run(tmp_path / "alone", alone), "--baseline", base)[1]
     assert "no drafting arm" in call("check", base, "--baseline", tmp_path / "alone")[1]
-    more = [*answers(), *(replace(record, method="eagle2") for record in answers() if record.method == "medusa")]
+    more = [*answers(), *(replace(record, arm="eagle2") for record in answers() if record.arm == "medusa")]
     code, printed = call("check", run(tmp_path / "more", more), "--baseline", base)
     assert code == 0
     assert "warning: Arm eagle2 has no baseline." in printed
     manifest = json.loads((base / "manifest.json").read_text())
-    manifest["methods"]["eagle2"] = dict(manifest["methods"]["medusa"])
-    manifest["methods"]["medusa"] |= {"config": {"nodes": 16}, "acceptance": "typical", "lossless": False}
+    manifest["arms"]["eagle2"] = dict(manifest["arms"]["medusa"])
+    manifest["arms"]["medusa"] |= {"config": {"nodes": 16}, "acceptance": "typical", "lossless": False}
     (tmp_path / "more" / "manifest.json").write_text(json.dumps(manifest | {"units_total": len(more)}))
     code, complaint = call("check", tmp_path / "more", "--baseline", base)
     assert code == 2
     assert "medusa: nodes 12 -> 16; medusa: acceptance match -> typical" in complaint
 
 
-def test_other_code_and_repeats_pass_other_versions_are_a_warning_and_a_baseline_file_refuses_them(base, tmp_path):
+def test_other_versions_are_a_warning_between_runs_and_refused_by_a_baseline_file(base, tmp_path):
     environment = {"python": "3.11", "torch": "2.14", "cpu": "A CPU", "threads": 2}
     new = run(tmp_path / "new", answers(repeats=1), git={"sha": "a" * 40}, environment=environment)
     code, printed = call("check", new, "--baseline", base)
@@ -123,7 +126,7 @@ def test_failed_turns_fail_and_unfinished_runs_are_refused(base, tmp_path):
     assert code == 1
     assert "failed turns: 1 of 96, the first of medusa, question q47, turn 1: out of memory" in printed
     assert "can be no baseline, failed turns" in call("check", base, "--baseline", broken)[1]
-    never = run(tmp_path / "never", [r if r.method == "vanilla" else failed("medusa", r.question_id, category=r.category) for r in records])
+    never = run(tmp_path / "never", [r if r.arm == "vanilla" else failed("medusa", r.question_id, category=r.category) for r in records])
     code, found = outcomes(never, "--baseline", base)
     assert (code, found["MAT: medusa"], found["failed turns"]) == (1, "inconclusive", "fail")
     half = run(tmp_path / "half", records[:-1])
@@ -135,20 +138,18 @@ def test_failed_turns_fail_and_unfinished_runs_are_refused(base, tmp_path):
 
 
 def diverging(records):
-    odd = next(index for index, record in enumerate(records) if record.method == "medusa")
+    odd = next(index for index, record in enumerate(records) if record.arm == "medusa")
     return [*records[:odd], replace(records[odd], output_ids=[*range(TOKENS - 1), 999]), *records[odd + 1 :]]
 
 
 @pytest.mark.parametrize(("violations", "code", "outcome"), [(["medusa"], 1, "fail"), (["lossy"], 0, "pass"), ([], 0, "pass")])
-def test_a_text_that_leaves_vanillas_is_explained_and_a_violation_fails(base, tmp_path, monkeypatch, violations, code, outcome):
+def test_a_diverging_text_is_judged_and_a_violation_fails(base, tmp_path, monkeypatch, violations, code, outcome):
     new = run(tmp_path / "new", diverging(answers(repeats=2)))
     asked = []
 
     def explain(run_dir):
         asked.append(run_dir)
-        return SimpleNamespace(
-            violations=[SimpleNamespace(method=name, question_id="q0", turn=0, position=TOKENS - 1) for name in violations]
-        )
+        return SimpleNamespace(violations=[SimpleNamespace(arm=name, question_id="q0", turn=0, position=TOKENS - 1) for name in violations])
 
     monkeypatch.setattr(check, "explain", explain)
     ended, found = outcomes(new, "--baseline", base)
@@ -160,20 +161,20 @@ def test_a_text_that_leaves_vanillas_is_explained_and_a_violation_fails(base, tm
     assert (ended, "losslessness" in complaint) == ((2, True) if outcome == "fail" else (0, False))
 
 
-def test_losslessness_is_not_claimed_where_nothing_shows_it(tmp_path):
+def test_losslessness_is_inconclusive_or_not_applicable_without_evidence(tmp_path):
     sampled = run(tmp_path / "sampled", answers(), settings={"temperature": 0.7})
     assert outcomes(sampled, "--baseline", sampled)[1]["losslessness"] == "not applicable"
     lossy = run(tmp_path / "lossy", answers(), lossy=["medusa"])
     assert outcomes(lossy, "--baseline", lossy)[1]["losslessness"] == "not applicable"
     uncounted = run(tmp_path / "uncounted", [replace(record, output_ids=[], tokens=TOKENS) for record in answers()])
     assert outcomes(uncounted, "--baseline", uncounted)[1]["losslessness"] == "inconclusive"
-    apart = [replace(record, prompt_sha256="other") if record.method == "medusa" else record for record in answers()]
+    apart = [replace(record, prompt_sha256="other") if record.arm == "medusa" else record for record in answers()]
     other = run(tmp_path / "other", apart)
     code, found = outcomes(other, "--baseline", other)
     assert (code, found["losslessness"]) == (3, "inconclusive")
 
 
-def test_losslessness_is_inconclusive_where_the_target_is_not_at_hand_and_the_rest_is_judged(base, tmp_path, monkeypatch):
+def test_losslessness_is_inconclusive_without_the_target(base, tmp_path, monkeypatch):
     def explain(run_dir):
         raise UserError("the suite is not here\nany more")
 
@@ -197,7 +198,7 @@ def test_records_must_be_the_planned_ones_each_once(base, tmp_path):
         ),
         "uneven": ([*records[:-1], replace(records[0], question_id="q48")], "does not hold each of its 96 planned turns once"),
         "repeat": ([replace(record, repeat=1) for record in records], "does not hold each of its 96 planned turns once"),
-        "stranger": ([*records[:-1], replace(records[-1], method="eagle")], "holds records of eagle, no arm of its manifest"),
+        "stranger": ([*records[:-1], replace(records[-1], arm="eagle")], "holds records of eagle, no arm of its manifest"),
     }
     for name, (found, said) in asked.items():
         path = run(tmp_path / name, found)
@@ -208,7 +209,7 @@ def test_records_must_be_the_planned_ones_each_once(base, tmp_path):
         assert (code, said in complaint, "\n" in complaint) == (2, True, False), (name, complaint)
 
 
-def test_sides_with_other_questions_are_refused_and_pooled_runs_too(base, tmp_path):
+def test_runs_with_other_questions_are_not_compared_or_pooled(base, tmp_path):
     renamed = {"q0": "x0", "q1": "x1"}
     records = [replace(record, question_id=renamed.get(record.question_id, record.question_id)) for record in answers()]
     other, same = run(tmp_path / "other", records), run(tmp_path / "same", answers())
@@ -217,20 +218,16 @@ def test_sides_with_other_questions_are_refused_and_pooled_runs_too(base, tmp_pa
         assert (code, "4 of 50 questions are not the same" in complaint) == (2, True)
 
 
-@pytest.mark.parametrize("sign", ["label", "lossless"])
-def test_imported_runs_are_refused_in_one_sentence(base, tmp_path, sign):
-    path = run(tmp_path / "imported", answers(), target={"label": "imported"} if sign == "label" else {})
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["methods"]["medusa"]["lossless"] = None if sign == "lossless" else True
-    (path / "manifest.json").write_text(json.dumps(manifest))
+def test_imported_runs_are_refused_in_one_sentence(base, tmp_path):
+    path = run(tmp_path / "imported", answers(), imported=[ImportSource("medusa", "medusa.jsonl", "a" * 64, ["medusa"])])
     file = tmp_path / "file.json"
     for arguments in (["check", path, "--baseline", base], ["check", base, "--baseline", path], ["baseline", "set", path, "--out", file]):
         code, complaint = call(*arguments)
         assert (code, "is imported, so its settings" in complaint, "\n" in complaint, file.exists()) == (2, True, False, False)
 
 
-def test_unknown_numbers_equal_each_other_and_no_baseline_holds_one(base, tmp_path):
-    assert snapshot.differences({"a": float("nan"), "b": 1}, {"a": float("nan"), "b": float("nan")}) == ["b 1 -> nan"]
+def test_unknown_numbers_are_equal_and_refused_in_a_baseline(base, tmp_path):
+    assert snapshot.changed_facts({"a": float("nan"), "b": 1}, {"a": float("nan"), "b": float("nan")}) == ["b 1 -> nan"]
     file = tmp_path / "file.json"
     short = run(tmp_path / "short", [replace(record, output_ids=[0], steps=Steps()) for record in answers()])
     code, complaint = call("baseline", "set", short, "--out", file)
@@ -242,10 +239,10 @@ def test_unknown_numbers_equal_each_other_and_no_baseline_holds_one(base, tmp_pa
 
 def test_several_runs_are_pooled_as_repeats_and_only_runs_of_one_kind(base, tmp_path):
     passes = [run(tmp_path / f"pass-{k}", answers(noise=0.02, seed=k)) for k in range(3)]
-    whole = snapshot.read(passes)
+    whole = snapshot.read_runs(passes)
     assert sorted(whole.turns["repeat"].unique()) == [0, 1, 2]
-    logs = [snapshot.snapshot(snapshot.read([each])).arms["medusa"].log_speedups["q3"] for each in passes]
-    assert snapshot.snapshot(whole).arms["medusa"].log_speedups["q3"] == pytest.approx(np.mean(logs))
+    logs = [snapshot.take_snapshot(snapshot.read_runs([each])).arms["medusa"].log_speedups["q3"] for each in passes]
+    assert snapshot.take_snapshot(whole).arms["medusa"].log_speedups["q3"] == pytest.approx(np.mean(logs))
     assert call("check", *passes[:2], "--baseline", passes[2], "--baseline", base)[0] == 0
     assert "named twice" in call("check", passes[0], passes[0], "--baseline", base)[1]
     other = run(tmp_path / "other", answers(), git={"sha": "a" * 40})
@@ -255,26 +252,26 @@ def test_several_runs_are_pooled_as_repeats_and_only_runs_of_one_kind(base, tmp_
 @pytest.mark.parametrize("slower", [1.02, 1 / 1.02])
 def test_the_noise_of_an_aa_run_is_its_widest_bound(tmp_path, slower):
     twice = answers(noise=0.02, repeats=2, again=True)
-    aa = run(tmp_path / "aa", [replace(r, total_s=slower * r.total_s) if r.method == "medusa#2" else r for r in twice])
-    found = snapshot.snapshot(snapshot.read([aa]))
-    floor = snapshot.metrics.noise_floor(snapshot.read([aa]).turns, "medusa")
+    aa = run(tmp_path / "aa", [replace(r, total_s=slower * r.total_s) if r.arm == "medusa#2" else r for r in twice])
+    found = snapshot.take_snapshot(snapshot.read_runs([aa]))
+    floor = snapshot.metrics.noise_floor(snapshot.read_runs([aa]).turns, "medusa")
     assert list(found.arms) == ["medusa"]
     assert found.noise == pytest.approx(max(abs(np.log(floor.low)), abs(np.log(floor.high))))
     assert f"2 x the A/A noise of {found.noise:.1%}" in call("check", aa, "--baseline", aa)[1]
 
 
-def test_a_baseline_file_stands_for_its_run_and_says_what_it_replaces(base, tmp_path, monkeypatch):
+def test_a_baseline_file_equals_its_run_and_lists_what_it_replaces(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed = call("baseline", "set", base)
-    name = r"new: baselines/tiny-160m-ffffffff-bfloat16-a-cpu-2-threads-torch-2\.13-python-3\.11-[0-9a-f]{8}\.json\n"
+    name = r"new: baselines/tiny-160m-ffffffff-bf16-a-cpu-2-threads-torch-2\.13-python-3\.11-[0-9a-f]{8}\.json\n"
     assert (code, bool(re.fullmatch(name, printed))) == (0, True), printed
     (file,) = (tmp_path / "baselines").iterdir()
     assert json.loads(file.read_text())["source"] == "base"
     assert str(tmp_path.parent) not in file.read_text()
     assert json.loads(file.read_text())["questions"]["q1"]["category"] == "rag"
     assert file.read_text().count("\n") > QUESTIONS  # a line a question
-    read = baseline.read(file)
-    whole = snapshot.snapshot(snapshot.read([base]))
+    read = baseline.read_baseline(file)
+    whole = snapshot.take_snapshot(snapshot.read_runs([base]))
     assert read.arms["medusa"].mat == pytest.approx(whole.arms["medusa"].mat, abs=1e-6)
     assert read.arms["medusa"].log_speedups == pytest.approx(whole.arms["medusa"].log_speedups, abs=1e-6)
     assert (read.identity, read.versions, read.categories) == (whole.identity, whole.versions, whole.categories)
@@ -293,7 +290,7 @@ def test_a_baseline_file_stands_for_its_run_and_says_what_it_replaces(base, tmp_
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "questions": 3}'])
-def test_what_is_no_baseline_is_refused_in_one_line(base, tmp_path, text):
+def test_a_file_that_is_no_baseline_is_refused_in_one_line(base, tmp_path, text):
     (tmp_path / "odd.json").write_text(text)
     for arguments in (["check", base, "--baseline", tmp_path / "odd.json"], ["baseline", "set", base, "--out", tmp_path / "odd.json"]):
         code, complaint = call(*arguments)
@@ -303,13 +300,13 @@ def test_what_is_no_baseline_is_refused_in_one_line(base, tmp_path, text):
     assert (tmp_path / "odd.json").read_text() == text
 
 
-def test_misuse_is_two(base, tmp_path):
+def test_misuse_exits_with_code_two(base, tmp_path):
     assert call("check", base)[0] == 2
     assert call("check", base, "--baseline", tmp_path / "none")[0] == 2
     assert call("check", tmp_path / "none", "--baseline", base)[0] == 2
     assert call("check", base, "--baseline", base, "--junit", tmp_path / "none" / "junit.xml")[0] == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshot, "read", lambda runs: pytest.fail("judged before it was known where to write"))
+        patch.setattr(snapshot, "read_runs", lambda runs: pytest.fail("judged before it was known where to write"))
         for option, place in (("--junit", tmp_path / "none" / "x"), ("--markdown", tmp_path)):
             code, complaint = call("check", base, "--baseline", base, option, place)
             assert (code, f"cannot write {place}" in complaint) == (2, True)
@@ -318,7 +315,7 @@ def test_misuse_is_two(base, tmp_path):
     assert "one baseline file, or run directories only" in call("check", base, "--baseline", base, "--baseline", tmp_path / "x.json")[1]
 
 
-def test_the_files_are_written_and_the_terminal_says_the_verdict_last(base, tmp_path):
+def test_files_are_written_and_the_terminal_ends_with_the_verdict(base, tmp_path):
     files = tmp_path / "junit.xml", tmp_path / "summary.md"
     code, printed = call("check", base, "--baseline", base, "--junit", files[0], "--markdown", files[1])
     assert code == 0

@@ -1,4 +1,4 @@
-"""Chat records to train on, and tokenizers with templates of the kinds that real targets have."""
+"""Chat records to train on, and tokenizers with the kinds of chat template that real targets have."""
 
 import json
 
@@ -12,19 +12,19 @@ TEMPLATES = {
         "<|im_end|>",
         ["<|im_start|>"],
     ),
-    "thinking": (  # Qwen3's way: the last answer alone keeps its thoughts
+    "thinking": (  # as Qwen3's: only the last answer has a thinking part
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         "<|im_end|>",
         ["<|im_start|>"],
     ),
-    "vicuna": (  # no markers, and the end of one answer is text away from the next question
+    "vicuna": (  # as Vicuna's: no special tokens at the start of turns
         "{% for m in messages if m.role != 'system' %}{{ 'USER: ' + m.content + ' ' if m.role == 'user' else 'ASSISTANT: ' + m.content "
         "+ '</s>' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
         "</s>",
         [],
     ),
-    "strict": (  # Llama-2's way
+    "strict": (  # as Llama 2's: roles must alternate
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}"
         "{{ '<s>[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + ' </s>' }}{% endfor %}",
         "</s>",
@@ -34,7 +34,7 @@ TEMPLATES = {
 
 
 def tokenizer_of(name, texts, vocab=400):
-    """Byte-level BPE learnt from ``texts``, so that tokens are longer than characters."""
+    """Return a byte-level BPE tokenizer trained on ``texts``, so that tokens are longer than a character."""
     template, end, special = TEMPLATES[name]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -49,7 +49,7 @@ def tokenizer_of(name, texts, vocab=400):
 
 
 def write_corpus(path, count=120):
-    """Questions of one turn and of two, some with a system turn, in two categories and two sources."""
+    """Write records of one and of two questions, some with a system turn, in two categories and two sources."""
     records = []
     for i in range(count):
         turns = [{"role": "system", "content": " Be brief. "}] if i % 5 == 0 else []

@@ -1,4 +1,4 @@
-"""Run directories for the gate, and its commands called as `specbench` would."""
+"""Run directories for the gate, and calls of its commands."""
 
 import json
 
@@ -18,8 +18,8 @@ app.add_typer(check.baseline, name="baseline")
 
 
 def call(*arguments):
-    """Exit code and what was printed, the complaint of a UserError included, as `specbench` would answer."""
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    """Return the exit code and the printed text, or the message of a UserError, as `specbench` would."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if isinstance(result.exception, UserError):
         return 2, str(result.exception)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -27,7 +27,7 @@ def call(*arguments):
 
 
 def accepts(rng, rate, depth=3):
-    """Accepted drafts of each step until an answer of ``TOKENS`` is full."""
+    """Return the accepted drafts of each step of an answer of ``TOKENS``."""
     steps, left = [], TOKENS - 1
     while left:
         drafts = next((d for d in range(depth) if rng.random() > rate), depth)
@@ -37,7 +37,10 @@ def accepts(rng, rate, depth=3):
 
 
 def answers(*, questions=QUESTIONS, repeats=1, slower=1.0, noise=0.0, rate=0.7, seed=0, again=False, depth=3):
-    """Vanilla and medusa on the same questions; times with relative ``noise``, medusa's ``slower`` times as long."""
+    """Return the turns of vanilla and medusa on the same questions.
+
+    Times have relative ``noise``; medusa's are ``slower`` times as long.
+    """
     noisy, found = np.random.default_rng([seed, 1]), []
     for repeat in range(repeats):
         rng = np.random.default_rng(7)  # greedy: every repeat and every side accepts alike
@@ -52,17 +55,20 @@ def answers(*, questions=QUESTIONS, repeats=1, slower=1.0, noise=0.0, rate=0.7, 
 
 
 def scaled(step_s, rng, factor, noise):
+    """Return the times of a step, scaled by a factor with noise."""
     by = factor * float(np.exp(noise * rng.standard_normal()))
     return tuple(by * seconds for seconds in step_s)
 
 
 def run(path, records, **changes):
-    arms = dict.fromkeys(dict.fromkeys(record.method for record in records), "A title")
+    """Write a run directory whose arms are those of the records; ``changes`` are those of ``write_run``."""
+    arms = dict.fromkeys(dict.fromkeys(record.arm for record in records), "A title")
     repeats = 1 + max(record.repeat for record in records)
     settings = {"repeats": repeats, **changes.pop("settings", {})}
     return write_run(path, records, methods=arms, units_total=len(records), settings=settings, **changes)
 
 
 def outcomes(*arguments):
+    """Return the exit code of ``specbench check`` and each check's outcome by name."""
     code, printed = call("check", *arguments, "--json")
-    return code, {each["name"]: each["outcome"] for each in json.loads(printed)["checks"]}
+    return code, {check["name"]: check["outcome"] for check in json.loads(printed)["checks"]}

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on the loopback: a tiny model's greedy text, streamed, with usage and counters, or spoilt on demand."""
+"""An OpenAI-compatible server for tests: it streams a tiny model's greedy text, with usage and counters, and can make faults."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ SGLANG = ("sglang:num_requests_total", "sglang:generation_tokens_total", "sglang
 
 
 def write_plain_target(folder: Path) -> Path:
-    """A tiny target whose answers are printable ASCII, so that its text has as many tokens as its answer."""
+    """Write a tiny target whose answers are printable ASCII, so that its text tokenizes to as many tokens as the answer has."""
     model = AutoModelForCausalLM.from_pretrained(write_target(folder))
     signs = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(list(range(model.config.vocab_size)))
     for token, sign in enumerate(signs):
@@ -31,22 +31,24 @@ def write_plain_target(folder: Path) -> Path:
 
 @dataclass
 class Server:
-    """Answers while used as a context manager. ``spoilt`` maps a piece of a prompt to what goes wrong with its answer:
+    """A server on this machine that answers while it is used as a context manager.
 
-    "500", "hang up", "malformed", "error", "no usage", "wrong usage", "other prompt", "foreign" (another request beside it).
+    ``faults`` maps a part of a prompt to the fault of its answer: "500", "hang up", "malformed", "error", "no usage", "wrong
+    usage", "other prompt" (a wrong number of prompt tokens), or "foreign" (the counters include another request).
+    ``requests`` holds the body of every completion request, with its ``authorization``.
     """
 
     folder: Path
-    ids: bool = False  # tells token ids when asked
-    strict: bool = False  # refuses what OpenAI does not know
-    text_only: bool = False  # refuses prompts of token ids
-    counters: tuple[str, ...] = VLLM  # none: no /metrics
-    late_s: float = 0.0  # after an answer it is counted
-    timings: bool = False  # llama.cpp's, with each answer
+    ids: bool = False  # sends token ids if they are requested
+    strict: bool = False  # rejects options beyond OpenAI's
+    text_only: bool = False  # rejects prompts of token ids
+    counters: tuple[str, ...] = VLLM  # names; empty: no /metrics
+    late_s: float = 0.0  # delay between an answer and its counting
+    timings: bool = False  # sends llama.cpp's timings with each answer
     key: str = ""
     models: tuple[str, ...] = ("tiny",)
-    spoilt: dict[str, str] = field(default_factory=dict)
-    asked: list[dict] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+    requests: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float64)
@@ -74,14 +76,16 @@ class Server:
         return whole[0, len(prompt) :].tolist()
 
     def count(self, tokens, requests=1):
-        """One request of ``tokens``, of which the drafts of every other round were accepted one by one."""
-        rounds = max(2 * (tokens - 1) // 3, 1) if tokens > 1 else 0
-        grown = (requests, tokens, rounds, tokens - 1 - rounds, 5 * rounds)
-        for name, more in zip(self.counters, grown, strict=False):
-            self.totals[name] += more
+        """Count an answer of ``tokens`` tokens, with five drafts in every step and one accepted in every other step."""
+        steps = max(2 * (tokens - 1) // 3, 1) if tokens > 1 else 0
+        growth = (requests, tokens, steps, tokens - 1 - steps, 5 * steps)
+        for name, amount in zip(self.counters, growth, strict=False):
+            self.totals[name] += amount
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers the HTTP requests of a ``Server``."""
+
     served: Server
     protocol_version = "HTTP/1.1"
 
@@ -102,21 +106,22 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.served
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.asked.append({**body, "authorization": self.headers.get("Authorization")})
-        refused = self.refused(body)
-        if refused:
-            self.reply(*refused)
+        server.requests.append({**body, "authorization": self.headers.get("Authorization")})
+        rejection = self.rejection(body)
+        if rejection:
+            self.reply(*rejection)
             return
         prompt = body["prompt"]
         ids = prompt if isinstance(prompt, list) else server.tokenizer(prompt).input_ids
         text = server.tokenizer.decode(ids)
-        spoilt = next((how for piece, how in server.spoilt.items() if piece in text), "")
-        if spoilt == "500":
+        fault = next((fault for part, fault in server.faults.items() if part in text), "")
+        if fault == "500":
             self.reply(500, json.dumps({"error": {"message": "out of\nmemory"}}))
             return
-        self.stream(body, ids, server.answer(ids, body["max_tokens"]), spoilt)
+        self.stream(body, ids, server.answer(ids, body["max_tokens"]), fault)
 
-    def refused(self, body):
+    def rejection(self, body):
+        """Return the status and text with which a request is rejected, or None."""
         server = self.served
         if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
             return 401, "wrong key"
@@ -126,27 +131,27 @@ class Handler(BaseHTTPRequestHandler):
             return 422, "a prompt is text"
         return None
 
-    def stream(self, body, prompt, tokens, spoilt):
-        server, told = self.served, self.served.ids and body.get("return_token_ids")
+    def stream(self, body, prompt, tokens, fault):
+        server, with_ids = self.served, self.served.ids and body.get("return_token_ids")
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             choice = {"index": 0, "text": server.tokenizer.decode([token], skip_special_tokens=True), "finish_reason": None}
-            if place == len(tokens) - 1:
+            if index == len(tokens) - 1:
                 choice["finish_reason"] = "stop" if token == server.tokenizer.eos_token_id else "length"
-            self.event({"choices": [choice | ({"token_ids": [token]} if told else {})]})
-            if place == 1 and spoilt in ("hang up", "malformed", "error"):
-                if spoilt == "hang up":
+            self.event({"choices": [choice | ({"token_ids": [token]} if with_ids else {})]})
+            if index == 1 and fault in ("hang up", "malformed", "error"):
+                if fault == "hang up":
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                self.chunk(b"data: {broken\n\n" if spoilt == "malformed" else b'data: {"error": {"message": "out of memory"}}\n\n')
+                self.chunk(b"data: {broken\n\n" if fault == "malformed" else b'data: {"error": {"message": "out of memory"}}\n\n')
         self.wfile.flush()
-        server.count(len(tokens) + (7 if spoilt == "foreign" else 0), 2 if spoilt == "foreign" else 1) if not server.late_s else None
-        if spoilt != "no usage":
-            wrong = {"wrong usage": (0, 40), "other prompt": (1, 0)}.get(spoilt, (0, 0))
+        server.count(len(tokens) + (7 if fault == "foreign" else 0), 2 if fault == "foreign" else 1) if not server.late_s else None
+        if fault != "no usage":
+            wrong = {"wrong usage": (0, 40), "other prompt": (1, 0)}.get(fault, (0, 0))
             usage = {"prompt_tokens": len(prompt) + wrong[0], "completion_tokens": len(tokens) + wrong[1]}
             last = {"choices": [], "usage": usage}
             self.event(last | ({"timings": {"draft_n": 3 * len(tokens), "draft_n_accepted": len(tokens) // 2}} if server.timings else {}))

@@ -1,4 +1,7 @@
-"""Tiny drafters of the layouts that others publish, as folders; and their arithmetic in plain torch, from their own tensors."""
+"""Tiny drafters in published layouts, and a reference computation of their logits in plain torch.
+
+Medusa's and EAGLE's layouts, as their authors' repositories on the hub have them.
+"""
 
 import json
 
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 H, I = 32, 48  # noqa: E741 (a width, as in the layouts' facts)
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_size": H, "intermediate_size": I, "num_hidden_layers": 1, "num_attention_heads": 4}
 BASE = {"medusa_num_heads": 2, "medusa_num_layers": 1, "base_model_name_or_path": "someone/target"}
-# kind, config.json, what the file's tensors are made with
+# Layout -> kind, config.json, arguments of the tensors' shapes.
 LAYOUTS = {
     "medusa": ("medusa", BASE, {"heads": 4, "blocks": 1}),  # configs of published weights count two heads, whatever the file has
     "medusa-2-blocks": ("medusa", BASE | {"medusa_num_layers": 2, "medusa_num_heads": 3}, {"heads": 3, "blocks": 2}),
@@ -29,7 +32,7 @@ NAMES |= {("medusa", "safetensors"): "medusa_lm_head.safetensors", ("eagle", "sa
 
 
 def tensors_of(layout, target):
-    """The file's tensors, fp32, wide enough that a wrong one shows."""
+    """Return random tensors of a layout in fp32, large enough that a wrong one changes the logits."""
     kind, _, made = LAYOUTS[layout]
     shapes = medusa_shapes(target.config.vocab_size, **made) if kind == "medusa" else eagle_shapes(target.config.vocab_size, **made)
     rng = torch.Generator().manual_seed(5)
@@ -40,6 +43,7 @@ def tensors_of(layout, target):
 
 
 def medusa_shapes(vocab, heads, blocks):
+    """Return the tensor shapes of Medusa heads."""
     shapes = {}
     for h in range(heads):
         for r in range(blocks):
@@ -49,6 +53,7 @@ def medusa_shapes(vocab, heads, blocks):
 
 
 def eagle_shapes(vocab, bias=True, groups=4, width=8, qkv_bias=False, embed=None):
+    """Return the tensor shapes of an EAGLE drafter."""
     layer = {"mlp.gate_proj": (I, H), "mlp.up_proj": (I, H), "mlp.down_proj": (H, I), "post_attention_layernorm": (H,)}
     layer |= {f"self_attn.{name}_proj": (heads * width, H) for name, heads in (("q", 4), ("k", groups), ("v", groups))}
     layer["self_attn.o_proj"] = (H, 4 * width)
@@ -61,6 +66,7 @@ def eagle_shapes(vocab, bias=True, groups=4, width=8, qkv_bias=False, embed=None
 
 
 def write(folder, layout, tensors, form="safetensors", **config):
+    """Write a drafter's folder and return its weight file; ``config`` overrides entries of config.json."""
     kind, facts, _ = LAYOUTS[layout]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(facts | config))
@@ -70,6 +76,7 @@ def write(folder, layout, tensors, form="safetensors", **config):
 
 
 def medusa_logits(layout, tensors, model, tokens, features_TD, path):
+    """Return the logits after ``path``, from the feature of the last token."""
     head, x_D = len(path), features_TD[-1]
     for block in range(LAYOUTS[layout][2]["blocks"]):
         x_D = x_D + F.silu(tensors[f"{head}.{block}.linear.weight"] @ x_D + tensors[f"{head}.{block}.linear.bias"])
@@ -77,7 +84,10 @@ def medusa_logits(layout, tensors, model, tokens, features_TD, path):
 
 
 def eagle_logits(layout, tensors, model, tokens, features_TD, path):
-    """Row i reads the embedding of token i + 1 and the feature of token i; guesses are read with estimated features."""
+    """Return the logits after ``path``.
+
+    Row i reads the embedding of token i + 1 and the feature of token i; drafts are read with estimated features.
+    """
     embedding = tensors.get("embed_tokens.weight", model.get_input_embeddings().weight)
     for token in (*path, None):
         x_TD = torch.cat([embedding[torch.tensor(tokens[1:])], features_TD], dim=-1) @ tensors["fc.weight"].T
@@ -87,7 +97,7 @@ def eagle_logits(layout, tensors, model, tokens, features_TD, path):
 
 
 def eagle_layer(config, tensors, x_TD):
-    """A Llama layer without its first norm."""
+    """Compute a Llama layer without its first norm."""
     places, heads = len(x_TD), config["num_attention_heads"]
     width = config.get("head_dim", H // heads)
 
@@ -108,13 +118,14 @@ def eagle_layer(config, tensors, x_TD):
 
 
 def angles(config, places, width):
+    """Return the rotary angles of each position."""
     scale = config.get("rope_scaling", {}).get("factor", 1.0)
     speed = config.get("rope_theta", 10000.0) ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.arange(places, dtype=torch.float64)[:, None] / scale * speed
 
 
 def turn(x_GTD, angles_T):
-    """Coordinate i is turned with coordinate i + D / 2."""
+    """Rotate coordinate i with coordinate i + D / 2."""
     first, second = x_GTD.chunk(2, dim=-1)
     cos, sin = angles_T.cos(), angles_T.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

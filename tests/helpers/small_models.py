@@ -167,6 +167,9 @@ class Oracle:
     def observe(self, tree, accepted, scores):
         pass
 
+    def wipe(self):
+        pass
+
     def draft(self, tokens):
         right = self.rights[self.rounds % len(self.rights)]
         self.rounds += 1
@@ -197,6 +200,10 @@ class Beside:
         for drafter in self.drafters:
             drafter.observe(tree, accepted, scores)
 
+    def wipe(self):
+        for drafter in self.drafters:
+            drafter.wipe()
+
     def draft(self, tokens):
         self.look(tokens, *(drafter.draft(tokens) for drafter in self.drafters))
         return self.oracle.draft(tokens)
@@ -208,17 +215,17 @@ class Watched:
     def __init__(self, policy):
         self.policy, self.depth, self.size = policy, policy.depth, policy.size
 
-    def grow(self, root, logits_WV, step):
+    def grow(self, root, logits_WV, state, expand):
         self.logits, paths = {(): logits_WV[0]}, [()]
 
-        def watched(tokens_W, rows_W, level):
+        def watched(tokens_W, rows_W, level, state):
             nonlocal paths
             paths = [(*paths[row], token) for row, token in zip(rows_W.tolist(), tokens_W.tolist(), strict=True)]
-            logits_WV = step(tokens_W, rows_W, level)
+            logits_WV, state = expand(tokens_W, rows_W, level, state)
             self.logits |= dict(zip(paths, logits_WV.expand(len(paths), -1), strict=True))
-            return logits_WV
+            return logits_WV, state
 
-        return self.policy.grow(root, logits_WV, watched)
+        return self.policy.grow(root, logits_WV, state, watched)
 
 
 class Follow:
@@ -227,10 +234,10 @@ class Follow:
     def __init__(self, guesses):
         self.guesses, self.depth, self.size = guesses, len(guesses) + 1, len(guesses) + 1
 
-    def grow(self, root, logits_WV, step):
+    def grow(self, root, logits_WV, state, expand):
         row = torch.zeros(1, dtype=torch.long)
         for level, token in enumerate(self.guesses, start=1):
-            step(torch.tensor([token]), row, level)
+            _, state = expand(torch.tensor([token]), row, level, state)
         return DraftTree.chain([int(root), *self.guesses], CPU)
 
 

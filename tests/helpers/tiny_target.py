@@ -1,4 +1,4 @@
-"""A target folder small enough for tests: random Llama, byte-level tokenizer, chat template; and a suite to go with it."""
+"""A target folder small enough for tests (a random Llama with a byte-level tokenizer), and a suite for it."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,7 @@ QUESTIONS = [
 
 
 def write_target(folder: Path, context: int = CONTEXT) -> Path:
+    """Write a target's checkpoint and tokenizer into a folder."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,12 +44,13 @@ def write_target(folder: Path, context: int = CONTEXT) -> Path:
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)  # the default is so flat that near ties are everywhere
+            nn.init.normal_(parameter, std=0.3)  # the default is so small that near ties are everywhere
     model.save_pretrained(folder)
     return folder
 
 
 def write_suite(path: Path, questions: list[tuple[str, str, list[str]]] = QUESTIONS) -> Path:
+    """Write a suite file."""
     lines = [json.dumps({"question_id": i, "category": category, "turns": turns}) for i, category, turns in questions]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -1,6 +1,6 @@
-"""Worker processes for tests: forked from a server that has imported everything, and some that die on command.
+"""Worker processes for tests: they are forked from a server that has imported everything, and some kill themselves.
 
-A worker imports what it is given by name: these functions are of a module, so that it finds them.
+A worker process imports its target function by module and name, so these functions cannot be local to a test.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+import unittest.mock
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +17,22 @@ from pathlib import Path
 from rich.console import Console
 
 from helpers.tiny_target import write_suite, write_target
-from specbench.config.options import Options
-from specbench.measure import runner
+from specbench.config.options import RunConfig
+from specbench.measure import measurer
 from specbench.measure.runner import run
 from specbench.measure.workers import processes
 from specbench.measure.workers.start import started
 from specbench.store import records
 from specbench.store.records import Record
 
-DEADLY = ("pld", "n1", 1, 0)  # the unit that kills
+DEADLY = ("pld", "n1", 1, 0)  # key of the unit that kills its worker
 serve = processes.serve
 
 
-def small_options(folder: Path) -> Options:
+def small_config(folder: Path) -> RunConfig:
+    """Return the settings of a small run with two arms, whose target and suite are written into the folder."""
     target, suite_file = write_target(folder / "target"), write_suite(folder / "suite.jsonl")
-    return Options(
+    return RunConfig(
         ["pld"],
         str(target),
         suite_file=suite_file,
@@ -44,25 +46,28 @@ def small_options(folder: Path) -> Options:
 
 
 def forked() -> multiprocessing.context.BaseContext:
-    """Instead of spawned, which would import torch for every worker."""
+    """Return a context that forks workers from a server; spawned ones would import torch each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["specbench.measure.workers.bench", "worker_processes"])
+    context.set_forkserver_preload(["specbench.measure.workers.worker_session", "helpers.worker_processes"])
     return context
 
 
 def quiet() -> Console:
+    """Return a console that keeps what is printed."""
     return Console(file=io.StringIO(), width=200)
 
 
-def run_by_two(options: Options, run_dir: Path) -> str:
-    """What was printed."""
+def run_by_two(config: RunConfig, run_dir: Path) -> str:
+    """Measure a run by two workers and return what was printed."""
     console = quiet()
-    with started(options, 2, None, console) as crew:
-        run(crew, run_dir, console)
+    with started(config, 2, None, console) as executor:
+        run(executor, run_dir, console)
+    assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def but_for_times(run_dir: Path) -> list[Record]:
+def records_without_times(run_dir: Path) -> list[Record]:
+    """Return a run's records by key, without times, memory and device, which differ from run to run."""
     found, torn = records.read(run_dir)
     assert not torn
     timeless = [replace(r.steps, draft_s=[], verify_s=[], commit_s=[]) for r in found]
@@ -70,71 +75,78 @@ def but_for_times(run_dir: Path) -> list[Record]:
     return sorted(kept, key=lambda record: record.key)
 
 
-def lines_of(run_dir: Path) -> int:
+def count_records(run_dir: Path) -> int:
+    """Return the number of records on disk."""
     path = run_dir / records.FILE
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def until(condition, seconds: float = 60.0) -> None:
-    patience = time.monotonic() + seconds
+def wait_until(condition, seconds: float = 60.0) -> None:
+    """Wait until a function returns true. Raises AssertionError after so many seconds."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < patience, "it does not come"
+        assert time.monotonic() < deadline, "the condition does not become true"
         time.sleep(0.01)
 
 
 def children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
+    """Return whether a process exists and is no zombie."""
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 
 @contextlib.contextmanager
-def before_each(act) -> Iterator[None]:
-    """``act`` on every unit before it is measured."""
-    attempt = runner._Measurer.attempt
+def before_each_unit(action) -> Iterator[None]:
+    """Call ``action(unit)`` before each unit is measured."""
+    attempt = measurer.Measurer.attempt
 
-    def acting(self, unit, max_new_tokens):
-        act(unit)
+    def act_and_attempt(self, unit, max_new_tokens):
+        action(unit)
         return attempt(self, unit, max_new_tokens)
 
-    runner._Measurer.attempt = acting
-    try:
+    with unittest.mock.patch.object(measurer.Measurer, "attempt", act_and_attempt):
         yield
-    finally:
-        runner._Measurer.attempt = attempt
 
 
-def die(unit) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die_if(condition: bool) -> None:
+    """Kill this process if the condition holds."""
+    if condition:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_once(pipe, options, index, workers) -> None:
-    mark = Path(options.suite_file).with_name("killed")
+def killed_once(pipe, config, index, workers) -> None:
+    """Serve as a worker; the first one to reach the deadly unit dies."""
+    mark = Path(config.suite_file).with_name("killed")
 
-    def once(unit) -> None:
-        if unit.key == DEADLY and not mark.exists():
+    def die_once(unit) -> None:
+        first = unit.key == DEADLY and not mark.exists()
+        if first:
             mark.touch()
-            die(unit)
+        die_if(first)
 
-    with before_each(once):
-        serve(pipe, options, index, workers)
-
-
-def killed_each_time(pipe, options, index, workers) -> None:
-    with before_each(lambda unit: unit.key == DEADLY and die(unit)):
-        serve(pipe, options, index, workers)
+    with before_each_unit(die_once):
+        serve(pipe, config, index, workers)
 
 
-def killed_at_once(pipe, options, index, workers) -> None:
-    """At any question; the prompts of the warm-up are no question's."""
-    with before_each(lambda unit: unit.question.id in ("a1", "a2", "n1", "n2") and die(unit)):
-        serve(pipe, options, index, workers)
+def killed_each_time(pipe, config, index, workers) -> None:
+    """Serve as a worker; every one that reaches the deadly unit dies."""
+    with before_each_unit(lambda unit: die_if(unit.key == DEADLY)):
+        serve(pipe, config, index, workers)
 
 
-def crew_to_be_killed(options: Options, run_dir: Path) -> None:
-    processes.CONTEXT = multiprocessing.get_context("fork")
-    run_by_two(options, run_dir)
+def killed_at_once(pipe, config, index, workers) -> None:
+    """Serve as a worker that dies at its first question; warm-up questions are none of the suite's."""
+    with before_each_unit(lambda unit: die_if(unit.question.id in ("a1", "a2", "n1", "n2"))):
+        serve(pipe, config, index, workers)
+
+
+def run_to_be_killed(config: RunConfig, run_dir: Path) -> None:
+    """Measure a run by two forked workers, in a process that the test kills."""
+    setattr(processes, "CONTEXT", multiprocessing.get_context("fork"))  # noqa: B010 (another kind of context)
+    run_by_two(config, run_dir)

@@ -1,4 +1,4 @@
-"""Spec-Bench's answer files become records of ours, and ``speed.py``'s arithmetic, done here by hand, comes out of our tables."""
+"""Imported Spec-Bench answer files give the numbers of Spec-Bench's ``speed.py``, whose arithmetic is repeated here."""
 
 import dataclasses
 import io
@@ -42,7 +42,7 @@ def row(question_id, category, turns, steps, new_tokens, wall_time, lengths, mod
 
 
 def answers(draft, seed):
-    """A question of each raw category, two where answers have one turn; ``draft`` tokens a step at most."""
+    """Return a question of each raw category, two where answers have one turn; ``draft`` tokens a step at most."""
     rng = random.Random(seed)
     rows = []
     for question_id, category in enumerate((*MT_BENCH, *SINGLE, *SINGLE), start=81):
@@ -61,7 +61,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A word a token, with a token put before each text, as Vicuna's tokenizer puts one."""
+    """A tokenizer with one token a word and one before each text, as Vicuna's adds one."""
     words = Tokenizer(models.WordLevel({"<s>": 0, "?": 1, **{word: i for i, word in enumerate(WORDS, start=2)}}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -81,7 +81,7 @@ def imported(files, tmp_path, **options):
 
 
 def frame_of(done):
-    return turns_frame(records.read(done.run_dir)[0])
+    return turns_frame(records.read(done.run_dir)[0], RunManifest.read(done.run_dir).arms)
 
 
 def mean(values):
@@ -97,15 +97,15 @@ def speed_py(rows, count=lambda choice: sum(choice["new_tokens"])):
 
 
 def words(choice):
-    """What the tokenizer finds in the answers, less the one it puts before each."""
+    """Return the tokenizer's count of the answers' tokens, without the one it adds before each."""
     return sum(len(text.split()) for text in choice["turns"])
 
 
 @pytest.mark.parametrize("task", ["mt_bench", *SINGLE, OVERALL])
-def test_the_numbers_of_speed_py_come_out_of_our_tables(files, tmp_path, tokenizer, task):
+def test_tables_of_an_import_reproduce_speed_py(files, tmp_path, tokenizer, task):
     ours, base = (of_task([json.loads(line) for line in path.read_text().splitlines()], task) for path in files)
     turns = frame_of(imported(files, tmp_path, tokenizer=tokenizer))
-    table = comparison(turns, ["vanilla", "eagle2"], ["mt_bench", *SINGLE]).set_index(["method", "category"])
+    table = comparison(turns, ["vanilla", "eagle2"], ["mt_bench", *SINGLE]).set_index(["arm", "category"])
     found = table.loc["eagle2", task]
     lengths = [n for each in ours for n in each["choices"][0]["accept_lengths"]]
     assert found["mat"] == pytest.approx(mean(lengths), rel=EXACT)
@@ -118,8 +118,8 @@ def test_the_numbers_of_speed_py_come_out_of_our_tables(files, tmp_path, tokeniz
     assert tokens_per_s(vanilla.assign(tokens=vanilla["text_tokens"])) == pytest.approx(speed_py(base, words), rel=EXACT)
 
 
-def test_the_baselines_honest_count_and_its_text_differ(files, tmp_path, tokenizer):
-    """A stop token that the text lost makes the two definitions differ, as in Spec-Bench."""
+def test_a_lost_stop_token_raises_the_legacy_speedup(files, tmp_path, tokenizer):
+    """A baseline's stop token that its text does not show makes the two definitions differ, as in Spec-Bench."""
     base = [json.loads(line) for line in files[1].read_text().splitlines()]
     for each in base:
         each["choices"][0]["new_tokens"] = [n + 1 for n in each["choices"][0]["new_tokens"]]
@@ -131,10 +131,10 @@ def test_the_baselines_honest_count_and_its_text_differ(files, tmp_path, tokeniz
     assert found["speedup_specbench_legacy"] > found["speedup_specbench"]
 
 
-def test_what_the_files_do_not_say_is_unknown_and_never_a_number(files, tmp_path):
+def test_values_missing_from_the_files_are_nan(files, tmp_path):
     turns = frame_of(imported(files, tmp_path))
     found = comparison(turns, ["eagle2"], []).iloc[0]
-    unknown = ["speedup_decode", "round_cost", "speedup_specbench_legacy", "tokens_per_s_decode", "peak_mib"]
+    unknown = ["speedup_decode", "step_cost", "speedup_specbench_legacy", "tokens_per_s_decode", "peak_mib"]
     unknown += ["agreement", "repetition"]
     assert found[unknown].isna().all()
     assert found["comparable_turns"] == 0
@@ -143,12 +143,12 @@ def test_what_the_files_do_not_say_is_unknown_and_never_a_number(files, tmp_path
     assert found[["speedup", "speedup_specbench", "speedup_micro", "latency_ratio", "mat_per_question"]].notna().all()
 
 
-def test_steps_are_cut_into_turns(files, tmp_path):
+def test_accept_lengths_are_split_by_turn(files, tmp_path):
     write(files[0], [row(81, "writing", ["a", "b"], [2, 3], [4, 6], [1.0, 2.0], [3, 1, 1, 2, 3])])
-    one, two = (each for each in records.read(imported(files, tmp_path).run_dir)[0] if each.method == "eagle2")
+    one, two = (each for each in records.read(imported(files, tmp_path).run_dir)[0] if each.arm == "eagle2")
     assert (one.steps.emitted, one.steps.accepted, one.tokens, one.total_s, one.output_text) == ([3, 1], [2, 0], 4, 1.0, "a")
     assert (two.steps.emitted, two.turn, two.category, two.question_id) == ([1, 2, 3], 1, "mt_bench", "81")
-    assert one.steps.nodes == one.steps.depth == one.steps.verify_s == one.output_ids == []
+    assert one.steps.tree_size == one.steps.depth == one.steps.verify_s == one.output_ids == []
 
 
 @pytest.mark.parametrize(
@@ -156,21 +156,21 @@ def test_steps_are_cut_into_turns(files, tmp_path):
     [([1, 2], [[3, 1], [1, 2, 3]], ""), ([9, 9], [[3, 1, 1, 2, 3], []], "do not add up")],
     ids=["index of the last step", "something else"],
 )
-def test_steps_counted_another_way(files, tmp_path, steps, cut, notice):
+def test_decoding_steps_with_another_meaning(files, tmp_path, steps, cut, notice):
     write(files[0], [row(81, "writing", ["a", "b"], steps, [4, 6], [1.0, 2.0], [3, 1, 1, 2, 3])])
     done = imported(files, tmp_path)
-    assert [each.steps.emitted for each in records.read(done.run_dir)[0] if each.method == "eagle2"] == cut
+    assert [each.steps.emitted for each in records.read(done.run_dir)[0] if each.arm == "eagle2"] == cut
     assert any("eagle2.jsonl: 1 question(s) whose decoding_steps do not add up" in each for each in done.notices) == bool(notice)
     assert comparison(frame_of(done), ["eagle2"], [])["mat"].item() == 2
 
 
-def test_an_error_turn_takes_its_question_out_of_both_arms(files, tmp_path):
+def test_a_question_with_an_error_turn_is_left_out_of_both_arms(files, tmp_path):
     rows = [json.loads(line) for line in files[0].read_text().splitlines()]
     rows[0]["choices"][0]["turns"][1] = "ERROR"
     write(files[0], rows)
     done = imported(files, tmp_path)
     [failed] = [each for each in records.read(done.run_dir)[0] if each.status == "error"]
-    assert (failed.method, failed.question_id, failed.turn, failed.steps.emitted, failed.total_s) == ("eagle2", "81", 1, [], 0.0)
+    assert (failed.arm, failed.question_id, failed.turn, failed.steps.emitted, failed.total_s) == ("eagle2", "81", 1, [], 0.0)
     assert any("eagle2.jsonl: 1 question(s) with an ERROR turn" in each for each in done.notices)
     found = comparison(frame_of(done), ["eagle2"], []).iloc[0]
     base = [json.loads(line) for line in files[1].read_text().splitlines()]
@@ -178,7 +178,7 @@ def test_an_error_turn_takes_its_question_out_of_both_arms(files, tmp_path):
     assert found["speedup_specbench"] == pytest.approx(speed_py(rows[1:]) / speed_py(base[1:]), rel=EXACT)
 
 
-def test_the_last_of_two_lines_of_a_question_counts(files, tmp_path):
+def test_a_later_line_replaces_an_earlier_one_of_the_same_question(files, tmp_path):
     rows = [json.loads(line) for line in files[0].read_text().splitlines()]
     stale = {**rows[3], "choices": [{**rows[3]["choices"][0], "wall_time": [99.0, 99.0]}]}
     write(files[0], [stale, *rows])
@@ -205,20 +205,20 @@ def test_a_question_with_more_turns_in_one_file_is_left_out_of_both_arms(files, 
     assert "1 question(s) have more turns in one file than in the other and are left out of both arms." in done.notices
     assert "81" not in {each.question_id for each in records.read(done.run_dir)[0]}
     manifest = RunManifest.read(done.run_dir)
-    assert (manifest.units_total, manifest.categories["mt_bench"]) == (done.turns, 7) == (48, 7)
-    assert "1 question(s) have more turns" in manifest.target["note"]
+    assert (manifest.units_total, manifest.suite.categories["mt_bench"]) == (done.turns, 7) == (48, 7)
+    assert "1 question(s) have more turns" in manifest.target.note
     found = comparison(frame_of(done), ["eagle2"], []).iloc[0]
     assert found["speedup_specbench"] == pytest.approx(speed_py(rows[0][1:]) / speed_py(rows[1][1:]), rel=EXACT)
 
 
-def test_files_without_a_question_to_compare_are_refused(files, tmp_path):
+def test_files_without_a_comparable_question_are_refused(files, tmp_path):
     write(files[0], [row(81, "writing", ["a"], [1], [1], [0.5], [1])])
     with pytest.raises(UserError, match=r"no question has the same number of turns in .*base\.jsonl and .*eagle2\.jsonl; give"):
         imported(files, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_question_of_two_categories_is_refused(files, tmp_path):
+def test_a_question_with_two_categories_is_refused(files, tmp_path):
     rows = [json.loads(line) for line in files[0].read_text().splitlines()]
     write(files[0], [{**rows[0], "category": "math"}, *rows[1:]])
     assert imported(files, tmp_path, out=tmp_path / "topics").turns == 52  # both are topics of MT-bench
@@ -229,14 +229,13 @@ def test_a_question_of_two_categories_is_refused(files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_category_is_named_as_all_of_them_are():
-    assert schema.ALL == OVERALL
+def test_the_category_name_overall_is_reserved():
     question = {"question_id": 1, "category": OVERALL, "turns": ["a"]}
-    with pytest.raises(UserError, match=r"^s, line 1: field 'category' must be a name other than .* found \"overall\"; correct"):
+    with pytest.raises(UserError, match=r"^s, line 1: field 'category' must be any name but 'overall', found \"overall\"; correct"):
         schema.questions_from_jsonl(json.dumps(question).encode(), "s")
 
 
-def test_an_unknown_temperature_is_null_in_the_file_and_no_difference(files, tmp_path):
+def test_an_unknown_temperature_is_null_in_the_manifest_and_equals_itself(files, tmp_path):
     one, other = (RunManifest.read(imported(files, tmp_path, out=tmp_path / name).run_dir) for name in ("one", "other"))
     assert json.loads((tmp_path / "one" / "manifest.json").read_text(), parse_constant=pytest.fail)["settings"]["temperature"] is None
     assert differences(one, other) == []
@@ -257,26 +256,26 @@ def test_a_baseline_that_counts_no_tokens_gives_only_the_legacy_speedup(files, t
     assert found["speedup_specbench_legacy"] == pytest.approx(speed_py(ours) / speed_py(base, words), rel=EXACT)
 
 
-def test_the_manifest_claims_nothing_and_names_its_source(files, tmp_path):
+def test_the_manifest_has_unknown_settings_and_names_the_files(files, tmp_path):
     done = imported(files, tmp_path, name="eagle-two")
     manifest = RunManifest.read(done.run_dir)
-    asked, origin = manifest.settings, manifest.environment["imported"]
+    asked, origin = manifest.settings, manifest.imported
     assert asked.methods == ["vanilla", "eagle-two"]
-    assert {asked.target, asked.suite, asked.suite_sha256, asked.dtype, asked.device, asked.attention} == {"unknown"}
-    assert (asked.max_new_tokens, asked.seed, manifest.methods["eagle-two"].lossless) == (None, None, None)
+    assert {asked.target, asked.suite, manifest.suite.sha256, asked.dtype, asked.device, asked.attention} == {"unknown"}
+    assert (asked.max_new_tokens, manifest.arms["eagle-two"].lossless) == (0, None)
     assert asked.temperature != asked.temperature  # NaN: unknown
-    assert [(each["arm"], each["file"], len(each["sha256"])) for each in origin] == [
+    assert [(source.arm, source.file, len(source.sha256)) for source in origin] == [
         ("vanilla", "base.jsonl", 64),
         ("eagle-two", "eagle2.jsonl", 64),
     ]
-    assert origin[1]["model_ids"] == ["m-7b"]
-    assert "Imported from Spec-Bench's answer files base.jsonl" in manifest.target["note"]
-    assert str(tmp_path) not in json.dumps({**vars(manifest), "settings": 0, "methods": 0, "argv": 0})
-    assert manifest.categories == {"mt_bench": 8, **dict.fromkeys(SINGLE, 2)}
+    assert origin[1].model_ids == ["m-7b"]
+    assert "Imported from Spec-Bench's answer files base.jsonl" in manifest.target.note
+    assert str(tmp_path) not in json.dumps(dataclasses.asdict(dataclasses.replace(manifest, argv=[])), default=str)
+    assert manifest.suite.categories == {"mt_bench": 8, **dict.fromkeys(SINGLE, 2)}
     assert manifest.units_total == done.turns == 52
 
 
-def test_a_report_can_be_made_of_it_and_token_by_token_comparison_cannot(files, tmp_path):
+def test_an_import_can_be_reported_but_not_compared_token_by_token(files, tmp_path):
     done = imported(files, tmp_path)
     build.build([done.run_dir], tmp_path / "report", Console(file=io.StringIO(), width=200))
     text = (tmp_path / "report" / "report.md").read_text()
@@ -334,7 +333,7 @@ def test_a_malformed_line_is_named(files, tmp_path, line, complaint):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_misuse_is_one_line(files, tmp_path):
+def test_other_misuse_is_refused_in_one_line(files, tmp_path):
     empty, binary = write(tmp_path / "empty.jsonl", []), tmp_path / "binary.jsonl"
     binary.write_bytes(b"{}\n\xff\n")
     for file, complaint in {
@@ -358,7 +357,7 @@ def test_other_misuse_is_one_line(files, tmp_path):
         imported(files, tmp_path)
 
 
-def test_the_command(files, tmp_path):
+def test_the_import_command(files, tmp_path):
     app = typer.Typer()
     app.command("import")(import_answers)
     arguments = [str(files[0]), "--baseline", str(files[1]), "--out", str(tmp_path / "run")]
@@ -368,4 +367,4 @@ def test_the_command(files, tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--format", "spec-bench", "--name", "eagle2"])
     assert done.exit_code == 0
     assert done.output.endswith(f"imported 52 turns; next: specbench report {tmp_path / 'run'}\n")
-    assert RunManifest.read(tmp_path / "run").settings.methods == ["vanilla", "eagle2"]
+    assert list(RunManifest.read(tmp_path / "run").arms) == ["vanilla", "eagle2"]

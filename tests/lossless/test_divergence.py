@@ -1,4 +1,4 @@
-"""A divergence is told apart: the target torn between two tokens, or a wrong one."""
+"""Divergences are judged as rounding ties or as violations."""
 
 import dataclasses
 import io
@@ -15,18 +15,19 @@ from rich.console import Console
 from methods.core.acceptance import match
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
-from specbench import targets
 from specbench.cli.agree import agree
-from specbench.config.options import Options
-from specbench.engines.own import Arm
+from specbench.config.options import RunConfig
+from specbench.engines.own import OwnEngine
 from specbench.lossless import divergence, reference, text
-from specbench.lossless.divergence import ArmAgreement, Divergence, Explained, explain, magnitude
+from specbench.lossless.differences import ArmAgreement, Divergence, LosslessReport
+from specbench.lossless.divergence import explain, magnitude
 from specbench.measure import runner
+from specbench.measure.executor import LocalExecutor
 from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.suites import spec_bench
-from specbench.targets.shapes import Shape
+from specbench.targets.shapes import SHAPES, ModelShape
 from specbench.util import progress
 
 torch.set_num_threads(1)
@@ -44,6 +45,9 @@ class Junk:
         pass
 
     def observe(self, tree, accepted, scores):
+        pass
+
+    def wipe(self):
         pass
 
     def draft(self, tokens):
@@ -70,13 +74,13 @@ def session(tmp_path_factory):
     """vanilla and an arm that drafts junk, on a random target in fp32."""
     folder = tmp_path_factory.mktemp("inputs")
     target, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", [*QUESTIONS, ("b", "talks", ["Say a.", "And b?"])])
-    options = Options(["pld"], str(target), suite_file=suite, max_new_tokens=TOKENS, dtype="fp32", device="cpu")
+    options = RunConfig(["pld"], str(target), suite_file=suite, max_new_tokens=TOKENS, dtype="fp32", device="cpu")
     return prepare(options)
 
 
 def measured(session, rule, run_dir):
-    arms = (session.arms[0], Arm("pld", session.target, Junk(), rule))
-    runner.run(dataclasses.replace(session, arms=arms, warmup=()), run_dir, Console(file=io.StringIO()))
+    engines = (session.own[0], OwnEngine("pld", session.target, Junk(), rule))
+    runner.run(LocalExecutor(dataclasses.replace(session, own=engines, warmup=())), run_dir, Console(file=io.StringIO()))
     return run_dir
 
 
@@ -97,7 +101,7 @@ def change(run, question, turn=0, **fields):
     """Change the arm's record and return vanilla's."""
     lines = [json.loads(line) for line in (run / records.FILE).read_text().splitlines()]
     ours, theirs = (
-        [one for one in lines if (one["method"], one["question_id"], one["turn"]) == (m, question, turn)] for m in ("pld", "vanilla")
+        [one for one in lines if (one["arm"], one["question_id"], one["turn"]) == (m, question, turn)] for m in ("pld", "vanilla")
     )
     ours[0].update(fields)
     (run / records.FILE).write_text("".join(json.dumps(one) + "\n" for one in lines))
@@ -120,7 +124,7 @@ def logits_after(session, theirs, position, question="Say 0 0 0."):
 def test_a_sound_verifier_agrees_and_no_target_is_loaded(sound, monkeypatch, capsys):
     monkeypatch.setattr(reference, "prepare", None)
     [arm] = explain(sound).arms
-    assert (arm.method, arm.compared, arm.same, arm.share, arm.other_prompt, arm.unanswered) == ("pld", 8, 8, 1.0, 0, 0)
+    assert (arm.arm, arm.compared, arm.same, arm.share, arm.other_prompt, arm.unanswered) == ("pld", 8, 8, 1.0, 0, 0)
     assert arm.divergences == ()
     assert isnan(arm.widest_tie)
     assert isnan(arm.position_quartiles[1])
@@ -145,11 +149,11 @@ def wide_bf16(tmp_path_factory):
     """vanilla and an arm that drafts junk, in bf16, on a cost-matched target: the random one widened, its filler tokens ruled out."""
     folder = tmp_path_factory.mktemp("wide")
     small, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", QUESTIONS[:4])
-    shape = Shape("a test's", hidden=64, layers=3, query=64, key=32, intermediate=96, vocab=400)
+    shape = ModelShape("a test's", hidden=64, layers=3, query=64, key=32, intermediate=96, vocab=400)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "shipped_folder", lambda: small)
-        patch.setitem(targets.SHAPES, "tiny-160m", shape)
-        yield prepare(Options(["pld"], "tiny-160m", suite_file=suite, max_new_tokens=40, dtype="bf16", device="cpu"))
+        patch.setattr("specbench.targets.target.shipped_folder", lambda: small)
+        patch.setitem(SHAPES, "tiny-160m", shape)
+        yield prepare(RunConfig(["pld"], "tiny-160m", suite_file=suite, max_new_tokens=40, dtype="bf16", device="cpu"))
 
 
 def test_a_broken_verifier_on_a_cost_matched_target_in_bf16_is_caught(wide_bf16, tmp_path):
@@ -170,7 +174,7 @@ def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, sess
     [found] = explain(run).divergences
     logits_V, wrong = logits_after(session, theirs, 4), (theirs["output_ids"][4] + 1) % 200
     top, top10 = logits_V.topk(2).values, logits_V.topk(10).values
-    assert (found.method, found.question_id, found.turn, found.position) == ("pld", "a0", 0, 4)
+    assert (found.arm, found.question_id, found.turn, found.position) == ("pld", "a0", 0, 4)
     assert found.tokens == (theirs["output_ids"][4], wrong)
     assert found.gap == pytest.approx(float(top[0] - top[1]), rel=1e-4)
     assert found.shortfall == pytest.approx(float(top[0] - logits_V[wrong]), rel=1e-4)
@@ -185,8 +189,8 @@ def test_a_violation_is_shown_with_the_targets_gap_and_the_text_around(run, sess
     assert "violation: pld, question a0, turn 1, repeat 1, token 4: " in shown
     assert repr(found.before) in shown
     assert (
-        "(4 roundings of fp32, 1.2e-07 each) times the largest magnitude among the target's 10 highest logits below its first choice; "
-        f"here {found.tolerance:.2g}" in shown
+        "(4 roundings of fp32, 1.2e-07 each) times the largest magnitude among the 10 highest logits; "
+        f"in this run {found.tolerance:.2g}" in shown
     )
 
 
@@ -233,11 +237,11 @@ def test_json_holds_everything(run, session, capsys):
         agree(run, as_json=True)
     assert end.value.code == 1
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["schema"], shown["dtype"], shown["violations"], shown["tolerance"]["roundings"]) == (1, "fp32", 2, 4)
+    assert (shown["schema"], shown["dtype"], shown["violations"], shown["tolerance"]["roundings"]) == (2, "fp32", 2, 4)
     assert shown["tolerance"]["relative"] == 4 * 2**-23
     [arm] = shown["arms"]
-    assert {name: arm[name] for name in ("method", "compared", "same", "share", "ties", "violations", "widest_tie", "not_compared")} == {
-        "method": "pld", "compared": 6, "same": 4, "share": 4 / 6, "ties": 0, "violations": 2, "widest_tie": None,
+    assert {name: arm[name] for name in ("arm", "compared", "same", "share", "ties", "violations", "widest_tie", "not_compared")} == {
+        "arm": "pld", "compared": 6, "same": 4, "share": 4 / 6, "ties": 0, "violations": 2, "widest_tie": None,
         "not_compared": {"other_prompt": 1, "unanswered": 1},
     }  # fmt: skip
     assert arm["first_divergence"] == {"low_quartile": 5.25, "median": 6.5, "high_quartile": 7.75}
@@ -248,7 +252,7 @@ def test_json_holds_everything(run, session, capsys):
     assert arm["divergences"][0]["tokens"][0] == theirs["output_ids"][4]
 
 
-def test_arms_and_repeats_that_part_at_one_place_cost_one_forward(run, monkeypatch):
+def test_equal_divergences_of_arms_and_repeats_take_one_forward(run, monkeypatch):
     write_wrongly(run, "a0", 4, lambda token: (token + 1) % 200)
     lines = [json.loads(line) for line in (run / records.FILE).read_text().splitlines()]
     again = [{**one, "repeat": 1} for one in lines]
@@ -267,8 +271,8 @@ def test_arms_and_repeats_that_part_at_one_place_cost_one_forward(run, monkeypat
     assert len(asked) == 1
 
 
-def made(method="s4c", shortfall=0.1, gap=0.1, position=3, before="so", texts=("a", "b"), question="1"):
-    return Divergence(method, question, 0, 0, position, (5, 6), texts, before, (" c", " d"), gap, shortfall, tolerance=0.2)
+def made(arm="s4c", shortfall=0.1, gap=0.1, position=3, before="so", texts=("a", "b"), question="1"):
+    return Divergence(arm, question, 0, 0, position, (5, 6), texts, before, (" c", " d"), gap, shortfall, tolerance=0.2)
 
 
 @pytest.mark.parametrize(
@@ -279,18 +283,20 @@ def test_a_tie_needs_both_tokens_near_the_targets_first_choice(shortfall, tie):
 
 
 def test_the_table_counts_ties_and_violations_apart():
-    arm = ArmAgreement("s4c", 10, 2, 1, (made(position=2), made(shortfall=0.15, position=5), made(shortfall=7.0, position=30)))
-    explained = Explained("a run", "bf16", (arm, ArmAgreement("pld", 0, 0, 13, ())))
+    arm = ArmAgreement("s4c", "", 10, 2, 1, (made(position=2), made(shortfall=0.15, position=5), made(shortfall=7.0, position=30)))
+    explained = LosslessReport("a run", "bf16", (arm, ArmAgreement("pld", "", 0, 0, 13, ())))
     assert text.table(explained).rows == [
         ["s4c", "10", "7 (70.0 %)", "2", "1", "5 (4 to 18)", "0.15", "2", "1"],
         ["pld", "0", "\N{EM DASH}", "0", "0", "\N{EM DASH}", "\N{EM DASH}", "0", "13"],
     ]
-    assert "within 0.031 (4 roundings of bf16, 0.0078 each)" in explained.rule
+    assert "is 0.031 (4 roundings of bf16, 0.0078 each)" in explained.rule
 
 
 def test_model_text_cannot_steer_the_terminal(monkeypatch, capsys, tmp_path):
     hostile = made(shortfall=7.0, before="[bold]\x1b[2J\n\x9b2J\u202e", texts=("[/red]", "\r"), question="q\x1b[2J")
-    monkeypatch.setattr(divergence, "explain", lambda run, told: Explained("r", "bf16", (ArmAgreement("s4c", 1, 0, 0, (hostile,)),)))
+    monkeypatch.setattr(
+        divergence, "explain", lambda run, on_progress: LosslessReport("r", "bf16", (ArmAgreement("s4c", "", 1, 0, 0, (hostile,)),))
+    )
     with pytest.raises(SystemExit):
         agree(tmp_path)
     shown = capsys.readouterr().out
@@ -314,11 +320,12 @@ def test_a_run_without_two_comparable_arms_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("provided", [None, "changed"])
-def test_without_spec_benchs_file_the_way_out_is_one_that_agree_has(run, tmp_path, monkeypatch, provided):
+def test_a_missing_spec_bench_file_is_refused_with_a_hint_that_agree_supports(run, tmp_path, monkeypatch, provided):
     write_wrongly(run, "a0", 4, 7)
     manifest = RunManifest.read(run)
-    settings = dataclasses.replace(manifest.settings, suite="spec-bench", suite_sha256=spec_bench.SHA256)
-    dataclasses.replace(manifest, settings=settings, suite_file=None).write(run)
+    settings = dataclasses.replace(manifest.settings, suite="spec-bench", suite_file=None)
+    suite = dataclasses.replace(manifest.suite, name="spec-bench", sha256=spec_bench.SHA256)
+    dataclasses.replace(manifest, settings=settings, suite=suite).write(run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("SPECBENCH_DATA", str(tmp_path))
     monkeypatch.setattr(spec_bench, "URL", (tmp_path / "absent").as_uri())
@@ -335,7 +342,8 @@ def test_without_spec_benchs_file_the_way_out_is_one_that_agree_has(run, tmp_pat
 def test_a_missing_suite_file_is_named_with_its_place(run, tmp_path):
     write_wrongly(run, "a0", 4, 7)
     gone = tmp_path / "gone.jsonl"
-    dataclasses.replace(RunManifest.read(run), suite_file=str(gone)).write(run)
+    manifest = RunManifest.read(run)
+    dataclasses.replace(manifest, settings=dataclasses.replace(manifest.settings, suite_file=gone)).write(run)
     with pytest.raises(UserError) as refusal:
         agree(run)
     advice = f"put the run's questions back at {gone}, where its manifest has them"
@@ -359,9 +367,9 @@ def test_progress_goes_to_stderr_now_and_then_and_never_to_stdout(run, monkeypat
 
 def test_on_a_terminal_progress_is_a_bar_that_goes_away():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with progress.counted(console, "first differences put to the target") as told:
-        told(0, 8)
-        told(3, 8)
+    with progress.show_progress(console, "first differences put to the target") as on_progress:
+        on_progress(0, 8)
+        on_progress(3, 8)
     drawn = console.file.getvalue()
     assert "first differences put to the target" in drawn
     assert "38%" in drawn
@@ -369,11 +377,10 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away():
 
 
 @pytest.mark.parametrize(("part", "named"), [("suite", "the suite of the run"), ("target", "the target of the run")])
-def test_another_suite_or_target_is_no_judge(run, part, named):
+def test_another_suite_or_target_is_refused(run, part, named):
     write_wrongly(run, "a0", 4, 7)
     manifest = RunManifest.read(run)
-    settings = dataclasses.replace(manifest.settings, suite_sha256="f" * 64) if part == "suite" else manifest.settings
-    target = {**manifest.target, "weights_sha256": "f" * 64} if part == "target" else manifest.target
-    dataclasses.replace(manifest, settings=settings, target=target).write(run)
+    changed = dataclasses.replace(getattr(manifest, part), **{"suite": {"sha256": "f" * 64}, "target": {"weights_sha256": "f" * 64}}[part])
+    dataclasses.replace(manifest, **{part: changed}).write(run)
     with pytest.raises(UserError, match=rf"{named} \(sha256 ffffffffffff\) is not the one here"):
         explain(run)

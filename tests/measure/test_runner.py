@@ -1,3 +1,5 @@
+"""A run in this process: its schedule, its records, failures of turns, interrupts, and its manifest."""
+
 import contextlib
 import dataclasses
 import io
@@ -16,11 +18,13 @@ from methods.core.acceptance import Accepted, match, path_to
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
 from methods.vanilla import Vanilla
-from specbench.config.options import Options
-from specbench.engines.own import Arm
+from specbench.config.options import RunConfig
+from specbench.engines.own import OwnEngine
 from specbench.measure import progress
+from specbench.measure.executor import LocalExecutor
 from specbench.measure.progress import RunProgress
-from specbench.measure.runner import Unit, run, turn_seed, units
+from specbench.measure.runner import run
+from specbench.measure.schedule import Unit, schedule, turn_seed
 from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
@@ -42,7 +46,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def options(inputs):
     target, suite_file = inputs
-    return Options(methods=["pld"], target=str(target), suite_file=suite_file, max_new_tokens=12, dtype="fp32", device="cpu")
+    return RunConfig(methods=["pld"], target=str(target), suite_file=suite_file, max_new_tokens=12, dtype="fp32", device="cpu")
 
 
 def quiet() -> Console:
@@ -50,7 +54,7 @@ def quiet() -> Console:
 
 
 def measured(session: Session, run_dir: Path) -> dict[tuple[str, str, int, int], Record]:
-    run(session, run_dir, quiet())
+    run(LocalExecutor(session), run_dir, quiet())
     found, torn = records.read(run_dir)
     assert not torn
     assert len({record.key for record in found}) == len(found)
@@ -58,17 +62,18 @@ def measured(session: Session, run_dir: Path) -> dict[tuple[str, str, int, int],
 
 
 def with_arm(session: Session, drafter, accept=match) -> Session:
-    """The session with its second arm replaced."""
-    vanilla, other = session.arms
-    return dataclasses.replace(session, arms=(vanilla, Arm(other.name, other.target, drafter, accept)))
+    """Return the session with its second arm replaced."""
+    vanilla, other = session.own
+    return dataclasses.replace(session, own=(vanilla, OwnEngine(other.name, other.target, drafter, accept)))
 
 
 class Failing(Vanilla):
-    """Raises when it has to draft for the prompt with this hash."""
+    """A drafter that raises an error when it drafts for the prompt with this hash. ``begun`` holds every prompt's hash."""
 
     def __init__(self, prompt_sha256: str, error: BaseException):
         super().__init__(torch.device("cpu"))
-        self.prompt_sha256, self.error, self.begun = prompt_sha256, error, []
+        self.prompt_sha256, self.error = prompt_sha256, error
+        self.begun: list[str] = []
 
     def begin(self, prompt, first, scores, sampling):
         super().begin(prompt, first, scores, sampling)
@@ -85,18 +90,18 @@ def first_prompt(session: Session, question_id: str) -> str:
     return chat.ids_sha256(session.chat.encode(question.turns[:1], []))
 
 
-def test_every_unit_comes_once_and_who_goes_first_rotates():
+def test_schedule_holds_every_unit_once_and_rotates_the_first_arm():
     questions = [Question(str(i), "c", ("x",) * (1 + i % 2), ()) for i in range(6)]
-    order = list(units(questions, ["a", "b", "c"], repeats=2))
+    order = list(schedule(questions, ["a", "b", "c"], repeats=2))
     assert len(set(order)) == len(order) == 3 * 9 * 2
     groups = [order[i : i + 3] for i in range(0, len(order), 3)]
     assert all(len({(u.question.id, u.turn, u.repeat) for u in group}) == 1 for group in groups)
-    firsts = Counter(group[0].method for group in groups if group[0].turn == 0)
+    firsts = Counter(group[0].arm for group in groups if group[0].turn == 0)
     assert firsts == {"a": 4, "b": 4, "c": 4}
-    assert [group[0].method for group in groups if group[0].question.id == "0"] == ["a", "b"]
+    assert [group[0].arm for group in groups if group[0].question.id == "0"] == ["a", "b"]
 
 
-def test_a_run_records_every_turn_of_every_arm(options, tmp_path):
+def test_run_records_every_turn_of_every_arm(options, tmp_path):
     session = prepare(options)
     found = measured(session, tmp_path)
     assert len(found) == 2 * TURNS == session.manifest.units_total
@@ -109,11 +114,11 @@ def test_a_run_records_every_turn_of_every_arm(options, tmp_path):
         twin = found["vanilla", *record.key[1:]]
         assert record.output_ids == twin.output_ids
         assert record.prompt_sha256 == twin.prompt_sha256
-        assert set(twin.steps.nodes) == {1}
-    assert max(max(r.steps.nodes) for r in found.values() if r.method == "pld") > 1
+        assert set(twin.steps.tree_size) == {1}
+    assert max(max(r.steps.tree_size) for r in found.values() if r.arm == "pld") > 1
 
 
-def test_output_and_prompts_are_those_of_the_targets_own_conversation(options, tmp_path):
+def test_prompts_and_answers_are_those_of_generate(options, tmp_path):
     session = prepare(options)
     found = measured(session, tmp_path)
     question = next(q for q in session.suite.questions if q.id == "n1")
@@ -129,7 +134,7 @@ def test_output_and_prompts_are_those_of_the_targets_own_conversation(options, t
 
 
 @pytest.mark.parametrize("turns", ["own", "shared"])
-def test_whose_first_answer_a_second_turn_sees(options, tmp_path, turns):
+def test_history_of_a_second_turn_is_the_arms_own_or_vanillas(options, tmp_path, turns):
     def wrong(tree, logits_NV, temperature, noise) -> Accepted:
         return path_to(tree, logits_NV, torch.tensor([0]), torch.tensor([5]))
 
@@ -145,7 +150,7 @@ def test_whose_first_answer_a_second_turn_sees(options, tmp_path, turns):
     [torch.OutOfMemoryError("out of memory\ntrace"), FloatingPointError("the target's logits are NaN"), RuntimeError("bad kernel")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_failed_turn_is_a_row_and_the_run_goes_on(options, tmp_path, error):
+def test_failed_turn_is_an_error_record_and_the_run_goes_on(options, tmp_path, error):
     session = prepare(options)
     session = with_arm(session, Failing(first_prompt(session, "n1"), error))
     found = measured(session, tmp_path)
@@ -157,26 +162,26 @@ def test_a_failed_turn_is_a_row_and_the_run_goes_on(options, tmp_path, error):
     assert not any(record.output_ids or record.total_s or record.peak_bytes for record in failed)
 
 
-def test_a_conversation_that_outgrows_the_context_is_an_error_row(options, tmp_path):
+def test_conversation_longer_than_the_context_is_an_error_record(options, tmp_path):
     target = write_target(tmp_path / "target", context=64)
     found = measured(prepare(dataclasses.replace(options, target=str(target), max_new_tokens=40)), tmp_path / "run")
     assert found["vanilla", "a1", 0, 0].status == "ok"
     assert found["vanilla", "a1", 1, 0].error.startswith("ContextOverflow: prompt of ")
 
 
-def test_a_dead_device_ends_the_run(options, tmp_path):
+def test_failed_device_ends_the_run(options, tmp_path):
     session = prepare(options)
     session = with_arm(session, Failing(first_prompt(session, "n1"), torch.AcceleratorError("device-side assert")))
     with pytest.raises(UserError, match="device-side assert"):
-        run(session, tmp_path, quiet())
+        run(LocalExecutor(session), tmp_path, quiet())
     assert RunManifest.read(tmp_path).status == "interrupted"
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(options, tmp_path):
+def test_run_resumes_after_ctrl_c(options, tmp_path):
     session = prepare(options)
     broken = with_arm(session, Failing(first_prompt(session, "n1"), KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        run(broken, tmp_path, quiet())
+        run(LocalExecutor(broken), tmp_path, quiet())
     before = (tmp_path / records.FILE).read_bytes()
     assert before.endswith(b"\n")
     assert RunManifest.read(tmp_path).status == "interrupted"
@@ -187,48 +192,48 @@ def test_ctrl_c_leaves_a_run_that_resumes(options, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
-def test_a_full_disk_is_one_line(options, tmp_path):
+def test_full_disk_is_a_user_error(options, tmp_path):
     (tmp_path / records.FILE).symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"No space left on device.*specbench resume"):
-        run(prepare(options), tmp_path, quiet())
+        run(LocalExecutor(prepare(options)), tmp_path, quiet())
 
 
-def test_warm_up_runs_every_arm_and_leaves_no_record(options, tmp_path):
+def test_warm_up_answers_its_questions_and_leaves_no_record(options, tmp_path):
     session = prepare(options)
     session = with_arm(session, drafter := Failing("", RuntimeError()))
     found = measured(session, tmp_path)
     warmed = [chat.ids_sha256(session.chat.encode(q.turns[:1], [])) for q in session.warmup]
-    assert drafter.begun[1 : 1 + len(warmed)] == warmed  # after a text that is made up
+    assert drafter.begun[1 : 1 + len(warmed)] == warmed  # the first prompt is made up by the arm's own warm-up
     assert len(drafter.begun) == 1 + len(warmed) + TURNS
     assert not {record.prompt_sha256 for record in found.values()} & set(warmed)
-    run(session, tmp_path, quiet())
+    run(LocalExecutor(session), tmp_path, quiet())
     assert len(drafter.begun) == 1 + len(warmed) + TURNS, "a finished run needs no warm-up"
 
 
-def test_an_arm_that_fails_at_warm_up_is_told_of_and_the_others_are_measured(options, tmp_path):
+def test_failed_warm_up_is_printed_and_the_run_goes_on(options, tmp_path):
     session = prepare(options)
     warmed = chat.ids_sha256(session.chat.encode(session.warmup[0].turns[:1], []))
     console = Console(file=io.StringIO(), width=200)
-    run(with_arm(session, Failing(warmed, RuntimeError("no kernel"))), tmp_path, console)
-    assert "pld failed while it was warmed up: RuntimeError: no kernel" in console.file.getvalue()
+    run(LocalExecutor(with_arm(session, Failing(warmed, RuntimeError("no kernel")))), tmp_path, console)
+    assert "pld failed to warm up: RuntimeError: no kernel" in console.file.getvalue()
     assert RunManifest.read(tmp_path).status == "complete"
 
 
-def test_sampling_differs_between_repeats_and_not_between_runs(options, tmp_path):
+def test_sampling_differs_between_repeats_but_not_between_runs(options, tmp_path):
     hot = dataclasses.replace(options, temperature=1.0, repeats=2)
     one, two = measured(prepare(hot), tmp_path / "1"), measured(prepare(hot), tmp_path / "2")
     assert {key: record.output_ids for key, record in one.items()} == {key: record.output_ids for key, record in two.items()}
     assert one["vanilla", "a2", 0, 0].output_ids != one["vanilla", "a2", 0, 1].output_ids
 
 
-def test_a_turn_has_its_own_seed_and_arms_share_it():
+def test_each_turn_has_its_own_seed_shared_by_the_arms():
     questions = [Question(name, "c", ("x", "y"), ()) for name in ("1", "11")]
-    seeds = {(u.question.id, u.turn, u.repeat): turn_seed(0, u) for u in units(questions, ["a"], 2)}
+    seeds = {(u.question.id, u.turn, u.repeat): turn_seed(0, u) for u in schedule(questions, ["a"], 2)}
     assert len(set(seeds.values())) == len(seeds) == 8
     assert turn_seed(0, Unit("b", questions[0], 1, 0)) == seeds["1", 1, 0] != turn_seed(1, Unit("b", questions[0], 1, 0))
 
 
-def test_a_prompt_longer_than_the_context_names_its_question(options, tmp_path):
+def test_prompt_longer_than_the_context_is_refused_by_question(options, tmp_path):
     suite = write_suite(tmp_path / "long.jsonl", [*QUESTIONS, ("huge", "letters", ["x" * 600])])
     with pytest.raises(UserError, match=r"question huge: its prompt of 6\d\d tokens .* 512 tokens"):
         prepare(dataclasses.replace(options, suite_file=suite))
@@ -240,25 +245,24 @@ def test_records_and_manifest_hold_no_prompt(options, tmp_path):
     assert not [text for _, _, turns in QUESTIONS for text in turns if text in written]
 
 
-def test_the_manifest_says_what_ran(options, tmp_path):
+def test_manifest_describes_the_run(options, tmp_path):
     session = prepare(dataclasses.replace(options, overrides=["nodes=3"], categories=["numbers"], limit=1))
-    run(session, tmp_path, quiet())
+    run(LocalExecutor(session), tmp_path, quiet())
     facts = json.loads((tmp_path / "manifest.json").read_text())
-    assert facts["schema"] == 1
+    assert facts["schema"] == 2
     assert facts["status"] == "complete"
-    assert facts["settings"]["methods"] == ["vanilla", "pld"]
-    assert facts["methods"]["pld"]["config"]["nodes"] == 3
-    assert facts["methods"]["pld"]["lossless"] is True
-    assert facts["categories"] == {"numbers": 1}
+    assert list(facts["arms"]) == ["vanilla", "pld"]
+    assert facts["arms"]["pld"]["config"]["nodes"] == 3
+    assert facts["arms"]["pld"]["lossless"] is True
+    assert facts["suite"]["categories"] == {"numbers": 1}
     assert facts["units_total"] == 2 * 3
     assert facts["environment"]["threads"] == torch.get_num_threads()
     assert len(facts["target"]["weights_sha256"]) == len(facts["template_sha256"]) == 64
     assert facts["target"]["parameters"] > 0
     assert facts["prepared"][0]["seconds"] > 0
     assert facts["prepared"][0]["peak_bytes"] > 10_000_000
-    assert Options.of(RunManifest.read(tmp_path)) == dataclasses.replace(
+    assert RunManifest.read(tmp_path).settings == dataclasses.replace(
         options,
-        methods=["vanilla", "pld"],
         suite="file",
         overrides=["nodes=3"],
         categories=["numbers"],
@@ -269,7 +273,7 @@ def test_the_manifest_says_what_ran(options, tmp_path):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
-def test_peak_memory_is_the_turns_own():
+def test_peak_memory_is_reset_between_turns():
     memory = PeakMemory(torch.device("cpu"))
     memory.reset()
     block = bytearray(os.urandom(1) * 100_000_000)
@@ -279,7 +283,7 @@ def test_peak_memory_is_the_turns_own():
     assert 80_000_000 < high - memory.peak() < 200_000_000
 
 
-def test_progress_without_a_terminal_prints_a_line_now_and_then(monkeypatch):
+def test_progress_without_a_terminal_prints_a_line_after_an_interval(monkeypatch):
     console = quiet()
     now = [1000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

@@ -1,4 +1,4 @@
-"""How a run's options meet: the device's defaults, a tuned config, --set, the arm's own; and what a resume finds again."""
+"""Preparing a run: which of defaults, tuned options, --set and an arm's own options wins, and what is refused."""
 
 import dataclasses
 
@@ -8,58 +8,79 @@ from helpers.tiny_target import write_suite, write_target
 from rich.console import Console
 
 from methods.core import backend as backends
-from methods.core.backend import DEFAULT_BACKEND
 from methods.core.errors import UserError
-from specbench.config.options import Options
-from specbench.config.tuned import Config
-from specbench.measure import session
+from specbench.config.options import RunConfig
+from specbench.config.tuned import Tuned
+from specbench.measure import resolve, session
+from specbench.measure.executor import LocalExecutor
 from specbench.measure.runner import run
-from specbench.measure.session import prepare, resolve
+from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
 
 TUNED = {"eagle2": {"nodes": 9, "depth": 3}, "pld": {"nodes": 4}}
 
 
-def config(**changes):
+def methods(names, **changes):
+    """Return the arms of a run by name, with their options settled."""
+    return resolve.plan(RunConfig(methods=names, device="cpu", dtype="fp32", target="t", **changes)).methods
+
+
+def tuned(**changes):
+    """Return tuned options that were tuned on the facts of ``options``, with changes."""
     facts = {"target": "t", "target_sha256": "0" * 64, "dtype": "fp32", "device": "cpu", "backend": "eager", **changes}
-    return Config(TUNED, facts, "tuned.toml")
+    return Tuned(TUNED, facts, "tuned.toml")
 
 
-def test_a_config_goes_before_the_defaults_and_behind_what_is_typed():
-    arms = resolve(["eagle2", "eagle2:depth=2", "s4c"], ["eagle2.nodes=7"], "cpu", config=config())
+def test_tuned_options_override_defaults_and_are_overridden_by_set():
+    arms = methods(["eagle2", "eagle2:depth=2", "s4c"], overrides=["eagle2.nodes=7"], tuned=tuned())
     assert (arms["eagle2"].config.nodes, arms["eagle2"].config.depth, arms["eagle2"].config.width) == (7, 3, 3)
     assert (arms["eagle2:depth=2"].config.nodes, arms["eagle2:depth=2"].config.depth) == (9, 2)
-    assert arms["s4c"].config.nodes == resolve(["s4c"], [], "cpu")["s4c"].config.nodes
+    assert arms["s4c"].config.nodes == methods(["s4c"])["s4c"].config.nodes
 
 
-def test_an_arm_may_have_a_back_end_of_its_own():
-    arms = resolve(["pld", "vanilla:backend=eager"], [], "cpu", "static")
-    assert {name: each.backend for name, each in arms.items()} == {"vanilla": "static", "pld": "static", "vanilla:backend=eager": "eager"}
+def test_options_of_an_arm_override_set():
+    arms = methods(["s4c", "s4c:nodes=8,tree=fresh"], overrides=["nodes=6", "s4c.depth=3"])
+    assert (arms["s4c"].config.nodes, arms["s4c"].config.depth, arms["s4c"].config.tree) == (6, 3, "continuous")
+    variant = arms["s4c:nodes=8,tree=fresh"]
+    assert (variant.arm, variant.name, variant.title) == ("s4c:nodes=8,tree=fresh", "s4c", "S4C (reconstruction) nodes=8,tree=fresh")
+    assert (variant.config.nodes, variant.config.depth, variant.config.tree) == (8, 2, "fresh")
+    for text, complaint in (
+        ("s4c:node=8", "did you mean 'nodes'"),
+        ("medsua:nodes=8", "did you mean 'medusa'"),
+        ("pld:nodes", "whole number"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            methods([text])
+
+
+def test_arm_may_name_its_own_back_end():
+    arms = methods(["pld", "vanilla:backend=eager"], backend="static")
+    assert {name: arm.backend for name, arm in arms.items()} == {"vanilla": "static", "pld": "static", "vanilla:backend=eager": "eager"}
 
 
 @pytest.mark.parametrize("override", ["backend=eager", "vanilla.backend=eager"])
-def test_no_override_changes_a_back_end_behind_an_arms_name(override):
+def test_set_cannot_change_a_back_end(override):
     with pytest.raises(UserError, match="the back end of all arms is --backend; one arm's is named with it, METHOD:backend=eager"):
-        resolve(["pld"], [override], "cpu", "static")
+        methods(["pld"], overrides=[override], backend="static")
 
 
 @pytest.fixture
 def options(tmp_path):
     suite = write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
-    return Options(["pld"], str(write_target(tmp_path / "t")), suite_file=suite, max_new_tokens=4, dtype="fp32", device="cpu")
+    return RunConfig(["pld"], str(write_target(tmp_path / "t")), suite_file=suite, max_new_tokens=4, dtype="fp32", device="cpu")
 
 
-def with_config(options, **changes):
-    return Options(**{**vars(options), "config": config(**changes)})
+def with_tuned(options, **changes):
+    return dataclasses.replace(options, tuned=tuned(**changes))
 
 
-def test_a_config_is_kept_in_the_manifest_and_used_again_by_resume(options, tmp_path, capsys):
-    sha256 = prepare(options).manifest.target["weights_sha256"]
-    session = prepare(with_config(options, target_sha256=sha256))
-    run(session, tmp_path / "run", Console())
+def test_tuned_options_are_stored_in_the_manifest_and_used_by_resume(options, tmp_path, capsys):
+    sha256 = prepare(options).manifest.target.weights_sha256
+    session = prepare(with_tuned(options, target_sha256=sha256))
+    run(LocalExecutor(session), tmp_path / "run", Console())
     found = RunManifest.read(tmp_path / "run")
-    assert found.methods["pld"].config["nodes"] == 4
-    again = prepare(Options.of(found))
+    assert found.arms["pld"].config["nodes"] == 4
+    again = prepare(found.settings)
     assert again.manifest.identity() == found.identity()
 
 
@@ -73,35 +94,35 @@ def test_a_config_is_kept_in_the_manifest_and_used_again_by_resume(options, tmp_
         ({}, "tuned for other weights"),
     ],
 )
-def test_a_config_for_something_else_is_refused(options, changes, message):
+def test_options_tuned_for_something_else_are_refused(options, changes, message):
     with pytest.raises(UserError, match=message):
-        prepare(with_config(options, **changes))
+        prepare(with_tuned(options, **changes))
 
 
-def test_what_ships_is_the_static_back_end(options, monkeypatch):
-    monkeypatch.setattr(session, "DEFAULT_BACKEND", DEFAULT_BACKEND)
+def test_default_back_end_is_static(options, monkeypatch):
+    monkeypatch.delenv(resolve.BACKEND_VARIABLE)
     monkeypatch.setattr(backends, "_compiler_present", lambda device: False)
     manifest = prepare(options).manifest
     assert manifest.settings.backend == "static"
-    assert {facts.backend for facts in manifest.methods.values()} == {"static"}
+    assert {facts.backend for facts in manifest.arms.values()} == {"static"}
 
 
-def test_a_second_copy_of_the_weights_has_to_fit(options, monkeypatch):
-    monkeypatch.setattr(session, "free", lambda device: 1000)
+def test_second_copy_of_the_weights_must_fit_the_memory(options, monkeypatch):
+    monkeypatch.setattr(session, "free_memory", lambda device: 1000)
     prepare(options)
     with pytest.raises(UserError, match=r"keeps a second copy of .*use --backend eager or a smaller --target"):
-        prepare(Options(**{**vars(options), "backend": "static"}))
+        prepare(dataclasses.replace(options, backend="static"))
 
 
 def test_arms_of_one_back_end_share_their_target(options):
-    prepared = prepare(Options(**{**vars(options), "methods": ["pld", "vanilla:backend=static"]}))
-    vanilla, pld, static = prepared.arms
+    prepared = prepare(dataclasses.replace(options, methods=["pld", "vanilla:backend=static"]))
+    vanilla, pld, static = prepared.own
     assert vanilla.target is pld.target is prepared.target
     assert static.target is not vanilla.target
-    assert [each.target.backend.name for each in prepared.arms] == ["eager", "eager", "static"]
+    assert [engine.target.backend.name for engine in prepared.own] == ["eager", "eager", "static"]
     assert static.target.device == CPU
 
 
-def test_a_repeat_finds_no_state_of_its_own(options):
+def test_repeats_are_refused_for_an_arm_with_state(options):
     with pytest.raises(UserError, match="recycling:scope=session keeps state across questions"):
         prepare(dataclasses.replace(options, methods=["recycling:scope=session"], repeats=2))

@@ -27,10 +27,10 @@ from methods.core import attention, kv_cache
 from methods.core import backend as backends
 from methods.core.acceptance import Sampling, noise_for, speculative_sampling
 from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Static, backend, copy_leaves
-from methods.core.decode import warm
+from methods.core.decode import warm_up
 from methods.core.errors import UserError
-from methods.core.target import MAX_NODES, Target
-from methods.core.tree import DraftTree
+from methods.core.target import Target
+from methods.core.tree import MAX_NODES, DraftTree
 from methods.registry import METHODS
 
 SWITCHES = [
@@ -50,7 +50,7 @@ def fp32():
 
 def texts(target, name, options, **sampling):
     drafter, accept = build(name, target, **options)
-    warm(target, drafter, accept, Sampling(1, sampling.get("temperature", 0.0)))
+    warm_up(target, drafter, accept, Sampling(1, sampling.get("temperature", 0.0)))
     return [run(target, drafter, prompt, 40, accept, **sampling).tokens for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
 
 
@@ -125,7 +125,7 @@ def test_the_shortest_prompts_see_nothing_an_earlier_text_left(name, prompt, mon
 
 @pytest.mark.parametrize(("name", "options"), SWITCHES)
 def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
-    """One round of drafts after ``warm``, then texts long enough for every span: with nothing found to look up until late."""
+    """One round of drafts after ``warm_up``, then texts long enough for every span: with nothing found to look up until late."""
     for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
@@ -133,7 +133,7 @@ def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
     monkeypatch.setattr(Replayed, "_record", lambda captured, args: captures.append(args) or record(captured, args))
     target = Target(small_model(), capacity=200, backend=Replaying())
     drafter, accept = build(name, target, **options)
-    warm(target, drafter, accept, Sampling(1))
+    warm_up(target, drafter, accept, Sampling(1))
     run(target, drafter, [9, 8], 4, accept)
     assert captures
     captures.clear()
@@ -162,7 +162,7 @@ class Replayed(Captured):
 
 
 class Replaying(Eager):
-    def piece(self, function):
+    def capture(self, function):
         return Replayed(function, None, None)
 
     def tree_size(self, nodes):
@@ -225,7 +225,7 @@ def test_trying_siblings_in_turn_can_be_captured():
 
 def test_modules_share_their_tensors_and_the_original_stays_as_it_is(fp32):
     model = fp32["llama"]
-    ready = backend("static", CPU).module(model)
+    ready = backend("static", CPU).prepare(model)
     assert model.config._attn_implementation == "sdpa"
     assert type(model.lm_head) is torch.nn.Linear
     assert isinstance(ready.lm_head, PackedLinear)
@@ -252,4 +252,4 @@ def test_bent_paths_through_padded_trees_are_committed():
     result = run(Target(small_model(), capacity=200, backend=Replaying()), Oracle(greedy_text(), rights), PROMPT, 40)
     assert result.tokens == greedy_text()[len(PROMPT) :][:40]
     assert [step.accepted for step in result.steps[:4]] == list(rights)
-    assert [step.nodes for step in result.steps[:4]] == [2 * right + 3 for right in rights]
+    assert [step.tree_size for step in result.steps[:4]] == [2 * right + 3 for right in rights]

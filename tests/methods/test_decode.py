@@ -1,6 +1,7 @@
 """The decode loop on a language where token x is followed by x + 1, with a scripted drafter and a clock moved by hand."""
 
 import itertools
+from typing import cast
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ class Scripted:
     """Drafts chains of ``length`` of which the first ``right`` are right, as (right, length) of each round says."""
 
     reads = ()
+    sizes = ()
 
     def __init__(self, clock, script):
         self.clock, self.script, self.seen = clock, list(script), []
@@ -78,6 +80,9 @@ class Scripted:
         self.clock.now += OBSERVE_S
         self.seen.append(("observe", tree.size, tuple(path_of(accepted)), len(scores.logits_NV)))
 
+    def wipe(self):
+        pass
+
 
 def counted(script, prompt=(7,), context=500, **sampling) -> tuple[DecodeResult, Scripted, CountingTarget]:
     clock = HandClock()
@@ -87,17 +92,18 @@ def counted(script, prompt=(7,), context=500, **sampling) -> tuple[DecodeResult,
         clock.now += ACCEPT_S
         return match(tree, logits_NV, temperature, noise)
 
-    return decode(target, drafter, accept, list(prompt), Sampling(**sampling), clock), drafter, target
+    return decode(cast(Target, target), drafter, accept, list(prompt), Sampling(**sampling), clock), drafter, target
 
 
 def test_every_counter_and_every_lap_is_exact():
     result, drafter, target = counted([(2, 3), (0, 1), (0, 0), (4, 4)], max_new_tokens=11)
     assert result.tokens == list(range(8, 19))
     assert result.stop == "length"
-    assert [(s.nodes, s.depth, s.accepted, s.emitted) for s in result.steps] == [(4, 3, 2, 3), (2, 1, 0, 1), (1, 0, 0, 1), (5, 4, 4, 5)]
+    assert [(s.tree_size, s.depth, s.accepted, s.emitted) for s in result.steps] == [(4, 3, 2, 3), (2, 1, 0, 1), (1, 0, 0, 1), (5, 4, 4, 5)]
     assert result.prefill_s == PREFILL_S + BEGIN_S
     for step in result.steps:
         assert (step.draft_s, step.verify_s, step.commit_s) == (DRAFT_S, SCORE_S + ACCEPT_S, COMMIT_S + OBSERVE_S)
+        assert step.total_s == step.draft_s + step.verify_s + step.commit_s
     paths = [(0, 1, 2), (0,), (0,), (0, 1, 2, 3, 4)]
     assert drafter.seen == [("begin", (7,), [8]), *(("observe", n, path, n) for n, path in zip((4, 2, 1, 5), paths, strict=True))]
     rounds = zip((1, 4, 5, 6), paths, strict=True)

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.small_models import (
+    CPU,
     FAMILIES,
     PROMPT,
     SHAPE,
     Beside,
     Oracle,
+    V,
     begun,
     draft_model,
     greedy_text,
@@ -19,6 +21,7 @@ from helpers.small_models import (
     small_model,
     small_target,
     spread,
+    taken,
     told,
 )
 from helpers.tiny_target import write_suite, write_target
@@ -28,15 +31,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.acceptance import Sampling, match, speculative_sampling
 from methods.core.errors import UserError
+from methods.core.tree import DraftTree
 from methods.draft_model import DraftModel
-from methods.registry import lacking, resolve
+from methods.registry import resolve
 from specbench import targets
-from specbench.config.options import Options
+from specbench.config.options import RunConfig
+from specbench.measure.executor import LocalExecutor
 from specbench.measure.runner import run as measure
 from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
 from specbench.store.records import read
-from specbench.targets import checkpoint
+from specbench.targets import checkpoint, drafters
 
 NODES = 4
 
@@ -169,10 +174,10 @@ def other(folder, place, **changes):
 
 def test_it_is_loaded_run_and_told_of(folder, tmp_path):
     draft, suite = other(folder, tmp_path / "draft"), write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
-    options = Options(["sps:nodes=2"], str(folder), suite_file=suite, max_new_tokens=8, dtype="fp32", device="cpu")
+    options = RunConfig(["sps:nodes=2"], str(folder), suite_file=suite, max_new_tokens=8, dtype="fp32", device="cpu")
     with pytest.raises(UserError, match=r"^sps drafts with a small model .*give one: --drafter sps=FOLDER or sps=HUB_ID$"):
         prepare(options)
-    measure(prepare(replace(options, drafter_files={"sps": draft})), tmp_path / "run", Console())
+    measure(LocalExecutor(prepare(replace(options, drafters={"sps": draft}))), tmp_path / "run", Console())
     facts, (records, _) = RunManifest.read(tmp_path / "run").methods["sps:nodes=2"], read(tmp_path / "run")
     assert (facts.drafter, facts.acceptance, facts.config) == (str(draft), "speculative_sampling", {"nodes": 2})
     assert facts.weights_sha256 == checkpoint.sha256(draft)
@@ -202,19 +207,20 @@ def test_another_tokenizer_is_refused_in_one_line(folder, tmp_path):
 def test_what_is_no_model_is_refused(folder, tmp_path):
     assert "draft model 'nowhere' is neither a folder here nor a hub id" in refusal(folder, "nowhere")
     assert "cannot be loaded" in refusal(folder, other(folder, tmp_path / "draft", intermediate_size=7))
-    assert lacking(resolve("sps", {}, "cpu").method).endswith("give one: --drafter sps=FOLDER or sps=HUB_ID")
+    assert drafters.next_step("sps") == "give one: --drafter sps=FOLDER or sps=HUB_ID"
 
 
 def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
     """Acceptance would be no fair coin if drafts were drawn from the numbers it is tossed with."""
     target = small_target()
     drafter = begun(DraftModel(small_model(), NODES, target), target, PROMPT)
+    first = taken(DraftTree.chain(PROMPT[-2:-1], CPU), torch.zeros(1, V), 0, PROMPT[-1])
     before = drafter.rng.get_state()
     drafter.draft(PROMPT)
     assert torch.equal(drafter.rng.get_state(), before)
     seeds = set()
     for seed in (5, 6):
-        drafter.begin(PROMPT[:-1], drafter.unread, None, Sampling(1, temperature=1.0, seed=seed))
+        drafter.begin(PROMPT[:-1], first, None, Sampling(1, temperature=1.0, seed=seed))
         seeds |= {seed, drafter.rng.initial_seed()}
     assert len(seeds) == 4
     before = drafter.rng.get_state()

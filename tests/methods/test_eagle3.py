@@ -30,7 +30,7 @@ from methods.core.errors import UserError
 from methods.core.stack import Stack
 from methods.core.target import Target
 from methods.core.weights import Trained
-from specbench.targets.shapes import Shape
+from specbench.targets.shapes import ModelShape
 from specbench.targets.widen import fill, widened
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -151,7 +151,7 @@ def test_other_arms_rounds_are_as_without_it(monkeypatch):
 def test_a_widened_one_reads_the_small_targets_layers(vocabulary):
     """The large shape has layers beyond the small one's, which add nothing: its own half and last but three would be others."""
     small = deep_model()
-    shape = Shape("", hidden=64, layers=12, query=64, key=32, intermediate=96, vocab=90)
+    shape = ModelShape("", hidden=64, layers=12, query=64, key=32, intermediate=96, vocab=90)
     large = widened(small, shape, "deep", device="cpu", dtype=torch.float64)
     narrow = trained("eagle3", small, vocabulary=vocabulary)
     wide = eagle3.Module(large.config, narrow.module.architecture).double()

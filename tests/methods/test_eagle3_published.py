@@ -153,4 +153,4 @@ def test_without_weights_a_line_says_how_to_get_them(folder):
     found = loaded(folder, None)
     resolved = registry.resolve("eagle3", {}, "cpu")
     with pytest.raises(UserError, match="train them with: specbench train eagle3, or give published ones: --drafter eagle3="):
-        registry.build(resolved, Target(found.model, capacity=64), found.drafter_for(resolved))
+        found.build(resolved, Target(found.model, capacity=64))

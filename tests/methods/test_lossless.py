@@ -45,4 +45,4 @@ def test_every_switch_of_s4c_is_lossless(heads, prefix, tree, recycle):
     drafter, accept = build("s4c", target, nodes=12, depth=4, width=4, heads=heads, prefix=prefix, tree=tree, recycle=recycle)
     result = run(target, drafter, PROMPT, 24, accept)
     assert result.tokens == greedy_text()[len(PROMPT) :][:24]
-    assert max(step.nodes for step in result.steps) == 13
+    assert max(step.tree_size for step in result.steps) == 13

@@ -21,23 +21,23 @@ def logits_after(path):
 
 
 class Paths:
-    """Follows the guesses as a drafter would, by the rows it is told."""
+    """Follows the guesses as a drafter would, by the rows it is told; its state is the paths."""
 
     def __init__(self, after):
-        self.after, self.paths = after, [()]
+        self.after = after
 
     def start(self):
         return self.after(())[None]
 
-    def __call__(self, tokens_W, rows_W, level):
-        self.paths = [(*self.paths[row], token) for row, token in zip(rows_W.tolist(), tokens_W.tolist(), strict=True)]
-        assert all(len(path) == level for path in self.paths)
-        return torch.stack([self.after(path) for path in self.paths])
+    def __call__(self, tokens_W, rows_W, level, paths):
+        paths = [(*paths[row], token) for row, token in zip(rows_W.tolist(), tokens_W.tolist(), strict=True)]
+        assert all(len(path) == level for path in paths)
+        return torch.stack([self.after(path) for path in paths]), paths
 
 
 def grown(policy, after):
     steps = Paths(after)
-    return policy.grow(torch.tensor(ROOT), steps.start(), steps)
+    return policy.grow(torch.tensor(ROOT), steps.start(), [()], steps)
 
 
 def reference_grown(nodes, depth, width, after):
@@ -86,8 +86,10 @@ def test_certain_guesses_never_lose_their_parents(nodes):
 def test_distributions_that_do_not_depend_on_the_guess_may_come_as_one_row():
     """Medusa's heads give one row for the whole level."""
     rows = torch.randn(4, V, generator=torch.Generator().manual_seed(0))
-    lone = GrownTree(12, 4, 4).grow(torch.tensor(ROOT), rows[:1], lambda tokens, parents, level: rows[level : level + 1])
-    full = GrownTree(12, 4, 4).grow(torch.tensor(ROOT), rows[:1], lambda tokens, parents, level: rows[level].expand(len(tokens), -1))
+    lone = GrownTree(12, 4, 4).grow(torch.tensor(ROOT), rows[:1], None, lambda tokens, parents, level, _: (rows[level : level + 1], None))
+    full = GrownTree(12, 4, 4).grow(
+        torch.tensor(ROOT), rows[:1], None, lambda tokens, parents, level, _: (rows[level].expand(len(tokens), -1), None)
+    )
     assert told(lone) == told(full)
 
 

@@ -180,17 +180,20 @@ def test_trees_are_the_published_ones_best_drafts_first(folder, model, tmp_path)
 
 def test_whose_drafter_an_arm_gets(folder, model, tmp_path, monkeypatch):
     """The arm's own, the kind's, the target folder's, the table's."""
-    arm, target = resolve("eagle2:nodes=4", {}, "cpu"), loaded(folder, **{"eagle2:nodes=4": "a/b", "eagle": "c/d"})
-    assert drafters.place(target, arm) == "a/b"
-    assert drafters.place(target, resolve("eagle", {}, "cpu")) == "c/d"
-    assert drafters.place(target, resolve("pld", {}, "cpu")) is None
+    arm, target = (
+        resolve("eagle2", {"nodes": "4"}, "cpu", arm="eagle2:nodes=4"),
+        loaded(folder, **{"eagle2:nodes=4": "a/b", "eagle": "c/d"}),
+    )
+    assert drafters.locate(target, arm) == "a/b"
+    assert drafters.locate(target, resolve("eagle", {}, "cpu")) == "c/d"
+    assert drafters.locate(target, resolve("pld", {}, "cpu")) is None
     monkeypatch.setattr(families, "drafter_of", lambda name, kind: f"{name}'s {kind}")
     plain = loaded(folder)
-    assert drafters.place(plain, arm) == f"{folder}'s eagle"
+    assert drafters.locate(plain, arm) == f"{folder}'s eagle"
     beside = folder / "drafters" / "eagle.safetensors"
     beside.parent.mkdir()
     beside.write_bytes(b"")
-    assert drafters.place(plain, arm) == str(beside)
+    assert drafters.locate(plain, arm) == str(beside)
     beside.unlink()
 
 

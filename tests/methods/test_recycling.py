@@ -13,10 +13,11 @@ from methods.core.recycling import SuccessorTable
 from methods.core.tree import PADDING
 from methods.registry import resolve
 from methods.token_recycling import SUCCESSORS, TEMPLATE
-from specbench.config.options import Options
+from specbench.config.options import RunConfig
 from specbench.measure.session import prepare
-from specbench.report import findings, tables
-from specbench.report.run import read
+from specbench.report import findings
+from specbench.report.run import load_runs
+from specbench.store.describe import arm_label
 from specbench.store.manifest import RunManifest
 
 RIGHTS = (2, 0, 4, 1, 3)
@@ -96,7 +97,7 @@ def test_what_was_rejected_is_drafted_again_and_taken(nodes):
     result = run(target, drafter, PROMPT, 60, accept)
     assert result.tokens == greedy_text()[len(PROMPT) :][:60]
     assert sum(step.accepted for step in result.steps) > 5
-    assert result.steps[0].nodes == 1, "nothing is known yet of what follows the first token"
+    assert result.steps[0].tree_size == 1, "nothing is known yet of what follows the first token"
 
 
 @pytest.mark.parametrize(("scope", "kept"), [("turn", False), ("session", True)])
@@ -129,26 +130,26 @@ def test_learning_twice_is_learning_once():
 
 
 def test_kept_state_is_declared_in_tables_and_caveats(tmp_path):
-    kept, plain = (resolve(arm, {}, "cpu") for arm in ("recycling:scope=session", "recycling"))
+    kept, plain = resolve("recycling", {"scope": "session"}, "cpu"), resolve("recycling", {}, "cpu")
     assert (kept.state, plain.state, resolve("s4c", {}, "cpu").state) == ("its table of successors", "", "")
     rows = [turn(name, q, [0]) for q in "ab" for name in ("vanilla", "recycling")]
     for arm in (kept, plain):
-        run_dir = write_run(tmp_path / arm.arm, rows, methods={"vanilla": "Vanilla", "recycling": "Token Recycling"})
+        run_dir = write_run(tmp_path / arm.config.scope, rows, methods={"vanilla": "Vanilla", "recycling": "Token Recycling"})
         manifest = RunManifest.read(run_dir)
-        facts = replace(manifest.methods["recycling"], config=asdict(arm.config), state=arm.state)
-        replace(manifest, methods=manifest.methods | {"recycling": facts}).write(run_dir)
-        (found,) = read([run_dir])
+        facts = replace(manifest.arms["recycling"], config=asdict(arm.config), state=arm.state)
+        replace(manifest, arms=manifest.arms | {"recycling": facts}).write(run_dir)
+        (found,) = load_runs([run_dir])
         told = [line for line in findings.caveats(found) if "its table of successors" in line]
         assert bool(told) == bool(arm.state)
-        assert tables.method_label("recycling", facts) == "Token Recycling" + " (keeps state)" * bool(arm.state)
+        assert arm_label(facts) == "Token Recycling" + " (keeps state)" * bool(arm.state)
         if told:
             assert "order of the questions" in told[0]
-            assert "resumed or sharded starts it anew" in told[0]
+            assert "resumed or sharded run starts it anew" in told[0]
 
 
 def test_a_run_records_what_an_arm_keeps(tmp_path):
     suite = write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
     arms = ["recycling", "recycling:scope=session"]
-    options = Options(arms, str(write_target(tmp_path / "t")), suite_file=suite, max_new_tokens=4, dtype="fp32", device="cpu")
-    facts = prepare(options).manifest.methods
+    options = RunConfig(arms, str(write_target(tmp_path / "t")), suite_file=suite, max_new_tokens=4, dtype="fp32", device="cpu")
+    facts = prepare(options).manifest.arms
     assert [facts[arm].state for arm in ("vanilla", *arms)] == ["", "", "its table of successors"]

@@ -8,6 +8,7 @@ from methods.core.acceptance import RULES
 from methods.core.errors import UserError
 from methods.registry import METHODS, options, resolve
 from methods.vanilla import Vanilla
+from specbench.targets import drafters
 
 
 def refusal(act, *args, **kwargs):
@@ -59,17 +60,21 @@ def test_what_is_typed_goes_before_the_devices_default():
 
 def test_a_static_trees_config_is_recorded_as_in_the_runs_of_before():
     assert asdict(resolve("eagle", {}, "cpu").config) == {"nodes": 7, "policy": "static", "depth": 5, "width": 4}
-    assert asdict(resolve("eagle:policy=grown,width=2", {}, "cpu").config) == {"nodes": 7, "policy": "grown", "depth": 5, "width": 2}
+    assert asdict(resolve("eagle", {"policy": "grown", "width": "2"}, "cpu").config) == {
+        "nodes": 7,
+        "policy": "grown",
+        "depth": 5,
+        "width": 2,
+    }
 
 
-def test_an_arm_may_carry_options_of_its_own():
-    arm = resolve("s4c:nodes=8,tree=fresh", {"nodes": "6", "depth": "3"}, "cpu")
-    assert (arm.arm, arm.name) == ("s4c:nodes=8,tree=fresh", "s4c")
-    assert (arm.config.nodes, arm.config.depth, arm.config.tree) == (8, 3, "fresh")
-    assert arm.title == f"{METHODS['s4c'].title} nodes=8,tree=fresh"
-    assert "did you mean 'nodes'" in refusal(resolve, "s4c:node=8", {}, "cpu")
-    assert "did you mean 'medusa'" in refusal(resolve, "medsua:nodes=8", {}, "cpu")
-    assert "whole number" in refusal(resolve, "pld:nodes", {}, "cpu")
+def test_a_variant_of_a_method_has_a_name_and_a_title_of_its_own():
+    variant = resolve("s4c", {"nodes": "8", "depth": "3", "tree": "fresh"}, "cpu", arm="mine", variant=" nodes=8")
+    assert (variant.arm, variant.name, variant.title) == ("mine", "s4c", f"{METHODS['s4c'].title} nodes=8")
+    assert (variant.config.nodes, variant.config.depth, variant.config.tree) == (8, 3, "fresh")
+    assert "did you mean 'nodes'" in refusal(resolve, "s4c", {"node": "8"}, "cpu")
+    assert "did you mean 'medusa'" in refusal(resolve, "medsua", {}, "cpu")
+    assert "whole number" in refusal(resolve, "pld", {"nodes": ""}, "cpu")
 
 
 def test_methods_without_weights_need_none():
@@ -78,7 +83,7 @@ def test_methods_without_weights_need_none():
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.weights])
 def test_missing_weights_name_the_command_that_makes_them(name):
-    message = refusal(registry.build, resolve(name, {}, "cpu"), small_target(), None)
+    message = refusal(drafters.with_next_step()(registry.build), resolve(name, {}, "cpu"), small_target(), None)
     kind = METHODS[name].weights
     assert (f"--drafter {kind}=FOLDER or {kind}=HUB_ID" if METHODS[name].model else f"specbench train {kind}") in message
 
@@ -86,7 +91,7 @@ def test_missing_weights_name_the_command_that_makes_them(name):
 @pytest.mark.parametrize(("key", "value"), [("heads", "hydra"), ("prefix", "none")])
 def test_s4c_weights_of_another_architecture_are_refused(key, value):
     target = small_target()
-    message = refusal(registry.build, resolve("s4c", {key: value}, "cpu"), target, trained("s4c", small_model()))
+    message = refusal(drafters.with_next_step()(registry.build), resolve("s4c", {key: value}, "cpu"), target, trained("s4c", small_model()))
     assert f"{key}={value} does not fit" in message
     assert f"specbench train s4c --set {key}={value}" in message
 
@@ -114,15 +119,3 @@ def test_s4c_weights_of_another_architecture_are_refused(key, value):
 )
 def test_sizes_out_of_range_are_refused_before_decoding(name, setting, what):
     assert what in refusal(build, name, small_target(), **setting)
-
-
-def test_an_arm_may_be_a_variant_of_a_method():
-    plain, variant = resolve("s4c", {"depth": "2"}, "cpu"), resolve("s4c:nodes=5,depth=3", {"depth": "2"}, "cpu")
-    assert (plain.arm, plain.name, plain.config.depth) == ("s4c", "s4c", 2)
-    assert (variant.arm, variant.name, variant.config.nodes, variant.config.depth) == ("s4c:nodes=5,depth=3", "s4c", 5, 3)
-    assert variant.title == "S4C (reconstruction) nodes=5,depth=3"
-
-
-def test_a_variant_with_an_unknown_option_is_named():
-    with pytest.raises(UserError, match="unknown option of s4c 'node'; did you mean 'nodes'"):
-        resolve("s4c:node=5", {}, "cpu")

@@ -12,8 +12,7 @@ from torch import nn
 from methods.core.errors import UserError
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
 from specbench.train import loop
-from specbench.train.acceptance import RANKS, rank_accuracy
-from specbench.train.drafter import KINDS
+from specbench.train.drafter import KINDS, RANKS, rank_accuracy
 
 QUIET = Console(quiet=True)
 ARCHITECTURES = [
@@ -116,7 +115,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(kind, architecture,
     batch, undisturbed, interrupted = text_batch(), fresh_module(kind, architecture), fresh_module(kind, architecture)
     fit(undisturbed, batch, 12, tmp_path / "one.pt")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
-    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
+    monkeypatch.setattr(loop, "SAVE_TIME_FACTOR", 0.0)
 
     def cut(step):
         if step == 7:
@@ -156,7 +155,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
 
 
 def test_the_rate_warms_up_holds_and_decays():
-    rates = [loop.rate(step, 100) for step in range(100)]
+    rates = [loop.rate_factor(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.5)
     assert rates[2:60] == [1.0] * 58
     assert rates[80] == pytest.approx(0.1 + 0.9 * 0.5)
@@ -165,7 +164,7 @@ def test_the_rate_warms_up_holds_and_decays():
 
 
 def test_a_cosine_falls_to_nothing():
-    rates = [loop.rate(step, 100, "cosine") for step in range(101)]
+    rates = [loop.rate_factor(step, 100, "cosine") for step in range(101)]
     assert rates[0] == pytest.approx(0.5)
     assert rates[50] == pytest.approx(0.5)
     assert rates[25] == pytest.approx(0.5 + 0.5 * 2**-0.5)

@@ -9,10 +9,12 @@ from transformers import LlamaConfig
 from methods import eagle, eagle3, hydra, medusa, s4c
 from methods.core import weights
 from methods.core.errors import UserError
+from specbench.targets import drafters
 
 CODE = {"medusa": medusa, "eagle": eagle, "eagle3": eagle3, "hydra": hydra, "s4c": s4c}
 
 
+@drafters.with_next_step()
 def load(path, kind, config=None):
     return weights.load(path, kind, CODE[kind].Module, CODE[kind].Architecture, config or small_model().config)
 
@@ -103,19 +105,22 @@ def test_a_missing_file_garbage_and_a_foreign_format_are_refused(tmp_path):
 SOUND = {"kind": "s4c", "architecture": {}, "rank_accuracy": RANK_ACCURACY}
 
 
+NOT_RANK_ACCURACY: tuple[object, ...] = (None, [], [[]], [0.5, 0.2], [[0.5], []], [["a"]], [[1.5]])
+
+
 @pytest.mark.parametrize(
     ("about", "what"),
     [
         (None, "kind, architecture, rank_accuracy"),
         ("{not json", "damaged header"),
         ("[]", "damaged header"),
-        ({"kind": None}, "no sound kind)"),
-        ({"architecture": []}, "no sound architecture)"),
+        ({"kind": None}, "(invalid or missing: kind)"),
+        ({"architecture": []}, "(invalid or missing: architecture)"),
         ({"architecture": {"haeds": "hydra"}}, "unknown architecture option 'haeds'; did you mean 'heads'"),
         ({"architecture": {"heads": "medusa"}}, "have heads='medusa'"),
         ({"architecture": {"depth": "5"}}, "have depth='5'"),
         ({"architecture": {"depth": 1}}, "depth is 1; choose"),
-        *(({"rank_accuracy": rows}, "no sound rank_accuracy)") for rows in (None, [], [[]], [0.5, 0.2], [[0.5], []], [["a"]], [[1.5]])),
+        *(({"rank_accuracy": rows}, "(invalid or missing: rank_accuracy)") for rows in NOT_RANK_ACCURACY),
     ],
 )
 def test_a_damaged_header_is_refused_naming_the_file(about, what, tmp_path):

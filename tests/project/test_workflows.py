@@ -50,6 +50,7 @@ def test_ci_runs_on_every_push_and_pull_request_for_each_python():
     job = CI["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert [step["run"] for step in CI["jobs"]["docs"]["steps"] if "run" in step] == ["make docs"]
     assert os.access(FOLDER.parents[1] / ".ci" / "run", os.X_OK)
 
 

@@ -1,4 +1,4 @@
-"""What imported answers leave open is shown as unknown and never filled in."""
+"""Facts that imported answers lack are shown as unknown."""
 
 from dataclasses import replace
 from math import nan
@@ -7,7 +7,7 @@ from helpers.scripted_records import turn, write_run
 from rich.console import Console
 
 from specbench.report.build import build
-from specbench.store.manifest import RunManifest
+from specbench.store.manifest import ImportSource, RunManifest
 from specbench.store.records import Steps
 
 ACCEPTED = {"vanilla": [0] * 12, "theirs": [2, 3, 1, 2]}
@@ -23,18 +23,24 @@ def imported(method, question):
 
 def test_unknown_stays_unknown(tmp_path):
     rows = [imported(m, q) for q in "ab" for m in ACCEPTED]
-    settings = {"temperature": nan, "max_new_tokens": None, "seed": None, "target": str(tmp_path / "none")}
+    settings = {"temperature": nan, "max_new_tokens": 0, "seed": 0, "target": str(tmp_path / "none")}
     target = {"name": "unknown", "label": "imported", "note": "Imported.", "parameters": None}
     run = write_run(
-        tmp_path / "run", rows, methods={"vanilla": "Vanilla", "theirs": "Theirs"}, settings=settings, target=target, categories={"qa": 2}
+        tmp_path / "run",
+        rows,
+        methods={"vanilla": "Vanilla", "theirs": "Theirs"},
+        settings=settings,
+        target=target,
+        suite={"categories": {"qa": 2}},
+        imported=[ImportSource("theirs", "theirs.jsonl", "a" * 64, [])],
     )
     manifest = RunManifest.read(run)
     open_facts = {"lossless": None}
-    replace(manifest, methods={name: replace(facts, **open_facts) for name, facts in manifest.methods.items()}).write(run)
+    replace(manifest, arms={name: replace(facts, **open_facts) for name, facts in manifest.arms.items()}).write(run)
     text = build([run], tmp_path / "out", Console(record=True)).with_suffix(".md").read_text(encoding="utf-8")
     assert "ossy" not in text.split("### Definitions")[0]
     assert "| Theirs | — | — | — | — | — | — | — | — | — |" in text
-    assert "No turn of another arm is known to have vanilla's prompt" in text
+    assert "no turn of another arm is known to have vanilla's prompt" in text
     assert "**Theirs** (13 tokens in 4 steps)" in text
     assert "unknown (imported), unknown parameters" in text
     assert "temperature unknown, at most unknown tokens a turn, seed unknown" in text

@@ -1,4 +1,4 @@
-"""The losslessness report within the report: shown whole, and only if it is of this run."""
+"""The losslessness report as a part of the report."""
 
 import json
 
@@ -7,7 +7,7 @@ from helpers.scripted_records import turn, write_run
 from rich.console import Console
 
 from methods.core.errors import UserError
-from specbench.lossless.divergence import ArmAgreement, Divergence, Explained
+from specbench.lossless.differences import ArmAgreement, Divergence, LosslessReport
 from specbench.lossless.text import as_fields
 from specbench.report import samples
 from specbench.report.build import build
@@ -22,15 +22,15 @@ NEAR = Divergence("s4c", "b", 0, 0, 3, (4, None), ("d", ""), "abc", ("e", ""), 0
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Two questions: s4c leaves vanilla's tokens at the third of one, and ends early in the other."""
-    monkeypatch.setattr(samples, "_decoder", lambda manifest: None)
+    monkeypatch.setattr(samples, "target_decoder", lambda manifest: None)
     monkeypatch.setattr("specbench.report.figures.draw", lambda *args: {})
     rows = [turn("vanilla", q, [0] * 4, ids=[1, 2, 3, 4, 5]) for q in "ab"]
     rows += [turn("s4c", "a", [1, 1], ids=[1, 2, 9, 4, 5]), turn("s4c", "b", [1], ids=[1, 2, 3])]
-    return write_run(tmp_path / "run", rows, methods=TWO, categories={"qa": 2}, units_total=4, settings={"dtype": "bf16"})
+    return write_run(tmp_path / "run", rows, methods=TWO, suite={"categories": {"qa": 2}}, units_total=4, settings={"dtype": "bf16"})
 
 
 def found(*divergences):
-    return as_fields(Explained("run", "bf16", (ArmAgreement("s4c", 2, 0, 0, divergences),)))
+    return as_fields(LosslessReport("run", "bf16", (ArmAgreement("s4c", "", 2, 0, 0, divergences),)))
 
 
 def text(run, fields=None, raw=None):
@@ -39,14 +39,17 @@ def text(run, fields=None, raw=None):
     return build([run], run.parent / "out", Console(record=True)).with_suffix(".md").read_text(encoding="utf-8")
 
 
-def test_without_it_the_report_says_how_to_have_it(run):
-    assert "may be either: specbench agree RUN --json > RUN/agreement.json" in text(run)
+def test_without_the_losslessness_report_the_command_for_it_is_shown(run):
+    assert (
+        "may be a rounding tie or a bug. To judge them by the target's fp32 logits: specbench agree RUN --json > RUN/agreement.json"
+        in text(run)
+    )
 
 
-def test_its_table_its_rule_and_every_violation_are_shown(run):
+def test_table_rule_and_violations_are_shown(run):
     fields = found(TIE, VIOLATION)
     shown = text(run, fields)
-    assert "may be either" not in shown
+    assert "a rounding tie or a bug" not in shown
     assert "specbench agree tells which" not in shown
     section = shown.split("### Divergences from vanilla\n")[1].split("\n### ")[0]
     assert "| S4C (reconstruction) | 2 | 0 (0.0 %) | 1 | 1 |" in section
@@ -58,10 +61,10 @@ def test_its_table_its_rule_and_every_violation_are_shown(run):
     assert "violations: S4C (reconstruction) 1." in shown.split("### All categories")[1].split("###")[0]
 
 
-def test_without_a_violation_it_says_so(run):
+def test_the_report_says_if_there_is_no_violation(run):
     shown = text(run, found(TIE, NEAR))
     assert "No violation: every difference is a numeric tie" in shown
-    assert "not the target's" not in shown
+    assert "rounding does not explain it" not in shown
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_without_a_violation_it_says_so(run):
         ({"violations": 0}, "contradict one another"),
         ({"dtype": "fp32"}, "is not of the records beside it"),
         ({"arms": found(TIE)["arms"], "violations": 0}, "is not of the records beside it"),
-        ({"arms": [{"method": "s4c"}]}, "not a losslessness report"),
+        ({"arms": [{"arm": "s4c"}]}, "not a losslessness report"),
         ({"arms": 3}, "not a losslessness report"),
     ],
 )
@@ -84,6 +87,6 @@ def test_a_foreign_or_edited_file_is_one_line(run, change, message):
 
 
 @pytest.mark.parametrize("raw", ["", "{", "[]", "{}", "null"])
-def test_what_is_no_json_of_ours_is_one_line(run, raw):
+def test_a_file_that_is_no_losslessness_report_is_one_line(run, raw):
     with pytest.raises(UserError, match="not a losslessness report"):
         text(run, raw=raw)

@@ -1,4 +1,4 @@
-"""What comes from models and files shows as text in every format, and the HTML file needs nothing beside it."""
+"""Text from models and files is escaped in every format, and the HTML file is self-contained."""
 
 import re
 from dataclasses import replace
@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from specbench.report import html, markdown, samples
-from specbench.report.blocks import Answer, Bullets, Heading, Paragraph, Piece, Sample, Terms
+from specbench.report.blocks import Bullets, Heading, Paragraph, Sample, SampleAnswer, Terms, TextPiece
 from specbench.report.build import build
 from specbench.util.table import TextTable
 from specbench.util.text import visible
@@ -41,7 +41,12 @@ def blocks(line):
     """A line of hostile text in every place that a block has."""
     table = TextTable(line, [line, line], [[line, line], [line, "1"]])
     sample = Sample(
-        line, line, [Answer(line, line, [Piece(line, 0, False)]), Answer(line, line, [Piece(line, 0, False), Piece(line, 1, True)])]
+        line,
+        line,
+        [
+            SampleAnswer(line, line, [TextPiece(line, 0, False)]),
+            SampleAnswer(line, line, [TextPiece(line, 0, False), TextPiece(line, 1, True)]),
+        ],
     )
     headings = [Heading(1, line), Heading(2, line), Heading(3, line)]
     return [*headings, Paragraph(line), Paragraph(line, warning=True), Bullets([line]), Terms([(line, line)]), table, sample]
@@ -49,7 +54,7 @@ def blocks(line):
 
 @pytest.fixture(autouse=True)
 def _no_tokenizer(monkeypatch):
-    monkeypatch.setattr(samples, "_decoder", lambda manifest: None)  # importing transformers takes seconds
+    monkeypatch.setattr(samples, "target_decoder", lambda manifest: None)  # importing transformers takes seconds
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def evil_run(tmp_path):
         tmp_path / "run",
         [*rows, failed("s4c", f"c {evil}", category=evil, error=evil)],
         methods={"vanilla": f"V {evil}", "s4c": f"S {evil}"},
-        categories={evil: 2},
+        suite={"categories": {evil: 2}},
         name=evil,
         environment={"python": evil, "cpu": evil, "threads": 2},
         target={"name": evil, "note": evil},
@@ -119,12 +124,14 @@ def test_a_hostile_run_in_every_format(evil_run, tmp_path):
 def test_the_page_is_self_contained_readable_and_small(tmp_path):
     rows = [replace(turn(m, f"{i}", ACCEPTED[m] * 8, category=f"c{i % 6}"), output_text="word " * 60) for i in range(12) for m in ACCEPTED]
     methods = {"vanilla": "Vanilla", "s4c": "S4C"}
-    run = write_run(tmp_path / "run", rows, methods=methods, categories={f"c{i}": 2 for i in range(6)}, settings={"target": "none"})
+    run = write_run(
+        tmp_path / "run", rows, methods=methods, suite={"categories": {f"c{i}": 2 for i in range(6)}}, settings={"target": "none"}
+    )
     page = build([run], tmp_path / "out", Console(record=True)).read_text(encoding="utf-8")
     found = elements(page)
     by_tag = {tag: [each for each in found if each.tag == tag] for tag in ELEMENTS}
     assert page.startswith('<!DOCTYPE html>\n<html lang="en">')
-    assert by_tag["title"][0].text == "Spec-Bench report"
+    assert by_tag["title"][0].text == "specbench report"
     assert "width=device-width" in page
     assert "<script" not in page
     assert "javascript:" not in page

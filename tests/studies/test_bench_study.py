@@ -12,14 +12,25 @@ from rich.console import Console
 from methods.core import backend
 from methods.core.acceptance import path_to
 from methods.core.errors import UserError
-from specbench.config.options import Options
+from specbench.config.options import RunConfig
 from specbench.measure.session import prepare
 from specbench.store.records import Record
 from specbench.studies.bench import decoding
-from specbench.studies.bench.decoding import Case, Comparison, decoding_findings, generate, loop, speed_ratios
-from specbench.studies.bench.finding import Finding, table
+from specbench.studies.bench.decoding import (
+    ARMS,
+    EAGER,
+    LOOKUP,
+    LOOKUP_TOKENS,
+    STATIC,
+    Case,
+    Comparison,
+    decoding_findings,
+    generate,
+    loop,
+    speed_ratios,
+)
+from specbench.studies.bench.finding import Finding, findings_table
 from specbench.studies.bench.harness import Stopwatch, harness_finding
-from specbench.studies.bench.setup import ARMS, EAGER, LOOKUP, LOOKUP_TOKENS, STATIC
 from specbench.util.table import NONE
 
 torch.set_num_threads(1)
@@ -39,8 +50,17 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture
 def session(target, tmp_path):
-    asked = {"target": target, "suite_file": write_suite(tmp_path / "suite.jsonl"), "overrides": [f"pld.nodes={LOOKUP_TOKENS}"]}
-    return prepare(Options(ARMS, max_new_tokens=TOKENS, dtype="fp64", device="cpu", backend="eager", **asked))
+    config = RunConfig(
+        methods=list(ARMS),
+        target=target,
+        suite_file=write_suite(tmp_path / "suite.jsonl"),
+        overrides=[f"pld.nodes={LOOKUP_TOKENS}"],
+        max_new_tokens=TOKENS,
+        dtype="fp64",
+        device="cpu",
+        backend="eager",
+    )
+    return prepare(config)
 
 
 @pytest.fixture
@@ -59,7 +79,7 @@ def first_prompt(session) -> list[int]:
     return session.chat.encode(session.suite.questions[0].turns[:1], [])
 
 
-def test_a_speed_has_to_reach_its_bound_and_a_share_to_stay_below():
+def test_a_speed_must_reach_its_bound_and_a_share_must_not_exceed_it():
     assert Finding("speed", [0.9, 0.98, 1.2], 0.97).verdict == "met"
     assert Finding("speed", [0.9, 0.96, 1.2], 0.97).verdict == "missed"
     assert Finding("share", [0.001, 0.019, 0.5], 0.02, is_share=True).verdict == "met"
@@ -69,14 +89,14 @@ def test_a_speed_has_to_reach_its_bound_and_a_share_to_stay_below():
 
 def test_the_table_shows_median_quartiles_pairs_and_bound():
     findings = [Finding("a", [1.0, 2.0, 3.0, 4.0, 9.0], 2.5), Finding("b", [0.01, 0.02], 0.02, is_share=True), Finding("c", [], 1.0)]
-    assert table(findings).rows == [
+    assert findings_table(findings).rows == [
         ["a", "3.000x", "2.000x to 4.000x", "5", "at least 2.500x", "met", NONE],
         ["b", "1.50%", "1.25% to 1.75%", "2", "at most 2.00%", "met", NONE],
         ["c", NONE, f"{NONE} to {NONE}", "0", "at least 1.000x", "not measured", NONE],
     ]
 
 
-def test_pairs_run_a_b_b_a_and_give_theirs_over_ours(now):
+def test_pairs_run_in_the_order_a_b_b_a_and_ratios_are_theirs_over_ours(now):
     order = []
 
     def arm(name, seconds):
@@ -94,7 +114,7 @@ def test_pairs_run_a_b_b_a_and_give_theirs_over_ours(now):
     assert ratios == pytest.approx([7 / 3, 8 / 6, 11 / 7, 12 / 10, 15 / 11])
 
 
-def test_an_answer_that_changes_is_never_timed():
+def test_an_answer_that_changes_is_an_error():
     compared = Comparison("a", lambda prompt: [1], lambda prompt: [2], wanted=1.0)
     assert len(speed_ratios(compared, [Case([0], [1], [2])], pairs=1)) == 1, "two sides may differ"
     with pytest.raises(AssertionError, match="tokens changed"):
@@ -110,7 +130,7 @@ def test_both_sides_run_past_the_end_of_sequence(session):
     assert loop(session, LOOKUP)(prompt) == loop(session, STATIC)(prompt) == ours
 
 
-def test_generate_drafts_only_where_it_is_told_to(session):
+def test_generate_drafts_only_with_prompt_lookup(session):
     widths = []
     session.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
     prompt = session.chat.encode(["abcdefghijklmnop" * 3], [])
@@ -122,11 +142,11 @@ def test_generate_drafts_only_where_it_is_told_to(session):
 
 
 def test_each_arm_runs_on_its_own_back_end(session):
-    assert [arm.name for arm in session.arms] == [EAGER, STATIC, LOOKUP]
-    assert [arm.target.backend.name for arm in session.arms] == ["eager", "static", "eager"]
+    assert [engine.name for engine in session.own] == [EAGER, STATIC, LOOKUP]
+    assert [engine.target.backend.name for engine in session.own] == ["eager", "static", "eager"]
 
 
-def test_both_loops_are_found_faster_or_slower_on_the_same_tokens(session):
+def test_every_comparison_has_its_pairs_and_its_bound(session):
     findings = decoding_findings(session, quiet(), pairs=3)
     assert [each.wanted for each in findings] == [0.97, 1.0, 1.3, 1.3]
     for each in findings:
@@ -152,32 +172,32 @@ def test_each_side_answers_once_before_pairs_are_timed(session, monkeypatch):
     assert len(set(asked)) == 5
 
 
-def test_a_loop_and_its_rule_are_warm_before_it_answers(session):
+def test_a_loop_is_warmed_up_with_its_acceptance_rule(session):
     seen = []
-    eager, *others = session.arms
+    eager, *others = session.own
 
     def watched(tree, *given):
         seen.append(tree.size)
         return eager.accept(tree, *given)
 
-    loop(dataclasses.replace(session, arms=(eager._replace(accept=watched), *others)), EAGER)
+    loop(dataclasses.replace(session, own=(eager._replace(accept=watched), *others)), EAGER)
     assert seen
 
 
 def test_prompts_on_which_the_tokens_differ_are_left_out_and_counted(session):
-    eager, static, pld = session.arms
+    eager, static, pld = session.own
     odd = set(loop(session, LOOKUP)(first_prompt(session))[:1])
 
     def wrong(tree, *given):
         return (wrong_everywhere if int(tree.tokens_N[0]) in odd else pld.accept)(tree, *given)
 
-    broken = dataclasses.replace(session, arms=(eager, static._replace(accept=wrong), pld._replace(accept=wrong)))
+    broken = dataclasses.replace(session, own=(eager, static._replace(accept=wrong), pld._replace(accept=wrong)))
     untouched, lookup, against_eager, against_generate = decoding_findings(broken, quiet(), pairs=2)
     assert untouched.remark == ""
     assert re.fullmatch("same tokens on [123] of 4 prompts; the others are left out", lookup.remark)
     assert against_eager.remark == against_generate.remark == lookup.remark.split(";")[0]
     assert len(lookup.ratios) == len(against_eager.ratios) == 2
-    always = dataclasses.replace(session, arms=(eager, static, pld._replace(accept=wrong_everywhere)))
+    always = dataclasses.replace(session, own=(eager, static, pld._replace(accept=wrong_everywhere)))
     assert decoding_findings(always, quiet(), pairs=2)[1].verdict == "not measured"
 
 
@@ -185,22 +205,22 @@ def wrong_everywhere(tree, logits_NV, temperature, noise):
     return path_to(tree, logits_NV, torch.zeros(1, dtype=torch.long), torch.tensor([5]))
 
 
-def test_the_share_is_what_decoding_leaves_of_the_wall_clock(now):
+def test_the_share_is_wall_clock_time_outside_decoding(now):
     class Slow:
         def add(self, record):
             now[0] += 0.5
 
     watch = Stopwatch(Slow())
     for question, repeat in (("1", 0), ("2", 0), ("1", 1)):
-        for method in ("a", "b"):
+        for arm in ("a", "b"):
             now[0] += 2.0
-            watch.add(Record(method, question, "c", 0, repeat, "ok", output_ids=[1], total_s=1.5))
+            watch.add(Record(arm, question, "c", 0, repeat, "ok", output_ids=[1], total_s=1.5))
     assert list(watch.spent) == [(0, "1"), (0, "2"), (1, "1")]
     _, *rest = watch.spent.values()
     assert [(each.wall, each.decoding) for each in rest] == [(5.0, 3.0), (5.0, 3.0)]
 
 
-def test_nothing_is_said_of_a_run_that_fails():
+def test_a_run_that_fails_is_not_timed():
     watch = Stopwatch(inner=None)
     with pytest.raises(UserError, match="a, question 1: out of memory"):
         watch.add(Record("a", "1", "c", 0, 0, "error", error="out of memory"))

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.target import Target
+from specbench.engines.own import OwnEngine
 from specbench.studies.roofline.cost import KNEE, NOTHING, Cost, Device, attention_cost, knee, linear_cost, target_cost, verify_ratio
 from specbench.studies.roofline.count import NEW_TOKENS, draft_cost
 from specbench.studies.roofline.measure import binary_tree
@@ -15,6 +16,10 @@ QUERY, KEY = HEADS * WIDTH, KV_HEADS * WIDTH
 LAYER = 2 * D * QUERY + 2 * D * KEY + 3 * D * MLP  # of one decoder layer's matrices
 
 
+def built(name, target, **options):
+    return OwnEngine(name, target, *build(name, target, **options))
+
+
 def parameters(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -22,7 +27,7 @@ def parameters(model) -> int:
 def test_a_plain_step_by_hand():
     config = LlamaConfig(**SHAPE)
     weights = LAYERS * (LAYER + 2 * D) + D + D * V  # norms and head; the embedding table is looked up, not streamed
-    cost = target_cost(config, weights + D * V, nodes=1, past=9, dtype_bytes=4)
+    cost = target_cost(config, weights + D * V, tree_size=1, past=9, dtype_bytes=4)
     assert cost.bytes == 4 * (weights + D + LAYERS * 2 * 10 * KEY)
     assert cost.flops == 2 * weights + LAYERS * 4 * 10 * QUERY
 
@@ -48,7 +53,7 @@ def test_the_flops_are_those_torch_counts(family):
 
 
 def test_shared_key_heads_are_read_once():
-    assert attention_cost(query=64, key=16, nodes=3, seen=10, dtype_bytes=2) == Cost(2 * 10 * 16 * 2, 4 * 3 * 10 * 64)
+    assert attention_cost(query=64, key=16, rows=3, seen=10, dtype_bytes=2) == Cost(2 * 10 * 16 * 2, 4 * 3 * 10 * 64)
 
 
 def test_the_slower_of_memory_and_arithmetic_counts():
@@ -69,24 +74,24 @@ def test_verifying_is_free_until_arithmetic_takes_longer_than_memory():
 
 
 def test_the_knee_ends_at_the_first_tree_that_costs_too_much():
-    assert knee({1: 1.0, 2: 1.02, 4: KNEE, 8: KNEE + 0.01, 16: 1.0}) == 4
-    assert knee({8: 1.5, 1: 1.0}) == 1
+    assert knee({0: 1.0, 1: 1.02, 3: KNEE, 7: KNEE + 0.01, 15: 1.0}) == 3
+    assert knee({7: 1.5, 0: 1.0}) == 0
 
 
-def test_medusas_round_is_its_heads():
+def test_medusas_step_calls_its_heads():
     target = small_target()
-    drafter, accept = build("medusa", target, nodes=6)
+    engine = built("medusa", target, nodes=6)
     head = linear_cost(D * D + D + D * V, 1, 8)
-    depth = drafter.policy.depth
+    depth = engine.drafter.policy.depth
     assert depth > 1
-    assert draft_cost(target, drafter, accept, PROMPT) == Cost(depth * head.bytes, depth * head.flops)
+    assert draft_cost(engine, PROMPT) == Cost(depth * head.bytes, depth * head.flops)
 
 
-def test_eagle2s_round_is_its_layer_and_the_targets_head_level_by_level():
+def test_eagle2s_step_calls_its_layer_and_the_targets_head_at_every_level():
     target, depth, width = small_target(), 3, 3
-    cost = draft_cost(target, *build("eagle2", target, nodes=8, depth=depth, width=width), PROMPT)
+    cost = draft_cost(built("eagle2", target, nodes=8, depth=depth, width=width), PROMPT)
     layer, head = 2 * D * D + D + LAYER, D * V  # the fold of embedding and feature, and a decoder layer
-    rows = [(depth + 1, 1), (width, width), (width, width)]  # of layer and head: what a round left, padded, then two levels
+    rows = [(depth + 1, 1), (width, width), (width, width)]  # of layer and head: what a step left, padded, then two levels
     calls = [linear_cost(layer, read, 8).plus(linear_cost(head, guessed, 8)) for read, guessed in rows]
     seen = (cost.bytes - sum(call.bytes for call in calls)) / (depth * 2 * KEY * 8)  # a call reads every cached row once
     assert len(PROMPT) < seen < len(PROMPT) + NEW_TOKENS
@@ -96,10 +101,10 @@ def test_eagle2s_round_is_its_layer_and_the_targets_head_level_by_level():
 
 def test_drafting_without_a_model_costs_nothing():
     target = small_target()
-    assert draft_cost(target, *build("pld", target), PROMPT) == NOTHING
+    assert draft_cost(built("pld", target), PROMPT) == NOTHING
 
 
 def test_what_hides_its_calls_is_not_counted():
     target = small_target(back_end="static")
     with pytest.raises(AssertionError, match="hide their calls"):
-        draft_cost(target, *build("pld", target), PROMPT)
+        draft_cost(built("pld", target), PROMPT)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.commands import call
 from helpers.small_models import CAPACITY, OTHER_PROMPT, PROMPT, RANK_ACCURACY, build, run, small_model, trained
 from helpers.tiny_target import write_suite, write_target
 from rich.console import Console
@@ -19,15 +20,19 @@ from methods.core.policies import best_choices, static_tree
 from methods.core.target import Target
 from specbench import suites, targets
 from specbench.cli.tune import tune
-from specbench.config.tuned import Config
+from specbench.config.options import RunConfig
+from specbench.config.tuned import Tuned
+from specbench.engines.own import OwnEngine
+from specbench.studies import base
+from specbench.studies.base import Conditions
 from specbench.studies.tune import cost, prompts, settings
-from specbench.studies.tune import run as running
-from specbench.studies.tune.choose import Prices, ranked
-from specbench.studies.tune.cost import Drafting, Verifying
-from specbench.studies.tune.guess import FixedGuess, GrownGuess, Level, Setting
+from specbench.studies.tune.cost import DraftCost, VerifyCost
 from specbench.studies.tune.record import WatchedFixed, WatchedGrown, record, static_order
-from specbench.studies.tune.replay import Answer, Replay
-from specbench.studies.tune.settings import CANDIDATES, WIDTHS, Space, spread
+from specbench.studies.tune.replay import ExpandedRows, FixedGuess, GrownGuess, Recording, Replay, StepCosts, ranked
+from specbench.studies.tune.run import tuned_on
+from specbench.studies.tune.settings import CANDIDATES, WIDTHS, Setting, Space, spread
+from specbench.suites import Suite
+from specbench.util.environment import GitState
 
 torch.set_num_threads(1)
 NEW = 50
@@ -44,7 +49,7 @@ def watched(name, target):
     resolved = registry.resolve(name, {}, "cpu")
     weights = trained(resolved.method.weights, target) if resolved.method.weights else None
     space = settings.space_of(resolved, weights)
-    drafter, _ = cost.built(target, resolved, weights, space.largest)
+    drafter = cost.engine_at(space.largest, resolved, target, weights).drafter
     if space.depths:
         return WatchedGrown(drafter, WIDTHS[-1]), resolved, space, weights
     choices = weights.choices(space.most) if weights else ()
@@ -62,16 +67,17 @@ def recording(target):
 
 
 def really(target, recording, name, setting):
-    """The rounds of the same answers by the method itself at a setting: tokens emitted and sizes scored."""
+    """Run the method itself at a setting on the same prompts; return emitted tokens, steps, and answers."""
     _, resolved, _, weights = recording[1][name]
-    drafter, accept = cost.built(target, resolved, weights, setting)
-    results = [run(target, drafter, prompt, NEW, accept) for prompt in (PROMPT, OTHER_PROMPT)]
+    engine = cost.engine_at(setting, resolved, target, weights)
+    results = [run(target, engine.drafter, prompt, NEW, engine.accept) for prompt in (PROMPT, OTHER_PROMPT)]
     steps = [step for result in results for step in result.steps]
     return sum(step.emitted for step in steps), len(steps), [result.tokens for result in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", settings.TUNABLE)
-def test_replayed_rounds_are_those_the_method_runs(name, target, recording):
+def test_replayed_steps_are_those_the_method_runs(name, target, recording):
     answers, found = recording
     space, replay = found[name][2], Replay(answers, name)
     shapes = [(depth, WIDTHS[-1]) for depth in space.depths] or [(0, 0)]
@@ -79,31 +85,31 @@ def test_replayed_rounds_are_those_the_method_runs(name, target, recording):
     for depth, width in shapes:
         for nodes in (1, 6, 23, 63):
             setting = Setting(nodes, depth, width)
-            emitted, rounds, texts = really(target, recording, name, setting)
-            replayed = replay.of(setting)
+            emitted, steps, texts = really(target, recording, name, setting)
+            replayed = replay.at(setting)
             assert texts == [answer.tokens for answer in answers]
-            assert (replayed.emitted, replayed.rounds) == (emitted, rounds), setting
-            assert replayed.mat == pytest.approx(emitted / rounds)
-            accepted += emitted - rounds
+            assert (replayed.emitted, replayed.steps) == (emitted, steps), setting
+            assert replayed.mat == pytest.approx(emitted / steps)
+            accepted += emitted - steps
     assert accepted > 10, "nothing is shown by drafters that are never right"
 
 
 @pytest.mark.parametrize("name", ["eagle2", "s4c"])
-def test_narrower_trees_are_replayed_as_far_as_their_guesses_are_known(name, target, recording):
+def test_narrower_trees_are_replayed_approximately(name, target, recording):
     replay = Replay(recording[0], name)
     for setting in (Setting(3, 3, 2), Setting(8, 3, 4), Setting(20, 4, 4)):
-        emitted, rounds, _ = really(target, recording, name, setting)
-        assert 0.93 * emitted / rounds <= replay.of(setting).mat <= 1.02 * emitted / rounds
+        emitted, steps, _ = really(target, recording, name, setting)
+        assert 0.93 * emitted / steps <= replay.at(setting).mat <= 1.02 * emitted / steps
 
 
-def test_sizes_are_what_the_target_scores(recording):
+def test_replayed_sizes_are_those_of_the_scored_trees(recording):
     answers, _ = recording
-    assert set(Replay(answers, "pld").of(Setting(7)).sizes) == {1, 8}, "a lookup that finds nothing drafts nothing"
-    assert set(Replay(answers, "medusa").of(Setting(12)).sizes) == {13}
-    assert set(Replay(answers, "s4c").of(Setting(30, 2, 4)).sizes) == {1 + 4 + 16}
+    assert set(Replay(answers, "pld").at(Setting(7)).sizes) == {1, 8}, "a lookup that finds nothing drafts nothing"
+    assert set(Replay(answers, "medusa").at(Setting(12)).sizes) == {13}
+    assert set(Replay(answers, "s4c").at(Setting(30, 2, 4)).sizes) == {1 + 4 + 16}
 
 
-def test_a_fixed_tree_is_followed_down_to_where_it_holds_the_text():
+def test_a_fixed_tree_is_followed_as_far_as_it_holds_the_text():
     guess = FixedGuess([9, 5, 6, 7, 6], [0, 0, 0, 2, 1], [0, 1, 3, 4, 2])
     assert guess.needs([6, 7, 1], 0, 0) == [3, 4]
     assert guess.needs([5, 6], 0, 0) == [1, 2]
@@ -113,7 +119,7 @@ def test_a_fixed_tree_is_followed_down_to_where_it_holds_the_text():
 
 def test_a_grown_tree_is_cut_by_depth_width_and_log_q():
     def level(rows, tokens, guess, logq):
-        return Level(np.array(rows), np.array(tokens), np.array(guess), np.array(logq, dtype=np.float32))
+        return ExpandedRows(np.array(rows), np.array(tokens), np.array(guess), np.array(logq, dtype=np.float32))
 
     guess = GrownGuess(
         [
@@ -131,7 +137,7 @@ def test_a_grown_tree_is_cut_by_depth_width_and_log_q():
     assert guess.needs([20, 21], depth=2, width=1) == []
 
 
-def test_a_static_tree_s_order_names_the_trees_each_node_is_in():
+def test_the_order_of_a_static_tree_says_which_smaller_trees_have_each_node():
     order = static_order(best_choices(UNEVEN, 12))
     largest = static_tree(best_choices(UNEVEN, 12))
     for nodes in range(1, 13):
@@ -169,14 +175,14 @@ def test_weights_set_how_deep_a_method_is_tuned(target):
 
 
 def test_costs_between_the_timed_settings_are_linear():
-    drafting = Drafting({Setting(6, 2, 2): 1.0, Setting(15, 2, 10): 3.0, Setting(15, 5, 2): 4.0, Setting(15, 5, 10): 8.0})
-    assert drafting.of(Setting(40, 2, 6)) == pytest.approx(2.0)
-    assert drafting.of(Setting(40, 5, 10)) == pytest.approx(8.0)
-    assert drafting.of(Setting(9, 3, 2)) == pytest.approx(2.0)
-    assert Drafting({Setting(3): 1.0, Setting(63): 7.0}).of(Setting(23)) == pytest.approx(3.0)
+    draft = DraftCost({Setting(6, 2, 2): 1.0, Setting(15, 2, 10): 3.0, Setting(15, 5, 2): 4.0, Setting(15, 5, 10): 8.0})
+    assert draft.at(Setting(40, 2, 6)) == pytest.approx(2.0)
+    assert draft.at(Setting(40, 5, 10)) == pytest.approx(8.0)
+    assert draft.at(Setting(9, 3, 2)) == pytest.approx(2.0)
+    assert DraftCost({Setting(3): 1.0, Setting(63): 7.0}).at(Setting(23)) == pytest.approx(3.0)
 
 
-def test_t_of_n_is_linear_between_sizes_or_that_of_the_padded_size():
+def test_t_of_n_is_linear_between_sizes_and_uses_the_padded_size():
     class Padding:
         name = "padding"
 
@@ -184,35 +190,41 @@ def test_t_of_n_is_linear_between_sizes_or_that_of_the_padded_size():
             return 8
 
     seconds = {1: 1.0, 4: 2.0, 8: 4.0}
-    assert Verifying(seconds, EAGER).of(6) == pytest.approx(3.0)
-    assert Verifying(seconds, Padding()).of(5) == pytest.approx(4.0)
+    assert VerifyCost(seconds, EAGER).at(6) == pytest.approx(3.0)
+    assert VerifyCost(seconds, Padding()).at(5) == pytest.approx(4.0)
 
 
-def test_arms_are_warm_before_their_rounds_are_timed(target, monkeypatch):
-    order, decode = [], cost.decode
-    monkeypatch.setattr(cost, "warm", lambda *given: order.append("warm"))
-    monkeypatch.setattr(cost, "decode", lambda *given: order.append("decode") or decode(*given))
-    cost.beside(Verifying({1: 0.0}, EAGER), target, {"a": build("vanilla", target), "b": build("vanilla", target)}, [PROMPT])
+def test_engines_are_warm_before_their_steps_are_timed(target, monkeypatch):
+    order, decoded = [], cost.decoded
+    monkeypatch.setattr(OwnEngine, "warm_up", lambda engine, sampling: order.append("warm"))
+    monkeypatch.setattr(cost, "decoded", lambda *given: order.append("decode") or decoded(*given))
+    engines = {name: OwnEngine(name, target, *build("vanilla", target)) for name in ("a", "b")}
+    cost.beside_verifying(VerifyCost({1: 0.0}, EAGER), engines, [PROMPT])
     assert order == ["warm", "decode"] * 2 + ["decode"] * 2
 
 
-def test_the_fastest_setting_wins_by_acceptance_and_by_cost():
+def test_settings_are_ranked_by_acceptance_and_cost():
     text = [0, 1, 2, 3, 4] * 4
     guesses = [FixedGuess([t, *[t + 1, t + 2, t + 3][: 4 - t]], [0, 0, 1, 2], [0, 1, 2, 3]) for t in text[:-1]]
-    replay, candidates = Replay([Answer(text, {"m": guesses})], "m"), [Setting(1), Setting(2), Setting(3)]
-    free = Drafting({Setting(1): 0.0, Setting(3): 0.0})
-    flat, steep = Verifying({1: 1.0, 2: 1.1, 3: 1.1, 4: 1.1}, EAGER), Verifying({1: 1.0, 2: 1.1, 3: 4.0, 4: 9.0}, EAGER)
-    assert ranked(replay, candidates, Prices(flat, free, 1.0))[0].setting == Setting(3)
-    best = ranked(replay, candidates, Prices(steep, free, 1.0))[0]
-    # From each 0 on: rounds of 2 tokens (1, 2), 2 (3, 4) and 1 (0, of which nothing was drafted); the last answer's 0 is not there
+    replay, candidates = Replay([Recording(text, {"m": guesses})], "m"), [Setting(1), Setting(2), Setting(3)]
+    free = DraftCost({Setting(1): 0.0, Setting(3): 0.0})
+    flat, steep = VerifyCost({1: 1.0, 2: 1.1, 3: 1.1, 4: 1.1}, EAGER), VerifyCost({1: 1.0, 2: 1.1, 3: 4.0, 4: 9.0}, EAGER)
+    assert ranked(replay, candidates, StepCosts(flat, free, 1.0))[0].setting == Setting(3)
+    best = ranked(replay, candidates, StepCosts(steep, free, 1.0))[0]
+    # From each 0 on: steps of 2 tokens (1, 2), 2 (3, 4) and 1 (0, of which nothing was drafted); the last answer's 0 is not there
     assert (best.setting, best.mat, best.verify_s) == (Setting(1), pytest.approx(19 / 11), pytest.approx((8 * 1.1 + 3 * 1.0) / 11))
     assert best.speedup == pytest.approx(19 / (8 * 1.1 + 3 * 1.0))
-    dear = Drafting({Setting(1): 0.5, Setting(3): 8.5})
-    assert ranked(replay, candidates, Prices(flat, dear, 1.0))[0].setting == Setting(1)
+    dear = DraftCost({Setting(1): 0.5, Setting(3): 8.5})
+    assert ranked(replay, candidates, StepCosts(flat, dear, 1.0))[0].setting == Setting(1)
 
 
 def quiet():
     return Console(quiet=True)
+
+
+def options(target, suite, out):
+    given = {"target": target, "suite-file": suite, "prompts": 4, "max-new-tokens": 24, "dtype": "fp64", "out": out}
+    return [*(f"--{option}={value}" for option, value in given.items()), "--device=cpu", "--backend=eager"]
 
 
 def test_tuning_on_the_test_set_is_refused(tmp_path, monkeypatch):
@@ -231,22 +243,23 @@ def test_tuning_on_the_test_set_is_refused(tmp_path, monkeypatch):
             prompts.load(*both, 20, quiet())
 
 
-def test_every_question_of_spec_bench_is_known_by_its_first_turn():
+def test_there_is_a_fingerprint_for_every_question_of_spec_bench():
     known = prompts.spec_bench_fingerprints()
     assert len(known) == 480
     assert all(len(each) == len(prompts.fingerprint("")) and int(each, 16) >= 0 for each in known)
 
 
-def test_a_checkout_that_is_not_installed_has_its_facts(monkeypatch):
+def test_the_config_file_has_the_facts_of_a_checkout_that_is_not_installed(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
-    monkeypatch.setattr(running, "git_state", lambda: {"sha": "12ab", "dirty": True})
-    model = SimpleNamespace(device=torch.device("cpu"))
-    loaded = SimpleNamespace(name="t", weights_sha256="0", model=model)
-    facts = running._facts(loaded, SimpleNamespace(questions=[], sha256="1"), 7, "fp32", "eager")
+    monkeypatch.setattr(base, "git_state", lambda: GitState("12ab", True))
+    loaded = SimpleNamespace(name="t", note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
+    conditions = Conditions.of_target(loaded, RunConfig(dtype="fp32", backend="eager"))
+    facts = tuned_on(conditions, "0", Suite("s", "", (), "1"), 7)
     assert (facts["recorded_tokens"], facts["git_sha"], facts["git_dirty"]) == (7, "12ab", True)
+    assert (facts["dtype"], facts["device"], facts["prompts_sha256"]) == ("fp32", "cpu", "1")
 
 
 def test_prompts_are_first_turns_as_many_of_each_category(tmp_path):
@@ -254,7 +267,7 @@ def test_prompts_are_first_turns_as_many_of_each_category(tmp_path):
     assert [(question.category, question.turns) for question in found] == [("letters", ("Say a b c.",)), ("numbers", ("1 2 3 4 5",))]
 
 
-def test_prompts_may_come_from_a_corpus_held_out_part(tmp_path):
+def test_prompts_can_be_held_out_records_of_a_corpus(tmp_path):
     def row(i):
         messages = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "a"}]
         return json.dumps({"id": i, "category": "qa", "source": "own", "messages": messages})
@@ -269,39 +282,39 @@ def test_prompts_may_come_from_a_corpus_held_out_part(tmp_path):
     ("names", "complaint"),
     [
         (["vanilla"], "vanilla drafts nothing, so that there is nothing to tune; choose from pld, "),
-        (["recycling"], "recycling learns from the trees it had verified, .* so that there is nothing to tune; choose from pld, "),
+        (["recycling"], "recycling learns from its own verified trees, .* so that there is nothing to tune; choose from pld, "),
         (["s4c:nodes=8"], "tune takes methods, not variants such as 's4c:nodes=8'; pass --method s4c"),
         (["eagel"], "did you mean 'eagle'"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused_before_anything_is_loaded(names, complaint):
+def test_methods_that_cannot_be_tuned_are_refused_before_anything_is_loaded(names, complaint):
     with pytest.raises(UserError, match=complaint):
-        tune(names, None, None, None, 20, 64, None, None, None, None)
+        call(tune, *(f"--method={name}" for name in names))
 
 
 @pytest.fixture
-def no_chance():
-    """No collection but those that are asked for."""
+def only_explicit_collections():
+    """Switch automatic garbage collection off."""
     gc.disable()
     yield
     gc.enable()
 
 
-def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, monkeypatch, no_chance):
+def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, monkeypatch, only_explicit_collections):
     monkeypatch.setenv("COLUMNS", "200")
     folder, out = write_target(tmp_path / "target", context=4096), tmp_path / "tuned.toml"
     suite = write_suite(tmp_path / "suite.jsonl")
     load, loaded, weights = targets.load, [], []
 
-    def watched(*given, **options):
+    def watched(*given, **named):
         loaded.append(not any(each() is not None for each in weights))
-        found = load(*given, **options)
+        found = load(*given, **named)
         weights.append(weakref.ref(found.model.get_input_embeddings().weight))  # which a target shares
         return found
 
     monkeypatch.setattr(targets, "load", watched)
-    tune(None, str(folder), suite, None, 4, 24, "fp64", "cpu", "eager", out)
-    config = Config.read(out)
+    call(tune, *options(folder, suite, out))
+    config = Tuned.read(out)
     assert list(config.methods) == ["pld"], "the target has weights for no other"
     assert 1 <= config.methods["pld"]["nodes"] <= 63
     assert (config.tuned_on["prompts"], config.tuned_on["candidates"]) == (4, CANDIDATES)
@@ -310,7 +323,7 @@ def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, mo
     shown = capsys.readouterr().out
     chosen = next(line for line in shown.splitlines() if "(chosen)" in line)
     predicted, _, measured = chosen.split(f"nodes={config.methods['pld']['nodes']} (chosen)")[1].split()[:3]
-    assert predicted == measured, "the same rounds"
+    assert predicted == measured, "the same steps"
     assert float(predicted) > 1
     assert f"specbench run --config {out}" in shown
 
@@ -319,4 +332,4 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path):
     folder = write_target(tmp_path / "target", context=64)
     suite = write_suite(tmp_path / "suite.jsonl", [("a", "c", ["word " * 4])])
     with pytest.raises(UserError, match="exceed the context of"):
-        tune(["pld"], str(folder), suite, None, 4, 24, "fp64", "cpu", "eager", tmp_path / "out.toml")
+        call(tune, "--method=pld", *options(folder, suite, tmp_path / "out.toml"))

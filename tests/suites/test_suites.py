@@ -1,3 +1,5 @@
+"""Suites: the packaged one, files of Spec-Bench's schema, Spec-Bench itself, selection, and errors."""
+
 import hashlib
 import json
 import subprocess
@@ -54,19 +56,19 @@ def test_mini_keeps_the_prompt_shapes_of_its_categories():
     assert all(q.reference for q in suites.load("mini", categories=["math_reasoning"]).questions)
 
 
-def test_warmup_asks_nothing_the_suite_asks():
+def test_warmup_questions_are_not_in_the_suite():
     warm = {turn for q in suites.warmup() for turn in q.turns}
     assert len(suites.warmup()) == 2
     assert not warm & {turn for q in suites.load("mini").questions for turn in q.turns}
 
 
-def test_the_thirteen_raw_categories_map_to_six_and_others_stay(write):
+def test_thirteen_raw_categories_are_reported_as_six_and_others_unchanged(write):
     names = [*RAW_TOPICS, "translation", "summarization", "qa", "math_reasoning", "rag", "poems"]
     suite = suites.load("file", suite_file=write(*(row(i, name) for i, name in enumerate(names))))
     assert [q.category for q in suite.questions] == ["mt_bench"] * 8 + names[8:]
 
 
-def test_questions_of_a_file_are_read_whole(write):
+def test_all_fields_of_a_file_are_read(write):
     path = write(row(7, reference=[["a", "b"], "c"]), "", row("x", turns=["One", "Two"], reference=None))
     suite = suites.load("file", suite_file=path)
     assert suite.name == "file"
@@ -124,14 +126,14 @@ def test_categories_filter_keeps_suite_order(write):
         ([row(1), row(2), row("1")], "line 3: question_id '1' was already used at"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_line(write, lines, message):
+def test_a_bad_line_of_a_file_is_named(write, lines, message):
     path = write(*lines)
     refused = refusal("file", suite_file=path)
     assert message in refused
     assert str(path) in refused
 
 
-def test_a_file_that_is_not_text_is_refused_with_its_line(tmp_path):
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_bytes(json.dumps(row(1)).encode() + b"\n\xff\xfe\n")
     assert "line 2: not UTF-8" in refusal("file", suite_file=path)
@@ -157,7 +159,7 @@ def test_bad_arguments_are_refused(name, options, message):
 
 @pytest.fixture
 def published(write, monkeypatch, tmp_path):
-    """A stand-in for the published file, "on the network" at a file URL, with an empty user cache."""
+    """A stand-in for the published file, served from a file URL, with an empty user cache."""
     path = write(row(1, "math"), row(2, "math_reasoning"), name="published/question.jsonl")
     monkeypatch.setattr(spec_bench, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(spec_bench, "URL", path.as_uri())
@@ -174,7 +176,7 @@ def test_spec_bench_is_downloaded_once(published, tmp_path):
     assert [p.name for p in (tmp_path / "cache").rglob("*")] == ["specbench", "spec_bench", "question.jsonl"]
 
 
-def test_spec_bench_comes_from_the_data_folder_before_the_network(published, write, monkeypatch, tmp_path):
+def test_spec_bench_is_read_from_the_data_folder_before_the_network(published, write, monkeypatch, tmp_path):
     provided = write(published.read_text().strip(), name="data/spec_bench/question.jsonl")
     published.unlink()
     monkeypatch.setenv("SPECBENCH_DATA", str(tmp_path / "data"))
@@ -184,7 +186,7 @@ def test_spec_bench_comes_from_the_data_folder_before_the_network(published, wri
     assert "unset SPECBENCH_DATA" in refusal("spec-bench")
 
 
-def test_spec_bench_is_always_checked(published, write, tmp_path):
+def test_the_checksum_of_spec_bench_is_always_checked(published, write, tmp_path):
     assert len(suites.load("spec-bench", suite_file=published).questions) == 2
     changed = write(row(3))
     assert f"{changed}: sha256" in refusal("spec-bench", suite_file=changed)
@@ -199,14 +201,14 @@ def test_a_changed_download_is_not_kept(published, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_without_a_network_the_next_step_is_named(published):
+def test_the_error_without_a_network_names_the_next_step(published):
     published.unlink()
     message = refusal("spec-bench")
     assert "could not be downloaded" in message
     assert "--suite-file FILE" in message
 
 
-def test_an_unwritable_cache_is_one_line(published, tmp_path):
+def test_the_error_of_an_unwritable_cache_names_the_variable(published, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert "XDG_CACHE_HOME" in refusal("spec-bench")
 

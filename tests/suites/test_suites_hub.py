@@ -1,3 +1,5 @@
+"""Suites from data sets of the Hugging Face hub."""
+
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ def row(identity, *turns):
 
 
 class Table(list):
-    """As much of a data set's split as suites use."""
+    """A stand-in for a data set's split, with what suites use of one."""
 
     @property
     def column_names(self):
@@ -21,7 +23,7 @@ class Table(list):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Data sets "on the hub": {(id, config): {split: rows}}; others are unreachable."""
+    """Stand-ins for data sets of the hub, {(id, config): {split: rows}}; others are unreachable."""
     stored = {
         ("own/quiz", None): {"train": Table({"prompt": f"Q{i}", "answer": f"A{i}", "topic": "coding"} for i in range(3))},
         ("own/plain", "de"): {"train": Table([row(1, "a")]), "test": Table([row(2, "Why?"), row(3, "a", "b")])},
@@ -46,7 +48,7 @@ def test_a_hub_data_set_is_read_through_the_column_mapping(hub):
     assert {q.category for q in other.questions} == {"quiz"}
 
 
-def test_a_hub_data_set_of_the_schema_needs_no_mapping(hub):
+def test_a_hub_data_set_with_the_schemas_columns_needs_no_mapping(hub):
     suite = suites.load("hf:own/plain:de@test")
     assert [(q.id, q.turns) for q in suite.questions] == [("2", ("Why?",)), ("3", ("a", "b"))]
 
@@ -70,7 +72,7 @@ def test_a_bad_hub_suite_is_refused(hub, name, columns, message):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_datasets_package_the_next_step_is_named(monkeypatch):
+def test_the_error_without_the_datasets_package_names_the_next_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         suites.load("hf:own/quiz")

@@ -1,4 +1,4 @@
-"""How conversations are put to targets: the built-in template byte for byte, the tokenizer's own with what may be put into it."""
+"""Chat templates: the built-in one byte for byte, the tokenizer's own with its options."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ THINKS = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}
 
 @pytest.fixture(scope="module")
 def llama():
-    """A Llama tokenizer of the alphabet alone, with the special tokens where Vicuna has them."""
+    """A Llama tokenizer of single characters, with special tokens at the ids that Vicuna uses."""
     signs = sorted({*SYSTEM, *"USERASSISTANT: Hi there? nd ow oe.1"} - {" "})
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", *signs])}
     return LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True)
@@ -47,7 +47,7 @@ def with_template(tokenizer, template, tmp_path):
         (["Hi there", "And now?"], [""], f"{SYSTEM} USER: Hi there ASSISTANT:USER: And now? ASSISTANT:"),
     ],
 )
-def test_vicuna_is_fastchats_byte_for_byte(llama, turns, answers, text):
+def test_the_vicuna_template_equals_fastchats_byte_for_byte(llama, turns, answers, text):
     chat = Chat(llama, "vicuna_v1.1")
     assert chat.text(conversation(turns, answers)).encode() == text.encode()
     ids = chat.encode(turns, answers)
@@ -62,51 +62,51 @@ def test_a_whole_conversation_ends_with_its_last_answer(llama):
     assert Chat(llama, "vicuna_v1.1").text(talk, prompt=False) == f"{SYSTEM} USER: Hi there ASSISTANT: Hello.</s>"
 
 
-def test_another_system_prompt_takes_the_place_of_vicunas(llama):
+def test_a_system_prompt_replaces_vicunas_own(llama):
     assert Chat(llama, "vicuna_v1.1", system="Be brief.").text(conversation(["Hi"], [])) == "Be brief. USER: Hi ASSISTANT:"
 
 
-def test_what_a_user_writes_is_text_and_no_template(llama):
+def test_template_syntax_in_user_text_is_not_rendered(llama):
     assert "USER: {{ 1 + 1 }}{% x %} ASSISTANT:" in Chat(llama, "vicuna_v1.1").text(conversation(["{{ 1 + 1 }}{% x %}"], []))
 
 
-def test_a_tokenizer_of_vicunas_time_puts_a_space_behind_a_special_token(llama, tmp_path):
-    """Spec-Bench's second turns read `</s>` and then `▁USER`; a folder that says how it was made is left to itself."""
+def test_a_legacy_tokenizer_puts_a_space_after_a_special_token(llama, tmp_path):
+    """Spec-Bench's second turns read `</s>` and then `▁USER`. A folder's own setting is kept."""
     llama.save_pretrained(tmp_path)
     config = tmp_path / "tokenizer_config.json"
-    said = json.loads(config.read_text())
-    assert "legacy" not in said
+    settings = json.loads(config.read_text())
+    assert "legacy" not in settings
     space = llama.convert_tokens_to_ids("▁")
-    for folder_says, asked, spaces in (({}, True, 2), ({}, False, 1), ({"legacy": False}, True, 1)):
-        config.write_text(json.dumps(said | folder_says))
-        assert checkpoint.tokenizer(tmp_path, legacy=asked)("Hi</s>USER").input_ids.count(space) == spaces
+    for own_setting, legacy, spaces in (({}, True, 2), ({}, False, 1), ({"legacy": False}, True, 1)):
+        config.write_text(json.dumps(settings | own_setting))
+        assert checkpoint.load_tokenizer(tmp_path, legacy=legacy)("Hi</s>USER").input_ids.count(space) == spaces
 
 
-def test_the_tokenizers_own_template_is_its_apply_chat_template(own):
+def test_the_tokenizers_own_template_is_applied_by_apply_chat_template(own):
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     expected = own.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert Chat(own).encode(["a", "c"], ["b"]) == list(expected)
 
 
-def test_a_system_prompt_comes_first_and_alone(own):
+def test_a_system_prompt_replaces_a_conversations_own(own):
     put = "<|system|>S<|end|><|user|>a<|end|><|assistant|>"
     assert Chat(own, system="S").text(conversation(["a"], [])) == put
     assert Chat(own, system="S").text([{"role": "system", "content": "its own"}, *conversation(["a"], [])]) == put
 
 
-def test_thinking_is_asked_of_templates_that_know_it(own, tmp_path):
+def test_the_thinking_mode_is_passed_to_the_template(own, tmp_path):
     thinks = with_template(own, THINKS, tmp_path)
     assert Chat(thinks).text(conversation(["a"], [])) == Chat(thinks, thinking="on").text(conversation(["a"], []))
     assert Chat(thinks, thinking="off").text(conversation(["a"], [])).endswith("<think></think>")
 
 
-def test_a_prompt_is_the_same_on_every_day(own, tmp_path):
+def test_a_template_with_the_date_gives_the_same_prompt_every_day(own, tmp_path):
     dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}: " + TEMPLATE
     assert Chat(with_template(own, dated, tmp_path)).text(conversation(["a"], [])).startswith("26 Jul 2024: <|user|>a")
 
 
-def test_the_hash_is_of_all_but_the_conversation(own, tmp_path):
-    """A run from before there were choices has the template's own hash."""
+def test_the_hash_covers_everything_but_the_conversation(own, tmp_path):
+    """Without options it is the template's own hash, as in runs that were made before there were options."""
     thinks = with_template(own, THINKS, tmp_path)
     chats = [
         Chat(own),
@@ -138,7 +138,7 @@ def test_the_hash_is_of_all_but_the_conversation(own, tmp_path):
         (None, {}, "has no single chat template; .* or name a template: --template vicuna_v1.1"),
     ],
 )
-def test_what_a_template_does_not_have_is_refused(own, tmp_path, template, options, message):
+def test_options_that_a_template_does_not_support_are_refused(own, tmp_path, template, options, message):
     tokenizer = with_template(own, template, tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         Chat(tokenizer, **options)

@@ -1,4 +1,4 @@
-"""Weights on disk as published ones are: shards, pickles, and what must not be read from either."""
+"""Checkpoints as they are published: shards and pickles, broken ones, and ones that would run code."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def loaded(folder):
 
 
 def sharded(folder, place, suffix, write):
-    """The checkpoint with its weights in two shards and their index."""
+    """Return a copy of the checkpoint with its weights in two shards and their index."""
     other = shutil.copytree(folder, place)
     tensors = load_file(other / "model.safetensors")
     (other / "model.safetensors").unlink()
@@ -47,7 +47,7 @@ KINDS = {"safetensors": as_safetensors, "bin": torch.save}
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_shards_hold_the_same_model_and_all_are_hashed(folder, tmp_path, suffix):
+def test_shards_give_the_same_model_and_a_hash_of_all(folder, tmp_path, suffix):
     other = sharded(folder, tmp_path / "other", suffix, KINDS[suffix])
     found = loaded(other)
     for name, tensor in loaded(folder).model.state_dict().items():
@@ -56,7 +56,7 @@ def test_shards_hold_the_same_model_and_all_are_hashed(folder, tmp_path, suffix)
     assert found.weights_sha256 == hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
 
 
-def test_one_pickle_is_read_where_there_are_no_safetensors(folder, tmp_path):
+def test_a_pickle_is_read_where_there_are_no_safetensors(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
     assert checkpoint.weight_files(other) == [other / "model.safetensors"]
@@ -86,7 +86,7 @@ def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_a_missing_shard_is_named(folder, tmp_path, suffix):
+def test_the_error_names_a_missing_shard(folder, tmp_path, suffix):
     other = sharded(folder, tmp_path / "other", suffix, KINDS[suffix])
     lost = next(other.glob(f"*-00002-of-00002.{suffix}"))
     lost.unlink()
@@ -94,7 +94,7 @@ def test_a_missing_shard_is_named(folder, tmp_path, suffix):
         loaded(other)
 
 
-def test_an_index_does_not_reach_out_of_its_folder(folder, tmp_path):
+def test_an_index_cannot_name_files_outside_its_folder(folder, tmp_path):
     other = sharded(folder, tmp_path / "other", "safetensors", as_safetensors)
     index = other / "model.safetensors.index.json"
     moved = shutil.move(next(other.glob("*-00002-of-00002.*")), tmp_path / "outside.safetensors")
@@ -106,7 +106,7 @@ def test_an_index_does_not_reach_out_of_its_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"x": [1]}}', '{"weight_map": {"x": 1}}']
 )
-def test_a_broken_index_is_one_line(folder, tmp_path, content):
+def test_a_broken_index_is_refused_in_one_line(folder, tmp_path, content):
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "model.safetensors").unlink()
     (other / "model.safetensors.index.json").write_text(content)
@@ -114,12 +114,12 @@ def test_a_broken_index_is_one_line(folder, tmp_path, content):
         loaded(other)
 
 
-def test_weights_are_hashed_piece_by_piece(folder, monkeypatch):
+def test_hashing_weights_never_reads_a_file_whole(folder, monkeypatch):
     monkeypatch.setattr(type(folder), "read_bytes", lambda path: pytest.fail(f"{path} read whole"))
     assert len(checkpoint.sha256(folder)) == 64
 
 
-def test_weights_named_by_the_config_are_refused(folder, tmp_path):
+def test_a_config_that_names_its_own_weight_file_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter.safetensors"}))
@@ -128,7 +128,7 @@ def test_weights_named_by_the_config_are_refused(folder, tmp_path):
         loaded(other)
 
 
-def test_code_that_comes_with_a_checkpoint_is_never_run(folder, tmp_path):
+def test_code_in_a_checkpoint_is_never_run(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     trace = tmp_path / "trace"
     config = json.loads((other / "config.json").read_text())
@@ -140,7 +140,7 @@ def test_code_that_comes_with_a_checkpoint_is_never_run(folder, tmp_path):
     assert not trace.exists()
 
 
-def test_a_sentencepiece_model_names_the_packages_it_needs(folder, tmp_path, monkeypatch):
+def test_the_error_for_a_sentencepiece_model_names_the_packages_to_install(folder, tmp_path, monkeypatch):
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "tokenizer.json").rename(other / "tokenizer.model")
     monkeypatch.setattr(checkpoint, "is_sentencepiece_available", lambda: False)

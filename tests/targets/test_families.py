@@ -1,4 +1,4 @@
-"""The table of families: what it says, and how a target is found in it."""
+"""The table of model families: its entries, and how a target is found in it."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ KINDS = {row.weights for row in METHODS.values()}
 VICUNA = "lmsys/vicuna-7b-v1.3"
 
 
-def test_the_table_is_of_hub_ids_known_kinds_and_known_templates():
-    assert len(set(families.ids())) == len(families.ids())
-    assert all(hub.ID.fullmatch(identity) for identity in families.ids())
+def test_the_table_holds_hub_ids_known_kinds_and_known_templates():
+    assert len(set(families.hub_ids())) == len(families.hub_ids())
+    assert all(hub.ID.fullmatch(identity) for identity in families.hub_ids())
     for family in FAMILIES:
         assert family.template in (CHAT, *TEMPLATES)
         for drafters in family.targets.values():
@@ -30,18 +30,18 @@ def test_the_table_is_of_hub_ids_known_kinds_and_known_templates():
             assert all(hub.ID.fullmatch(drafter) for drafter in drafters.values())
 
 
-def test_drafters_are_found_by_hub_id_whatever_its_case_and_by_older_names():
+def test_drafters_are_found_by_hub_id_in_any_case_and_by_former_names():
     assert drafter_of(VICUNA, "medusa") == "FasterDecoding/medusa-vicuna-7b-v1.3"
     assert drafter_of("LMSys/Vicuna-7B-v1.3", "eagle") == "yuhuili/EAGLE-Vicuna-7B-v1.3"
     assert drafter_of("lmsys/vicuna-13b-v1.3", "eagle3") == "yuhuili/EAGLE3-Vicuna1.3-13B"
     assert drafter_of("meta-llama/Meta-Llama-3.1-8B-Instruct", "eagle3") == "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
     assert drafter_of(VICUNA, "eagle3") is None
     assert drafter_of(VICUNA, "nonsense") is None
-    assert drafter_of("someone/vicuna-7b-v1.3", "medusa") is None, "another's model may be another model"
+    assert drafter_of("someone/vicuna-7b-v1.3", "medusa") is None, "a repository of another owner may hold another model"
     assert drafter_of("tiny", "medusa") is None
 
 
-def test_a_folder_is_known_by_its_name_the_cache_around_it_or_its_config(tmp_path):
+def test_a_folder_is_recognised_by_its_name_the_cache_around_it_or_its_config(tmp_path):
     (tmp_path / "vicuna-7b-v1.3").mkdir()
     assert drafter_of(str(tmp_path / "vicuna-7b-v1.3"), "sps") == "double7/vicuna-68m"
     snapshot = tmp_path / "models--Qwen--Qwen3-8B" / "snapshots" / ("a" * 40)
@@ -55,7 +55,7 @@ def test_a_folder_is_known_by_its_name_the_cache_around_it_or_its_config(tmp_pat
         assert family_of(str(other)).title == title
 
 
-def test_a_familys_template_and_stops_are_used_unless_another_is_asked_for(tmp_path):
+def test_a_familys_template_and_stop_tokens_are_the_default(tmp_path):
     folder = write_target(tmp_path / "vicuna-7b-v1.3")
     options = {"device": "cpu", "dtype": "fp32", "attention": "sdpa"}
     found = targets.load(str(folder), **options)
@@ -75,7 +75,7 @@ def test_a_familys_template_and_stops_are_used_unless_another_is_asked_for(tmp_p
     assert targets.load(str(elsewhere), **options).chat.template == "chat"
 
 
-def test_mistral_v0_1_is_refused_for_its_sliding_window(tmp_path):
+def test_mistral_v0_1_is_refused_because_of_its_sliding_window(tmp_path):
     folder = write_target(tmp_path / "Mistral-7B-Instruct-v0.1")
     old = json.loads((folder / "config.json").read_text())
     shape = {key: old[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
@@ -85,12 +85,12 @@ def test_mistral_v0_1_is_refused_for_its_sliding_window(tmp_path):
     assert family_of("mistralai/Mistral-7B-Instruct-v0.1") is families.OTHER
 
 
-def test_targets_lists_families_and_their_drafters(capsys, monkeypatch):
+def test_the_targets_command_lists_families_and_their_drafters(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["targets"])
     told = capsys.readouterr().out
     assert "tiny-160m" in told
     rows = {line.split()[0]: line.rstrip().split(maxsplit=2)[1:] for line in told.splitlines() if "/" in line}
-    assert rows.keys() == set(families.ids())
+    assert rows.keys() == set(families.hub_ids())
     assert rows["lmsys/vicuna-33b-v1.3"] == ["vicuna_v1.1", "medusa, hydra, eagle, sps"]

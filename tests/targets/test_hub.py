@@ -1,4 +1,4 @@
-"""Targets from the hub: read from a cache as the hub's own code lays it out, and every way in which there can be none."""
+"""Targets from the hub: read from a cache in the hub's own layout, and the errors where there is none."""
 
 import errno
 from pathlib import Path
@@ -19,7 +19,7 @@ NAME = "own/tiny-llama"
 
 
 def keep(cache: Path, name: str, commit: str, files: dict[str, bytes], ref: str | None = None) -> Path:
-    """A repository in the cache: blobs, a snapshot of links to them, and the commit that a branch or tag stands for."""
+    """Put a repository into the cache: blobs, a snapshot of links to them, and the commit of a branch or tag."""
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     for place in (repository / "blobs", snapshot, repository / "refs"):
@@ -46,19 +46,18 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_returned_as_it_is(tmp_path):
-    assert hub.folder(str(tmp_path)) == tmp_path
+    assert hub.fetch_folder(str(tmp_path)) == tmp_path
     with pytest.raises(UserError, match=r"--revision v1 is for hub ids, and the target .* is a folder here; leave --revision out"):
-        hub.folder(str(tmp_path), "v1")
+        hub.fetch_folder(str(tmp_path), "v1")
 
 
-def test_offline_a_repository_is_read_from_the_cache(cache, files):
+def test_a_repository_is_read_from_the_cache_offline(cache, files):
     newest, older = keep(cache, NAME, COMMIT, files, "main"), keep(cache, NAME, OLDER, files, "v1")
-    assert hub.folder(NAME) == hub.folder(NAME, "main") == hub.folder(NAME, COMMIT) == hub.cached(NAME) == newest
-    assert hub.folder(NAME, "v1") == hub.folder(NAME, OLDER) == hub.cached(NAME, "v1") == older
-    assert hub.cached("own/other") is None
+    assert hub.fetch_folder(NAME) == hub.fetch_folder(NAME, "main") == hub.fetch_folder(NAME, COMMIT) == newest
+    assert hub.fetch_folder(NAME, "v1") == hub.fetch_folder(NAME, OLDER) == older
 
 
-def test_a_run_and_its_resume_use_the_commit_that_was_found(cache, files, tmp_path):
+def test_a_resumed_run_uses_the_commit_that_the_run_began_with(cache, files, tmp_path):
     keep(cache, NAME, COMMIT, files, "main")
     suite = write_suite(tmp_path / "suite.jsonl", [("a", "talks", ["Say a."])])
     out = tmp_path / "run"
@@ -79,7 +78,7 @@ def run(arguments):
 
 
 def asked_for(monkeypatch, have: set[str]):
-    """What is asked of the hub for a repository of these files."""
+    """Replace the download of a repository with these files, and return the list of the requests made."""
     asked = []
 
     def snapshot_download(name, **options):
@@ -119,9 +118,9 @@ BINS = {"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", 
     [(SHARDS, SHARDS), (BINS, BINS), (SHARDS | BINS, SHARDS), ({"medusa_lm_head.pt"}, {"medusa_lm_head.pt"})],
     ids=["safetensors", "pickles", "both", "a drafter's"],
 )
-def test_texts_and_one_kind_of_weights_are_fetched(cache, monkeypatch, weights, fetched):
+def test_only_texts_and_one_kind_of_weights_are_downloaded(cache, monkeypatch, weights, fetched):
     asked = asked_for(monkeypatch, TEXTS | OTHERS | weights)
-    found = hub.folder(NAME, "v1")
+    found = hub.fetch_folder(NAME, "v1")
     assert {path.name for path in found.iterdir()} == TEXTS | fetched
     assert [options["revision"] for options in asked] == ["v1", COMMIT][: len(asked)], "both of one commit"
 
@@ -152,19 +151,19 @@ UNREACHED = "is not whole in the local cache and the hub cannot be reached; with
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_goes_wrong_with_a_repository_is_one_line_with_the_next_step(cache, monkeypatch, error, message):
+def test_each_error_of_a_repository_is_one_line_with_the_next_step(cache, monkeypatch, error, message):
     def snapshot_download(*_, **__):
         raise error
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     with pytest.raises(UserError, match=message) as caught:
-        hub.folder(NAME, "v9", what="drafter")
+        hub.fetch_folder(NAME, "v9", what="drafter")
     assert "\n" not in str(caught.value)
     assert "drafter own/tiny-llama" in str(caught.value).replace("'", "")
 
 
 @pytest.mark.parametrize("error", [errors.OfflineModeIsEnabled("offline"), errors.HTTPError("no such host")])
-def test_without_a_hub_the_cache_is_asked_whatever_the_client_does(cache, files, monkeypatch, error):
+def test_an_unreachable_hub_falls_back_to_the_cache(cache, files, monkeypatch, error):
     snapshot, ask = keep(cache, NAME, COMMIT, files, "main"), hub.snapshot_download
 
     def snapshot_download(*names, local_files_only, **options):
@@ -173,23 +172,23 @@ def test_without_a_hub_the_cache_is_asked_whatever_the_client_does(cache, files,
         return ask(*names, local_files_only=True, **options)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    assert hub.folder(NAME, COMMIT) == snapshot
+    assert hub.fetch_folder(NAME, COMMIT) == snapshot
     with pytest.raises(UserError, match="is not whole in the local cache"):
-        hub.folder(NAME, OLDER)
+        hub.fetch_folder(NAME, OLDER)
 
 
-def test_what_is_not_cached_is_not_found_offline(cache):
+def test_a_repository_that_is_not_cached_is_refused_offline(cache):
     with pytest.raises(UserError, match=f"target {NAME} {UNREACHED} {NAME}"):
-        hub.folder(NAME)
+        hub.fetch_folder(NAME)
 
 
-def test_an_id_mistyped_is_put_right(cache, monkeypatch):
+def test_the_error_for_a_mistyped_id_suggests_a_known_one(cache, monkeypatch):
     def snapshot_download(*_, **__):
         raise errors.RepositoryNotFoundError("404", **answer(404))
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     with pytest.raises(UserError, match=r"did you mean 'lmsys/vicuna-7b-v1\.3'"):
-        hub.folder("lmsys/vicuna-7b-1.3")
+        hub.fetch_folder("lmsys/vicuna-7b-1.3")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_an_id_mistyped_is_put_right(cache, monkeypatch):
         (["--target", "tiny", "--thinking", "maybe"], "unknown value of --thinking 'maybe'"),
     ],
 )
-def test_a_run_without_its_target_ends_in_one_line(cache, capsys, tmp_path, arguments, message):
+def test_a_run_whose_target_cannot_be_loaded_ends_in_one_line(cache, capsys, tmp_path, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main(["run", *arguments, "--device", "cpu", "--limit", "1", "--out", str(tmp_path / "run")])
     assert stop.value.code == 2
@@ -213,7 +212,7 @@ def test_a_run_without_its_target_ends_in_one_line(cache, capsys, tmp_path, argu
     assert not (tmp_path / "run").exists()
 
 
-def test_a_snapshot_without_weights_says_so(cache, files):
+def test_a_snapshot_without_weights_is_refused(cache, files):
     keep(cache, NAME, COMMIT, {name: content for name, content in files.items() if "safetensors" not in name}, "main")
     with pytest.raises(UserError, match=r"cannot be loaded \(it holds neither model.safetensors nor pytorch_model.bin"):
         targets.load(NAME, device="cpu", dtype="fp32", attention="sdpa")

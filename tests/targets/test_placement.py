@@ -1,4 +1,7 @@
-"""A target spread over devices: who goes where, and that the stack and its cache follow. One CPU stands in for several."""
+"""A target spread over devices: the device of each layer, and the layer stack and cache that follow it.
+
+One CPU under two names stands in for several devices.
+"""
 
 import copy
 import json
@@ -27,14 +30,14 @@ def gpus(monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_rows_move_where_the_device_changes_and_only_there():
+def test_hidden_states_move_only_where_the_device_changes():
     first, second = torch.device("cuda:0"), torch.device("cuda:1")
     assert moves([first] * 4, first) == {}
     assert moves([first, first, second, second], first) == {2: second}
     assert moves([second, second, first], first) == {0: second, 2: first}
 
 
-def test_a_cache_in_several_buffers_keeps_what_one_in_one_does():
+def test_a_cache_of_several_buffers_equals_one_of_a_single_buffer():
     config = LlamaConfig(**SHAPE | {"num_hidden_layers": 4})
     caches = [
         KVCache(config, 10, dtype=torch.float64, device=CPU),
@@ -56,7 +59,7 @@ def test_a_cache_in_several_buffers_keeps_what_one_in_one_does():
     assert not any(view.any() for layer in spread.layers for view in layer)
 
 
-def test_a_stack_whose_rows_move_decodes_the_same(monkeypatch):
+def test_a_stack_that_moves_hidden_states_decodes_the_same(monkeypatch):
     target = small_target()
     moved = []
 
@@ -68,11 +71,11 @@ def test_a_stack_whose_rows_move_decodes_the_same(monkeypatch):
     target.stack._moves = {1: OTHER}
     result = run(target, Oracle(greedy_text(), (3, 1)), PROMPT, 20)
     assert [*PROMPT, *result.tokens] == greedy_text()[: len(PROMPT) + 20]
-    assert len(moved) == 1 + len(result.steps), "once a forward: one prefill and each round"
+    assert len(moved) == 1 + len(result.steps), "once a forward pass: the prefill and each step"
     assert {device for device, _ in moved} == {OTHER}
 
 
-def test_a_spread_target_is_for_the_eager_back_end_alone(monkeypatch):
+def test_a_spread_target_needs_the_eager_back_end(monkeypatch):
     monkeypatch.setattr("methods.core.stack.moves", lambda places, home: {1: OTHER})
     model = copy.deepcopy(small_model())
     Target(model, capacity=64, backend=EAGER)
@@ -99,10 +102,10 @@ def config(layers=4):
 
 def read(path, stored, home="cuda:0", layers=4):
     path.write_text(json.dumps(stored))
-    return placement._read(path, layers, home)
+    return placement.read_map(path, layers, home)
 
 
-def test_a_file_says_which_layer_goes_where(tmp_path, monkeypatch):
+def test_a_map_file_gives_the_device_of_each_layer(tmp_path, monkeypatch):
     gpus(monkeypatch, 2)
     assert read(tmp_path / "map.json", {"0-2": "cuda", "3": "cuda:1"}) == ["cuda:0"] * 3 + ["cuda:1"]
     assert read(tmp_path / "map.json", {"3": "cuda:0", "0": "cuda:1", "1-2": "cuda:0"}) == ["cuda:1"] + ["cuda:0"] * 3
@@ -122,14 +125,14 @@ def test_a_file_says_which_layer_goes_where(tmp_path, monkeypatch):
         ([1], "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_map_is_one_line(tmp_path, monkeypatch, stored, message):
+def test_a_bad_map_file_is_refused_in_one_line(tmp_path, monkeypatch, stored, message):
     gpus(monkeypatch, 2)
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / "map.json", stored)
     assert "\n" not in str(caught.value)
 
 
-def test_a_map_needs_accelerate(monkeypatch):
+def test_a_device_map_needs_accelerate(monkeypatch):
     monkeypatch.setattr(placement, "is_accelerate_available", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'specbench\[accelerate\]'"):
         placement.device_map("auto", config(), torch.float32, "cuda")
@@ -150,7 +153,7 @@ def test_layers_are_spread_evenly_and_in_order(room, apart):
     pytest.importorskip("accelerate")
     layers = layers_of(10)
     size = 64 * 64 * 2
-    found = placement.spread(layers, {i: units * size for i, units in enumerate(room)}, torch.bfloat16)
+    found = placement.spread_layers(layers, {i: units * size for i, units in enumerate(room)}, torch.bfloat16)
     assert found == sorted(found)
     counts = Counter(found)
     assert sum(counts.values()) == 10
@@ -159,18 +162,18 @@ def test_layers_are_spread_evenly_and_in_order(room, apart):
     assert max(counts.values()) - min(counts.values()) <= apart
 
 
-def test_a_target_too_large_for_all_is_refused():
+def test_a_target_too_large_for_all_gpus_is_refused():
     pytest.importorskip("accelerate")
     with pytest.raises(UserError, match="choose a smaller --target or --dtype"):
-        placement.spread(layers_of(10), {0: 3 * 8192, 1: 4 * 8192}, torch.bfloat16)
+        placement.spread_layers(layers_of(10), {0: 3 * 8192, 1: 4 * 8192}, torch.bfloat16)
 
 
-def test_what_accelerate_hangs_on_modules_is_taken_away():
+def test_hooks_of_accelerate_are_removed():
     accelerate = pytest.importorskip("accelerate")
     model = copy.deepcopy(small_model())
     accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
     assert any(hasattr(part, "_hf_hook") for part in model.modules())
-    placement.unhook(model)
+    placement.remove_hooks(model)
     assert not any(hasattr(part, "_hf_hook") for part in model.modules())
     result = run(Target(model, capacity=64), Oracle(greedy_text(), (3, 1)), PROMPT, 20)
     assert [*PROMPT, *result.tokens] == greedy_text()[: len(PROMPT) + 20]
@@ -182,7 +185,7 @@ def arguments(folder, tmp_path, *more):
     return [*asked, "--dtype", "fp32", "--device", "cpu", *more]
 
 
-def test_a_map_of_everything_on_the_cpu_changes_no_token(folder, tmp_path):
+def test_a_map_with_every_layer_on_the_cpu_changes_no_token(folder, tmp_path):
     pytest.importorskip("accelerate")
     (tmp_path / "map.json").write_text('{"0-1": "cpu"}')
     found = {}
@@ -204,7 +207,7 @@ def test_a_map_of_everything_on_the_cpu_changes_no_token(folder, tmp_path):
         ([], "--device-map"),
     ],
 )
-def test_what_a_spread_target_cannot_be_is_one_line(folder, tmp_path, capsys, more, message):
+def test_a_device_map_with_unsuitable_options_is_refused_in_one_line(folder, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit) as stop:
         main([*arguments(folder, tmp_path, "--device-map", "auto", *more), "--out", str(tmp_path / "run")])
     assert stop.value.code == 2

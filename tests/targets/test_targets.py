@@ -1,4 +1,4 @@
-"""Targets and their drafters through the public path: what ships, what is refused."""
+"""Targets and their drafters: the shipped ones, and checkpoints and drafters that are refused."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def save(path, kind, model, target_sha256):
     weights.save(path, kind, module, module.architecture, RANK_ACCURACY, {"target_sha256": target_sha256})
 
 
-def test_the_shipped_target_has_the_drafters_that_ship_and_a_card():
+def test_the_shipped_target_has_its_drafters_and_a_model_card():
     shipped = targets.load("tiny", device="cpu", dtype="bf16", attention="sdpa")
     for name, row in METHODS.items():
         assert (shipped.drafter_for(resolve(name, {}, "cpu")) is not None) == (row.weights in SHIPPED_WEIGHTS)
@@ -48,7 +48,7 @@ def test_the_shipped_target_has_the_drafters_that_ship_and_a_card():
     assert sum(sizes) <= 40 * 2**20
 
 
-def test_methods_that_share_weights_share_them_in_memory():
+def test_methods_with_the_same_weights_share_them_in_memory():
     shipped = targets.load("tiny", device="cpu", dtype="bf16", attention="sdpa")
     assert shipped.drafter_for(resolve("eagle", {}, "cpu")) is shipped.drafter_for(resolve("eagle2", {}, "cpu"))
 
@@ -60,7 +60,7 @@ def test_a_drafter_trained_for_another_target_is_refused(folder, tmp_path):
         loaded(folder, s4c=tmp_path / "s4c.safetensors").drafter_for(resolve("s4c", {}, "cpu"))
 
 
-def test_an_arms_own_drafter_comes_before_its_kinds(folder, tmp_path):
+def test_a_drafter_given_for_an_arm_precedes_one_for_its_kind(folder, tmp_path):
     sha256 = loaded(folder).weights_sha256
     for name in ("kind", "arm"):
         save(tmp_path / f"{name}.safetensors", "eagle", loaded(folder).model, sha256 if name == "kind" else "e" * 64)
@@ -71,7 +71,7 @@ def test_an_arms_own_drafter_comes_before_its_kinds(folder, tmp_path):
         target.drafter_for(resolve("eagle2", {}, "cpu"))
 
 
-def test_a_drafter_nobody_asked_for_is_named(folder, tmp_path, capsys):
+def test_a_drafter_given_for_an_unknown_kind_is_refused(folder, tmp_path, capsys):
     suite = write_suite(tmp_path / "suite.jsonl")
     arguments = ["run", "--target", str(folder), "--method", "pld", "--suite-file", str(suite), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
@@ -81,20 +81,20 @@ def test_a_drafter_nobody_asked_for_is_named(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cudax", "cuda:x"])
-def test_a_device_that_is_none_is_refused(device):
+def test_an_unknown_device_is_refused(device):
     with pytest.raises(UserError, match=f"unknown device '{device}'"):
         targets.check_device(device)
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer.json"])
-def test_half_a_checkpoint_is_refused(folder, tmp_path, lost):
-    half = shutil.copytree(folder, tmp_path / "half")
-    (half / lost).unlink()
+def test_an_incomplete_checkpoint_is_refused(folder, tmp_path, lost):
+    incomplete = shutil.copytree(folder, tmp_path / "incomplete")
+    (incomplete / lost).unlink()
     with pytest.raises(UserError, match=r"cannot be loaded .* it must be a whole transformers checkpoint"):
-        loaded(half)
+        loaded(incomplete)
 
 
-def test_a_model_of_an_unknown_kind_is_refused(folder, tmp_path):
+def test_an_unsupported_model_type_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
@@ -126,12 +126,12 @@ def without(*parts):
         (without(), {"num_attention_heads": 0}, "zero"),
     ],
 )
-def test_a_checkpoint_that_is_not_its_configs_is_refused_in_one_line(folder, tmp_path, tensors, config, named):
+def test_weights_that_do_not_match_the_config_are_refused_in_one_line(folder, tmp_path, tensors, config, named):
     with pytest.raises(UserError, match=f"cannot be loaded .*{named}"):
         loaded(altered(folder, tmp_path, tensors, **config))
 
 
-def test_tied_embeddings_are_not_missing(folder, tmp_path):
+def test_tied_embeddings_are_not_reported_as_missing(folder, tmp_path):
     model = loaded(altered(folder, tmp_path, without("lm_head"), tie_word_embeddings=True)).model
     assert torch.equal(model.get_output_embeddings().weight, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
 
@@ -147,7 +147,7 @@ def test_a_chat_template_that_does_not_render_is_refused_at_load(folder, tmp_pat
 @pytest.mark.parametrize(
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA"), MemoryError()]
 )
-def test_a_target_larger_than_the_memory_is_refused(folder, monkeypatch, error):
+def test_a_target_larger_than_memory_is_refused(folder, monkeypatch, error):
     def full(*_, **__):
         raise error
 
@@ -162,7 +162,7 @@ def train(folder, tmp_path, kind="s4c", target=None, **options):
     drafter.train(job, Console(quiet=True))
 
 
-def test_what_cannot_be_trained_is_refused(folder, tmp_path):
+def test_a_training_with_bad_options_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="unknown trainable method 's4'; did you mean 's4c'"):
         train(folder, tmp_path, "s4")
     with pytest.raises(UserError, match="tiny-7b is a cost-matched target"):
@@ -177,12 +177,12 @@ def test_what_cannot_be_trained_is_refused(folder, tmp_path):
         train(folder, tmp_path, depth="9")
 
 
-def test_a_card_is_for_a_target_trained_here(folder, tmp_path):
+def test_a_model_card_needs_a_target_trained_by_specbench(folder, tmp_path):
     with pytest.raises(UserError, match=r"holds no training.json: a card is written for a target trained by"):
-        card.write(folder, tmp_path / "corpus.jsonl", None)
+        card.write_card(folder, tmp_path / "corpus.jsonl", None)
 
 
-def test_nan_deep_in_the_tree_is_an_error_of_the_turn():
+def test_nan_logits_deep_in_the_tree_fail_the_turn():
     logits_NV = torch.zeros(2, 5)
     logits_NV[1, 2] = torch.nan
     tree = plant([1, 2], (-1, 0), torch.full((2, 5), 0.2))
@@ -191,9 +191,9 @@ def test_nan_deep_in_the_tree_is_an_error_of_the_turn():
         accepted.read()
 
 
-def test_a_drafter_gone_nan_is_an_error_of_the_turn():
+def test_nan_logits_of_a_drafter_fail_the_turn():
     rows = torch.full((1, 9), torch.nan)
-    tree = GrownTree(4, 2, 2).grow(torch.tensor(1), rows, lambda tokens, rows, level: torch.full((2, 9), torch.nan))
+    tree = GrownTree(4, 2, 2).grow(torch.tensor(1), rows, None, lambda tokens, rows, level, _: (torch.full((2, 9), torch.nan), None))
     accepted = match(tree, torch.zeros(5, 9), 0.0, None)
     with pytest.raises(FloatingPointError, match="the drafter's logits are NaN"):
         accepted.read()

@@ -1,4 +1,4 @@
-"""A widened target or drafter says what the small one says: fp64, to 1e-9."""
+"""A widened target or drafter gives the small one's logits, in fp64 to 1e-9."""
 
 import copy
 
@@ -12,7 +12,7 @@ from methods.core.acceptance import probabilities
 from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.core.weights import Trained
-from specbench.targets.shapes import SHAPES, Shape
+from specbench.targets.shapes import SHAPES, ModelShape
 from specbench.targets.widen import AXES, fill, wide_config, widened
 from specbench.train.drafter import KINDS
 
@@ -20,10 +20,10 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 V = SHAPE["vocab_size"]
 PAD = 60
 SHAPES_OF = {  # small key/value heads (of 4 query heads, 8 wide) -> large shapes
-    "mha": (4, Shape("", hidden=80, layers=4, query=64, key=64, intermediate=100, vocab=90)),
-    "mha-to-gqa": (4, Shape("", hidden=96, layers=3, query=96, key=48, intermediate=64, vocab=64)),
-    "gqa": (2, Shape("", hidden=48, layers=2, query=96, key=24, intermediate=130, vocab=128)),
-    "same": (2, Shape("", hidden=32, layers=2, query=32, key=16, intermediate=64, vocab=64)),
+    "mha": (4, ModelShape("", hidden=80, layers=4, query=64, key=64, intermediate=100, vocab=90)),
+    "mha-to-gqa": (4, ModelShape("", hidden=96, layers=3, query=96, key=48, intermediate=64, vocab=64)),
+    "gqa": (2, ModelShape("", hidden=48, layers=2, query=96, key=24, intermediate=130, vocab=128)),
+    "same": (2, ModelShape("", hidden=32, layers=2, query=32, key=16, intermediate=64, vocab=64)),
 }
 DRAFTERS = [
     ("medusa", {}),
@@ -56,8 +56,8 @@ def test_a_widened_target_has_the_small_ones_logits(case):
 
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
-def test_what_the_large_shape_adds_is_there_and_random(case):
-    """It must cost what it would: an all-zero matrix could be skipped or compressed."""
+def test_filler_weights_are_random_and_not_zero(case):
+    """They must cost as much as real weights; an all-zero matrix could be skipped or compressed."""
     _, large = both_models(case)
     shape = SHAPES_OF[case][1]
     attention, mlp = large.model.layers[-1].self_attn, large.model.layers[-1].mlp
@@ -68,8 +68,8 @@ def test_what_the_large_shape_adds_is_there_and_random(case):
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
-def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
-    """The same conversations, each drafter on its own target: equal logits for every guess, equal trees."""
+def test_a_widened_drafter_drafts_the_small_ones_trees(name, options, case):
+    """On the same conversation, each drafter on its own target gives equal logits for every draft and equal trees."""
     small, large = both_models(case)
     resolved = registry.resolve(name, options if name == "s4c" else {}, "cpu")
     narrow = trained(resolved.method.weights, small, **options)
@@ -78,7 +78,7 @@ def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
     wide = Trained(wide_module.eval().requires_grad_(False), RANK_ACCURACY, narrow.sha256)
     text = small.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=20, pad_token_id=PAD)[0].tolist()
 
-    rounds = []
+    steps = []
     for model, weights in ((small, narrow), (large, wide)):
         target, seen = Target(model, capacity=100), []
         drafter, _ = registry.build(resolved, target, weights)
@@ -88,10 +88,10 @@ def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
             seen.append((told(tree), watched.logits))
 
         assert run(target, Beside(Oracle(text, (2, 0, 1)), [drafter], note), PROMPT, 14).tokens == text[len(PROMPT) :][:14]
-        rounds.append(seen)
+        steps.append(seen)
 
-    assert len(rounds[0]) == len(rounds[1]) > 4
-    for (small_tree, small_logits), (large_tree, large_logits) in zip(*rounds, strict=True):
+    assert len(steps[0]) == len(steps[1]) > 4
+    for (small_tree, small_logits), (large_tree, large_logits) in zip(*steps, strict=True):
         assert large_tree == small_tree
         assert list(large_logits) == list(small_logits)
         for path, logits_V in small_logits.items():
@@ -101,19 +101,19 @@ def test_a_widened_drafter_drafts_what_the_small_one_does(name, options, case):
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape("", hidden=16, layers=2, query=32, key=16, intermediate=64, vocab=64),
-        Shape("", hidden=32, layers=2, query=32, key=32, intermediate=64, vocab=64),  # groups of one: too few for groups of two
-        Shape("", hidden=32, layers=2, query=32, key=16, intermediate=64, vocab=63),
+        ModelShape("", hidden=16, layers=2, query=32, key=16, intermediate=64, vocab=64),
+        ModelShape("", hidden=32, layers=2, query=32, key=32, intermediate=64, vocab=64),  # groups of one query head, too small for two
+        ModelShape("", hidden=32, layers=2, query=32, key=16, intermediate=64, vocab=63),
     ],
 )
-def test_a_shape_that_is_too_narrow_is_refused(shape):
+def test_a_shape_smaller_than_the_model_is_refused(shape):
     with pytest.raises(UserError, match="does not fit into narrow"):
         wide_config(LlamaConfig(**SHAPE), shape, "narrow")
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_listed_shapes_are_whole(name):
-    """Head widths of both presets divide them, and vocabulary and layers of the shipped target fit."""
+def test_the_listed_shapes_hold_the_shipped_target(name):
+    """The head widths of both presets divide each shape's, and the shipped target's vocabulary and layers fit."""
     shape = SHAPES[name]
     assert all(width % 64 == 0 for width in (shape.query, shape.key))
     assert shape.query % shape.key == 0
@@ -128,6 +128,6 @@ def test_every_parameter_of_every_drafter_has_axes():
             assert any(name.endswith(suffix) for suffix in AXES), name
 
 
-def test_a_shallow_shape_takes_the_small_ones_layers():
-    shape = Shape("", hidden=64, layers=1, query=64, key=32, intermediate=96, vocab=80)
+def test_a_shape_with_fewer_layers_takes_the_small_models():
+    shape = ModelShape("", hidden=64, layers=1, query=64, key=32, intermediate=96, vocab=80)
     assert wide_config(LlamaConfig(**SHAPE), shape, "shallow").num_hidden_layers == SHAPE["num_hidden_layers"] == 2

@@ -1,45 +1,53 @@
-"""Every piece of `make gpu`, done for real on the CPU with the shipped target, a few tokens and one question a category."""
+"""Every step of `make gpu`, run on the CPU with the shipped target, a few tokens and one question of each category."""
 
-import inspect
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from methods import registry
 from methods.core.errors import UserError
 from specbench import targets
-from specbench.cli import tune as tune_cli
-from specbench.engines import base
-from specbench.measure import runner
-from specbench.measure.session import registry
+from specbench.config.options import RunConfig
+from specbench.engines import own
+from specbench.measure import measurer, runner
+from specbench.measure.resolve import settle
 from specbench.store import records
 from specbench.store.records import Record
 from specbench.studies.roofline import NODES, measure
 from specbench.studies.roofline import run as roofline_run
+from specbench.studies.tune import report as tune_report
+from specbench.studies.tune import run as tune_run
 from specbench.suites import spec_bench
-from tools.gpu_visit import correctness, measured, plan, steps
-from tools.gpu_visit.work import Asked, Work
+from tools.gpu_visit import correctness, measurement, plan, steps
+from tools.gpu_visit.visit import Visit, VisitSettings
 
 QUIET = Console(quiet=True)
 
 
+def visit_to(out, tuning=None):
+    config = RunConfig(target="tiny", device="cpu", dtype="fp32", limit=1, backend="static")
+    return Visit(VisitSettings(settle(config), tuning), out, 60)
+
+
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path_factory.mktemp("gpu"), 60)
+def visit(tmp_path_factory):
+    return visit_to(tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Fewer tokens, smaller buffers, no compiler, no network."""
+    """Use fewer tokens and smaller buffers, no compiler, and no network."""
     monkeypatch.setenv("CXX", "none")  # compiling takes seconds a shape
     monkeypatch.setattr(correctness, "TOKENS", 5)
     monkeypatch.setattr(plan, "LADDER", (4,))
-    monkeypatch.setattr(measured, "LADDER", (4,))
-    monkeypatch.setattr(measured, "METHODS", ("pld", "s4c"))
-    monkeypatch.setattr(measured, "EAGER", ())
+    monkeypatch.setattr(measurement, "LADDER", (4,))
+    monkeypatch.setattr(measurement, "METHODS", ("pld", "s4c"))
+    monkeypatch.setattr(measurement, "EAGER", ())
     monkeypatch.setattr(steps, "BENCH_TOKENS", 4)
     monkeypatch.setattr(steps, "BENCH_PAIRS", 1)
     monkeypatch.setattr(steps, "TRACED", ("vanilla",))
@@ -54,34 +62,34 @@ def small(monkeypatch):
         raise UserError("no network; pass --suite-file FILE")
 
     monkeypatch.delenv("SPECBENCH_DATA", raising=False)
-    monkeypatch.setattr(spec_bench, "_cache_dir", lambda: targets.shipped_folder() / "nothing")
+    monkeypatch.setattr(spec_bench, "cache_folder", lambda: targets.shipped_folder() / "nothing")
     monkeypatch.setattr(spec_bench, "_download", no_network)
 
 
-def do(work, name):
-    facts = steps.PIECES[name].run(work, QUIET)
-    work.finish(name, facts)
-    return json.loads((work.out / "pieces" / f"{name}.json").read_text())
+def do(visit, name):
+    facts = steps.STEPS[name].run(visit, QUIET)
+    visit.finish(name, facts)
+    return json.loads((visit.out / "steps" / f"{name}.json").read_text())
 
 
-def test_environment(work):
-    facts = do(work, "environment")
+def test_environment(visit):
+    facts = do(visit, "environment")
     assert {"torch", "transformers", "cpu", "gpu", "driver", "git", "clocks", "code"} <= facts.keys()
     assert facts["suite"] == "mini"
     assert "no network" in facts["suite_note"]
 
 
-def test_a_network_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_a_network_that_does_not_answer_does_not_delay_the_visit(monkeypatch):
     monkeypatch.setattr(steps, "PROBE_S", 0.1)
     monkeypatch.setattr(spec_bench, "_download", lambda path: time.sleep(20))
     began = time.monotonic()
-    suite, note = steps._suite()
+    suite, note = steps.available_suite()
     assert time.monotonic() - began < 10
     assert suite == "mini"
     assert "no answer within" in note
 
 
-def test_the_clocks_are_the_drivers(monkeypatch):
+def test_clocks_are_read_from_the_driver(monkeypatch):
     asked = []
 
     def driver(*command):
@@ -96,9 +104,10 @@ def test_the_clocks_are_the_drivers(monkeypatch):
     assert steps.clocks() == {}
 
 
-def test_every_method_is_checked_on_both_back_ends(work):
+@pytest.mark.slow
+def test_every_method_is_checked_on_both_back_ends(visit):
     ready = [name for name, row in registry.METHODS.items() if row.model or row.weights in (None, *registry.SHIPPED_WEIGHTS)]
-    facts = do(work, "correctness")
+    facts = do(visit, "correctness")
     assert facts["wrong"] == []
     assert [each["arm"] for each in facts["fp32"]] == [*ready[1:], *(f"{name}:backend=eager" for name in ready)]
     assert all(each["compared"] == each["same"] > 0 for each in facts["fp32"])
@@ -129,128 +138,133 @@ def says_something_else(monkeypatch):
 
 
 def says_nothing(monkeypatch):
-    decode = base.decode
+    decode = own.decode
 
     def broken(target, drafter, *rest):
         if target.backend.name == "eager" and type(drafter).__module__.endswith("medusa"):
             raise RuntimeError("no")
         return decode(target, drafter, *rest)
 
-    monkeypatch.setattr(base, "decode", broken)
+    monkeypatch.setattr(own, "decode", broken)
 
 
 @pytest.mark.parametrize(
     ("broken", "said"), [(says_something_else, "violation: medusa:backend=eager"), (says_nothing, "turn(s) failed in it")]
 )
-def test_a_back_end_that_says_something_else_or_nothing_is_wrong(tmp_path, monkeypatch, broken, said):
+def test_a_back_end_whose_tokens_differ_or_whose_turns_fail_is_wrong(tmp_path, monkeypatch, broken, said):
     monkeypatch.setattr(registry, "METHODS", {name: registry.METHODS[name] for name in ("vanilla", "medusa")})
-    work = Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60)
+    visit = visit_to(tmp_path)
     with monkeypatch.context() as patch:
         broken(patch)
-        found = correctness.correctness(work, QUIET)
+        found = correctness.correctness(visit, QUIET)
     assert found["wrong"]
     assert all(line.startswith("fp32: ") and said in line and "medusa:backend=eager" in line for line in found["wrong"])
     assert [path.name for path in tmp_path.iterdir()] == ["correctness-fp32-wrong"]
-    assert correctness.correctness(work, QUIET)["wrong"] == [], "by the answers of the program as it is now"
+    assert correctness.correctness(visit, QUIET)["wrong"] == [], "by the answers of the program as it is now"
 
 
-def test_roofline_is_of_every_method_on_static_and_of_vanilla_on_eager(work, monkeypatch):
+def test_the_roofline_has_every_method_on_static_and_vanilla_on_eager(visit, monkeypatch):
     monkeypatch.setattr(registry, "METHODS", {name: registry.METHODS[name] for name in ("vanilla", "s4c")})
-    for backend, methods, sizes in (("static", {"vanilla", "s4c"}, NODES), ("eager", {"vanilla"}, (1, 8, 64))):
-        facts = do(work, f"roofline-{backend}")
+    for backend, methods, nodes in (("static", {"vanilla", "s4c"}, (0, *NODES)), ("eager", {"vanilla"}, (0, 7, 63))):
+        facts = do(visit, f"roofline-{backend}")
         assert any("GB/s" in line for line in facts["summary"])
-        rows = json.loads((work.out / f"roofline-{backend}" / "roofline.json").read_text())["rows"]
-        assert {row["method"] for row in rows if row["what"] == "draft"} == methods
-        assert tuple(row["nodes"] for row in rows if row["what"] == "verify") == sizes
+        rows = json.loads((visit.out / f"roofline-{backend}" / "roofline.json").read_text())["rows"]
+        assert {row["arm"] for row in rows if row["what"] == "draft"} == methods
+        assert tuple(row["nodes"] for row in rows if row["what"] == "verify") == nodes
 
 
-def test_tuning_is_of_the_runs_methods_on_the_prompts_given(tmp_path, monkeypatch):
-    signature, given = inspect.signature(tune_cli.tune), []
-    monkeypatch.setattr(tune_cli, "tune", lambda **options: given.append(signature.bind(**options).arguments))
-    do(Work(Asked("tiny", "cpu", "fp32", 1, __file__), tmp_path, 60), "tune")
-    [options] = given
-    assert (options["method"], options["suite_file"]) == (list(steps.METHODS), Path(__file__))
-    assert options["out"] == measured.tuned(Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60))
+def test_tuning_takes_the_runs_methods_and_the_prompts_given(tmp_path, monkeypatch):
+    asked, written = [], []
+    tuning = SimpleNamespace(methods=[], conditions=SimpleNamespace(note=""), measured={})
+    monkeypatch.setattr(tune_run, "run", lambda *given: asked.append(given) or tuning)
+    monkeypatch.setattr(tune_report, "write", lambda tuning, path: written.append(path))
+    visit = visit_to(tmp_path, Path(__file__))
+    do(visit, "tune")
+    [(config, data, *_)] = asked
+    assert (config.methods, config.suite_file, data, config.limit) == (list(steps.METHODS), Path(__file__), None, None)
+    assert (config.target, config.backend) == ("tiny", "static")
+    assert written == [measurement.tuned_file(visit)]
 
 
-def test_tuning_without_prompts_is_misuse(work):
+def test_tuning_without_prompts_is_a_user_error(visit):
     with pytest.raises(UserError, match="tune needs prompts; pass --tuning FILE"):
-        do(work, "tune")
+        do(visit, "tune")
 
 
-def test_a_plan_stays_once_an_answer_is_recorded_and_not_before(tmp_path, monkeypatch):
-    work = Work(Asked("tiny", "cpu", "fp32", 1, None), tmp_path, 60)
-    work.finish("environment", {"suite": "mini", "suite_note": ""})
-    monkeypatch.setattr(measured, "paces", lambda session: dict.fromkeys(arm.name for arm in session.arms))
-    monkeypatch.setattr(runner, "warm_up", lambda session, console: {})
+def test_a_plan_is_kept_once_an_answer_is_recorded(tmp_path, monkeypatch):
+    visit = visit_to(tmp_path)
+    visit.finish("environment", {"suite": "mini", "suite_note": ""})
+    monkeypatch.setattr(measurement, "paces", lambda session: dict.fromkeys(engine.name for engine in session.own))
+    monkeypatch.setattr(measurer, "warm_up", lambda session, console: {})
 
     def asked(planned: int, answers: int) -> int:
         """Tokens a turn of a visit that would plan ``planned`` and is interrupted after ``answers``."""
         tokens = []
 
-        def interrupted(session, run_dir, console):
+        def interrupted(executor, run_dir, console):
             run_dir.mkdir(exist_ok=True)
-            session.manifest.write(run_dir)
-            tokens.append(session.manifest.settings.max_new_tokens)
+            executor.manifest.write(run_dir)
+            tokens.append(executor.manifest.settings.max_new_tokens)
             writer = records.Writer(run_dir)
-            for turn in range(base):
+            for turn in range(answers):
                 writer.write(Record("vanilla", "1", "qa", turn, 0, "error", error="no"))
             writer.close()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(measured, "plan", lambda found, *rest: plan.Plan(list(found), planned, 1.0, "as told"))
+        monkeypatch.setattr(measurement, "plan", lambda paces, *rest: plan.RunPlan(list(paces), planned, 1.0, "as told"))
         monkeypatch.setattr(runner, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            measured.measured(work, QUIET)
+            measurement.measure(visit, QUIET)
         return tokens[0]
 
     assert [asked(2, 0), asked(3, 1), asked(4, 0)] == [2, 3, 3]
 
 
-def test_the_run_is_planned_once_measured_and_reported(work, monkeypatch):
-    facts = do(work, "run")
+@pytest.mark.slow
+def test_the_run_is_planned_once_measured_and_reported(visit, monkeypatch):
+    facts = do(visit, "run")
     assert facts["suite"] == "mini"
     assert "says nothing of Spec-Bench" in facts["note"]
     assert facts["arms"] == ["vanilla", "pld", "s4c", "vanilla:backend=eager", "s4c#2"]
-    manifest = json.loads((work.out / "run" / "manifest.json").read_text())
+    manifest = json.loads((visit.out / "run" / "manifest.json").read_text())
     assert (manifest["status"], manifest["settings"]["max_new_tokens"]) == ("complete", 4)
-    assert {name: method["backend"] for name, method in manifest["methods"].items()} == {
+    assert {name: arm["backend"] for name, arm in manifest["arms"].items()} == {
         arm: "eager" if "eager" in arm else "static" for arm in facts["arms"]
     }
-    again = do(work, "run")
+    again = do(visit, "run")
     assert again["why"] == facts["why"], "planned once"
 
-    noted = do(work, "report")
-    assert not (work.out / "run" / "agreement.json").exists()
+    noted = do(visit, "report")
+    assert not (visit.out / "run" / "agreement.json").exists()
     assert "S4C (reconstruction)" in noted["sentence"]
-    assert json.loads((work.out / "verdict.json").read_text())["sentence"] == noted["sentence"]
-    before = (work.out / "report" / "report.md").read_text()
+    assert json.loads((visit.out / "verdict.json").read_text())["sentence"] == noted["sentence"]
+    before = (visit.out / "report" / "report.md").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "referee_fits", lambda target, device: False)
-        assert do(work, "agreement")["judged"] is False
-    assert do(work, "agreement")["wrong"] == []
-    assert (work.out / "report" / "report.md").read_text() != before
-    assert sorted(path.name for path in (work.out / "run").iterdir()) == ["agreement.json", "manifest.json", "records.jsonl.xz"]
+        patch.setattr(steps, "reference_fits", lambda target, device: False)
+        assert do(visit, "agreement")["judged"] is False
+    assert do(visit, "agreement")["wrong"] == []
+    assert (visit.out / "report" / "report.md").read_text() != before
+    assert sorted(path.name for path in (visit.out / "run").iterdir()) == ["agreement.json", "manifest.json", "records.jsonl.xz"]
 
 
-def test_bench_has_transformers_generate_as_reference(work):
-    facts = do(work, "bench")
+def test_bench_compares_with_transformers_generate(visit):
+    facts = do(visit, "bench")
     assert "static vanilla / generate" in " ".join(facts)
-    assert "generate" in (work.out / "bench" / "bench.md").read_text()
+    assert "generate" in (visit.out / "bench" / "bench.md").read_text()
 
 
-def test_the_profile_leaves_traces_small_enough_to_bring_back(work):
-    do(work, "profile")
-    assert (work.out / "profile" / "profile.md").is_file()
-    assert (work.out / "profile" / "trace-vanilla.json.gz").is_file()
-    assert not any("above" in line for line in work.listing())
+def test_the_profiles_traces_are_small_enough_to_bring_back(visit):
+    do(visit, "profile")
+    assert (visit.out / "profile" / "profile.md").is_file()
+    assert (visit.out / "profile" / "trace-vanilla.json.gz").is_file()
+    assert not any("above" in line for line in visit.listing())
 
 
 @pytest.mark.parametrize(("free", "fits"), [(25e9, False), (79e9, True)])
-def test_a_target_is_asked_again_in_fp32_where_that_fits(monkeypatch, free, fits):
+def test_the_reference_target_is_loaded_if_it_fits(monkeypatch, free, fits):
     from specbench.util import memory
 
-    monkeypatch.setattr(memory, "free", lambda device: int(free))
-    assert steps.referee_fits("tiny-7b", "cuda") is fits
-    assert steps.referee_fits("tiny-33b", "cuda") is False
-    assert steps.referee_fits("tiny", "cuda") is True
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(free))
+    assert steps.reference_fits("tiny-7b", "cuda") is fits
+    assert steps.reference_fits("tiny-33b", "cuda") is False
+    assert steps.reference_fits("tiny", "cuda") is True

@@ -1,4 +1,4 @@
-"""Any chat template: which tokens of a conversation are the assistant's, and what is read from where."""
+"""Training text in any chat template: which tokens are the assistant's; and corpora in other formats."""
 
 import io
 import json
@@ -34,13 +34,13 @@ def format_of(name):
 
 
 def runs(tokenizer, tokens):
-    """The text of each stretch of assistant's tokens."""
+    """Return the text of each run of the assistant's tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], tokens.answer_T, [False]]).astype(int)))
     return [tokenizer.decode(tokens.tokens_T[a:b].tolist()) for a, b in edges.reshape(-1, 2)]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_answers_of_any_template_are_found(name):
+def test_answers_are_found_in_every_template(name):
     tokenizer, chat = format_of(name)
     [tokens] = chat.encode([chat.render(MESSAGES, prompt=False)])
     assert runs(tokenizer, tokens) == ANSWERS[name]
@@ -49,13 +49,13 @@ def test_the_answers_of_any_template_are_found(name):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_prompt_ends_where_the_answer_starts_and_counts_the_earlier_one(name):
+def test_a_prompt_ends_where_the_answer_starts_and_includes_the_earlier_one(name):
     tokenizer, chat = format_of(name)
     [asked] = chat.encode([chat.render(MESSAGES[:3], prompt=True)])
     text = tokenizer.apply_chat_template(MESSAGES[:3], tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(asked.tokens_T.tolist()) == text
     assert runs(tokenizer, asked) == ANSWERS[name][:1]
-    answered = chat.answered(asked, [7, 8, tokenizer.eos_token_id])
+    answered = chat.append_answer(asked, [7, 8, tokenizer.eos_token_id])
     assert answered.tokens_T.tolist() == [*asked.tokens_T.tolist(), 7, 8, tokenizer.eos_token_id]
     assert answered.answer_T[-4:].tolist() == [False, True, True, True]
 
@@ -64,7 +64,7 @@ BEFORE = "A chat between a curious user and an artificial intelligence assistant
 BEFORE += "The assistant gives helpful, detailed, and polite answers to the user's questions."
 
 
-def test_the_built_in_vicuna_template_is_trained_on_as_it_is_run():
+def test_the_vicuna_template_gives_the_same_text_in_training_as_in_a_run():
     tokenizer, _ = format_of("vicuna")
     chat = Chat(tokenizer, "vicuna_v1.1")
     transcriber = ChatFormat(chat, frozenset({tokenizer.eos_token_id}))
@@ -79,15 +79,15 @@ def test_the_built_in_vicuna_template_is_trained_on_as_it_is_run():
     assert tokenizer.decode(said.tokens_T.tolist()).startswith("Be brief. USER:")
 
 
-def test_an_answer_whose_prompt_is_written_otherwise_later_does_not_count():
+def test_an_answer_whose_prompt_is_rendered_differently_later_does_not_count():
     tokenizer, chat = format_of("chatml")
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.role }}", "{{ m.role }}{{ ' alone' if messages | length == 1 }}")
     [tokens] = chat.encode([chat.render(MESSAGES, prompt=False)])
     assert runs(tokenizer, tokens) == ANSWERS["chatml"][1:]
 
 
-def test_a_token_that_straddles_the_beginning_is_the_answers():
-    """A prompt that ends in ``ASSISTANT:`` is answered by a token that begins with the blank."""
+def test_a_token_across_the_start_of_an_answer_belongs_to_it():
+    """A prompt that ends in ``ASSISTANT:`` is followed by a token that starts with the blank."""
     tokenizer, chat = format_of("vicuna")
     [tokens] = chat.encode([chat.render(MESSAGES[:2], prompt=False)])
     first = int(np.flatnonzero(tokens.answer_T)[0])
@@ -95,16 +95,16 @@ def test_a_token_that_straddles_the_beginning_is_the_answers():
     assert tokenizer.decode([int(tokens.tokens_T[first])]).startswith(" ")
 
 
-def test_what_the_template_refuses_is_left_out_and_told(tmp_path):
+def test_records_that_the_template_refuses_are_left_out_and_reported(tmp_path):
     _, chat = format_of("strict")
     file = write_corpus(tmp_path / "c.jsonl", 50)  # every fifth has a system turn
-    said = Console(file=io.StringIO(), width=200)
-    text = texts.of_corpus(file, chat, held_out=False, console=said)
-    assert "left out 10 records whose turns the target's chat template does not take" in said.file.getvalue()
+    console = Console(file=io.StringIO(), width=200)
+    text = texts.of_corpus(file, chat, held_out=False, console=console)
+    assert "left out 10 records whose turns the target's chat template does not take" in console.file.getvalue()
     assert text.answer_T.any()
 
 
-def test_nothing_that_ends_an_answer_or_tells_places_is_refused():
+def test_a_tokenizer_without_a_stop_token_or_character_offsets_is_refused():
     tokenizer, _ = format_of("chatml")
     with pytest.raises(UserError, match="nothing ends an answer of this target"):
         ChatFormat(Chat(tokenizer), frozenset())
@@ -114,21 +114,21 @@ def test_nothing_that_ends_an_answer_or_tells_places_is_refused():
         ChatFormat(slow, frozenset({1}))
 
 
-def test_a_large_vocabulary_is_kept_whole(monkeypatch):
+def test_a_vocabulary_above_16_bits_is_stored_in_32(monkeypatch):
     tokenizer, _ = format_of("chatml")
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: 2**16 + 1)
     chat = ChatFormat(Chat(tokenizer), frozenset({tokenizer.eos_token_id}))
     asked, *_ = chat.encode([chat.render(MESSAGES, prompt=False)])
-    assert chat.answered(asked, [2**16]).tokens_T[-1] == 2**16
-    assert texts.packed([asked, asked]).tokens_T.dtype == np.uint32
+    assert chat.append_answer(asked, [2**16]).tokens_T[-1] == 2**16
+    assert texts.pack([asked, asked]).tokens_T.dtype == np.uint32
 
 
-def test_packing_counts_what_follows_an_answer():
-    """A round may draft past an answer's end: the first token after it is one to guess too."""
+def test_packing_counts_the_token_after_an_answer():
+    """A step may draft past an answer's end, so the first token after it has to be guessed too."""
     _, chat = format_of("vicuna")
     [whole], [asked] = chat.encode([chat.render(MESSAGES, prompt=False)]), chat.encode([chat.render(MESSAGES[:3], prompt=True)])
     for documents in ([whole, whole], [asked, asked]):
-        packed, size = texts.packed(documents), len(documents[0].tokens_T)
+        packed, size = texts.pack(documents), len(documents[0].tokens_T)
         assert packed.answer_T[size] == documents[0].answer_T[-1] == (documents[0] is whole)
         assert packed.answer_T[size + 1 :].tolist() == documents[0].answer_T[1:].tolist()
 
@@ -142,34 +142,34 @@ SHAREGPT = [
 ]
 
 
-def test_sharegpt_records_are_read_from_the_first_question_on(tmp_path):
+def test_sharegpt_records_start_at_the_first_user_turn(tmp_path):
     path = tmp_path / "c.json"
     path.write_text("".join(json.dumps(record) + "\n" for record in SHAREGPT))
-    found = {record["id"]: record["messages"] for record in corpus.read(path, held_out=False)}
+    found = {record["id"]: record["messages"] for record in corpus.read_records(path, held_out=False)}
     asked = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     assert found == {"a": asked, "b": [{"role": "system", "content": "S"}, *asked]}
     assert sorted(map(len, corpus.prompts(path, held_out=False)["chat"])) == [1, 2]
     path.write_text('{"conversations": [{"from": "human"}]}\n')
     with pytest.raises(UserError, match="line 1: not a chat record"):
-        list(corpus.read(path, held_out=False))
+        list(corpus.read_records(path, held_out=False))
 
 
-def test_a_data_set_of_the_hub_is_a_corpus(monkeypatch, tmp_path):
+def test_a_corpus_is_read_from_a_data_set_of_the_hub(monkeypatch, tmp_path):
     asked = []
 
     def download(identity, config, what):
         asked.append((identity, config, what))
         return {"train": SHAREGPT, "test": []}
 
-    monkeypatch.setattr(hub, "_download", download)
+    monkeypatch.setattr(hub, "download", download)
     source = "hf:owner/chats:small@train"
-    assert [record["id"] for record in corpus.read(source, held_out=False)] == ["a", "b"]
+    assert [record["id"] for record in corpus.read_records(source, held_out=False)] == ["a", "b"]
     assert corpus.sha256(source) == corpus.sha256(source)
     assert set(asked) == {("owner/chats", "small", "training data")}
     with pytest.raises(
         UserError, match=r"training data 'hf:owner/chats' has the splits train, test; choose one, as in hf:owner/chats@train"
     ):
-        list(corpus.read("hf:owner/chats", held_out=False))
-    monkeypatch.setattr(hub, "_download", lambda *_: {"train": [{"text": "x"}]})
+        list(corpus.read_records("hf:owner/chats", held_out=False))
+    monkeypatch.setattr(hub, "download", lambda *_: {"train": [{"text": "x"}]})
     with pytest.raises(UserError, match="hf:owner/chats, row 0: not a chat record"):
-        list(corpus.read("hf:owner/chats", held_out=False))
+        list(corpus.read_records("hf:owner/chats", held_out=False))

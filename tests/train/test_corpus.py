@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
 from specbench.targets.chat import Chat
-from specbench.train import tokenizer
 from specbench.train.data import corpus, generate, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
-from specbench.train.distributed import ALONE
+from specbench.train.distributed import SINGLE_PROCESS
+from specbench.train.target import train_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "  Be brief. "},
@@ -28,7 +28,7 @@ MESSAGES = [
 
 @pytest.fixture
 def corpus_file(tmp_path):
-    """Sixty prompts, every third of them answered twice."""
+    """A corpus of sixty prompts, every third of which is answered twice."""
     records = []
     for i in range(60):
         for copy_number in range(2 if i % 3 == 0 else 1):
@@ -39,8 +39,8 @@ def corpus_file(tmp_path):
     return path
 
 
-def test_chat_text_is_what_the_chat_template_gives(corpus_file):
-    tok = tokenizer.train(corpus_file, 300)
+def test_chat_text_equals_the_rendered_chat_template(corpus_file):
+    tok = train_tokenizer(corpus_file, 300)
     assert corpus.chat_text(MESSAGES) == tok.apply_chat_template(MESSAGES, tokenize=False)
     prompt = tok.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     assert corpus.chat_text(MESSAGES) + "<|assistant|>" == prompt
@@ -49,7 +49,7 @@ def test_chat_text_is_what_the_chat_template_gives(corpus_file):
 
 def test_both_answers_to_a_prompt_are_on_one_side_of_the_split(corpus_file, monkeypatch):
     monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.3)
-    sides = [[(r["messages"][0]["content"], r["id"]) for r in corpus.read(corpus_file, held_out=held)] for held in (False, True)]
+    sides = [[(r["messages"][0]["content"], r["id"]) for r in corpus.read_records(corpus_file, held_out=held)] for held in (False, True)]
     training, held_out = ({prompt for prompt, _ in side} for side in sides)
     assert not training & held_out
     assert len(sides[0]) + len(sides[1]) == 80
@@ -59,14 +59,14 @@ def test_both_answers_to_a_prompt_are_on_one_side_of_the_split(corpus_file, monk
 def test_a_compressed_corpus_reads_the_same(corpus_file):
     packed = corpus_file.with_suffix(".jsonl.xz")
     packed.write_bytes(lzma.compress(corpus_file.read_bytes()))
-    assert list(corpus.read(packed, held_out=False)) == list(corpus.read(corpus_file, held_out=False))
+    assert list(corpus.read_records(packed, held_out=False)) == list(corpus.read_records(corpus_file, held_out=False))
 
 
 @pytest.mark.parametrize("line", ["{", '{"messages": [{"role": "assistant", "content": "x"}]}', '{"id": 1}', "[]"])
-def test_a_bad_corpus_line_is_named(line, corpus_file):
+def test_the_error_names_a_bad_corpus_line(line, corpus_file):
     corpus_file.write_text(corpus_file.read_text().splitlines()[0] + f"\n{line}\n")
     with pytest.raises(UserError, match="line 2: not a chat record"):
-        list(corpus.read(corpus_file, held_out=False))
+        list(corpus.read_records(corpus_file, held_out=False))
 
 
 @pytest.mark.parametrize(
@@ -78,59 +78,59 @@ def test_a_bad_corpus_line_is_named(line, corpus_file):
         ("c.jsonl", b"\x00\xff"),
     ],
 )
-def test_a_file_that_is_no_text_is_refused_in_one_line(name, content, tmp_path):
+def test_a_file_that_is_not_text_is_refused_in_one_line(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"c\.jsonl.* cannot be read .*it must be JSONL in UTF-8, plain or \.xz") as refused:
-        list(corpus.read(tmp_path / name, held_out=False))
+        list(corpus.read_records(tmp_path / name, held_out=False))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("key", ["category", "license"])
-def test_a_key_that_is_needed_and_missing_is_named(key, corpus_file):
+def test_the_error_names_a_required_key_that_is_missing(key, corpus_file):
     records = [json.loads(line) | {"license": "MIT"} for line in corpus_file.read_text().splitlines()]
     del records[4][key]
     corpus_file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert len(list(corpus.read(corpus_file, held_out=False))) > 70
+    assert len(list(corpus.read_records(corpus_file, held_out=False))) > 70
     with pytest.raises(UserError, match=f"line 5: the record has no '{key}'"):
-        list(corpus.read(corpus_file, held_out=False, needs=("license", "category")))
+        list(corpus.read_records(corpus_file, held_out=False, needs=("license", "category")))
 
 
 @pytest.mark.parametrize("content", [None, 3])
-def test_content_that_is_no_text_is_named(content, corpus_file):
+def test_the_error_names_a_line_whose_content_is_not_text(content, corpus_file):
     record = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]}
     corpus_file.write_text(json.dumps(record) + "\n")
     with pytest.raises(UserError, match="line 1: not a chat record"):
-        list(corpus.read(corpus_file, held_out=False))
+        list(corpus.read_records(corpus_file, held_out=False))
 
 
 def shipped_format(corpus_file):
-    tok = tokenizer.train(corpus_file, 300)
+    tok = train_tokenizer(corpus_file, 300)
     return tok, ChatFormat(Chat(tok), frozenset({tok.eos_token_id}))
 
 
-def test_a_corpus_with_too_little_in_it_is_refused(corpus_file, monkeypatch):
+def test_a_corpus_that_is_too_small_is_refused(corpus_file, monkeypatch):
     _, chat = shipped_format(corpus_file)
     monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.0001)
     with pytest.raises(UserError, match="has no held-out records; one prompt in 10000 is held out"):
         texts.of_corpus(corpus_file, chat, held_out=True)
     with pytest.raises(UserError, match="has no held-out prompts of at most 60 tokens"):
-        generate.prompts(chat, corpus_file, held_out=True, per_category=4, max_prompt=60)
+        generate.choose_prompts(chat, corpus_file, held_out=True, per_category=4, max_prompt=60)
     with pytest.raises(UserError, match="has no training prompts of at most 3 tokens"):
-        generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=3)
+        generate.choose_prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=3)
     with pytest.raises(UserError, match="a text of 11 tokens, less than a window of 12"):
         Windows(texts.Tokens(np.zeros(11), np.zeros(11)), 10)
 
 
-def test_a_missing_corpus_is_named(tmp_path):
+def test_the_error_names_a_missing_corpus(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
-        list(corpus.read(tmp_path / "none.jsonl", held_out=False))
+        list(corpus.read_records(tmp_path / "none.jsonl", held_out=False))
 
 
-def test_the_text_holds_every_record_as_often_as_it_weighs(corpus_file):
+def test_the_text_repeats_each_record_by_its_weight(corpus_file):
     tok, chat = shipped_format(corpus_file)
     told = tok.decode(texts.of_corpus(corpus_file, chat, held_out=False).tokens_T.tolist()).split("<|bos|>")[1:]
     expected = []
-    for record in corpus.read(corpus_file, held_out=False):
+    for record in corpus.read_records(corpus_file, held_out=False):
         expected += [corpus.chat_text(record["messages"]).removeprefix("<|bos|>")] * (2 if record["category"] == "rag" else 1)
     assert sorted(told) == sorted(expected)
     assert told != expected  # shuffled
@@ -146,7 +146,7 @@ def test_windows_cover_the_text_without_overlap():
     assert windows.numbers(8, 4).tolist() == [8, 9, 0, 1]
 
 
-def test_an_answer_that_a_window_begins_in_does_not_count():
+def test_an_answer_cut_by_the_start_of_a_window_does_not_count():
     answer_T = np.array([0, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0], bool)
     windows = Windows(texts.Tokens(np.arange(14, dtype=np.uint16), answer_T), 4)
     by_start = {int(row[0]): i for i, row in enumerate(windows.tokens(windows.numbers(0, 3)))}
@@ -157,18 +157,21 @@ def test_an_answer_that_a_window_begins_in_does_not_count():
     }
 
 
-def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file, monkeypatch, tmp_path):
-    """Prompts of many lengths share a batch, padded on the left: the padding must not be seen. What is kept is not written again."""
+def test_answers_generated_in_batches_equal_those_of_single_prompts(corpus_file, monkeypatch, tmp_path):
+    """Prompts of different lengths share a batch, padded on the left; the padding must have no effect.
+
+    Batches that are saved already are not generated again.
+    """
     monkeypatch.setattr(generate, "BATCH", 3)
     tok, chat = shipped_format(corpus_file)
     ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": None}
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **ids, "vocab_size": len(tok)}))
     model = spread(model, seed=0).double()
     model.lm_head.weight[tok.eos_token_id] *= 4  # some answers end by themselves
-    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
-    how = {"max_new": 12, "temperature": 0.0, "folder": tmp_path / "own", "world": ALONE, "console": Console(quiet=True)}
-    generate.write(model, chat, asked, **how)
-    told = generate.collect(chat, asked, tmp_path / "own").tokens_T.tolist()
+    prompts = generate.choose_prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    how = {"max_new": 12, "temperature": 0.0, "folder": tmp_path / "own", "world": SINGLE_PROCESS, "console": Console(quiet=True)}
+    generate.write_answers(model, chat, prompts, **how)
+    told = generate.collect_text(chat, prompts, tmp_path / "own").tokens_T.tolist()
     conversations = [[tok.bos_token_id, *part] for part in split_at(told, tok.bos_token_id)]
     assert len(conversations) == 8
     assert len({text[-1] == tok.eos_token_id for text in conversations}) == 2
@@ -179,15 +182,15 @@ def test_generated_conversations_are_each_prompts_own_greedy_answer(corpus_file,
     (tmp_path / "own" / "00001.json").unlink()
     written = []
     monkeypatch.setattr(model, "generate", lambda ids, **options: written.append(len(ids)) or torch.cat([ids, ids[:, -1:]], dim=1))
-    generate.write(model, chat, asked, **how)
+    generate.write_answers(model, chat, prompts, **how)
     assert written == [3]
 
 
-def test_prompts_too_many_for_the_memory_are_answered_half_by_half(corpus_file, monkeypatch):
+def test_prompts_that_do_not_fit_memory_are_answered_half_by_half(corpus_file, monkeypatch):
     tok, chat = shipped_format(corpus_file)
     model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0).double()
-    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
-    whole, together, sizes = generate.answers(model, chat, asked, 8), model.generate, []
+    prompts = generate.choose_prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    whole, together, sizes = generate.generate_answers(model, chat, prompts, 8), model.generate, []
 
     def small(ids, **options):
         sizes.append(len(ids))
@@ -196,22 +199,23 @@ def test_prompts_too_many_for_the_memory_are_answered_half_by_half(corpus_file, 
         return together(ids, **options)
 
     monkeypatch.setattr(model, "generate", small)
-    assert generate.answers(model, chat, asked, 8) == whole
+    assert generate.generate_answers(model, chat, prompts, 8) == whole
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
     monkeypatch.setattr(model, "generate", lambda ids, **options: small(ids.expand(3, -1)))
     with pytest.raises(torch.OutOfMemoryError):
-        generate.answers(model, chat, asked[:1], 8)
+        generate.generate_answers(model, chat, prompts[:1], 8)
 
 
-def test_answers_at_a_temperature_are_drawn_and_seeded(corpus_file, monkeypatch):
+def test_answers_at_a_temperature_are_sampled_with_a_seed(corpus_file, monkeypatch):
     tok, chat = shipped_format(corpus_file)
     model = spread(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tok)})), seed=0)
-    model.generation_config.repetition_penalty, model.generation_config.top_k = 1.5, 1  # a checkpoint's own habits are not the target
-    asked = generate.prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
-    greedy = generate.answers(model, chat, asked, 12)
+    # A checkpoint's own generation settings must have no effect.
+    model.generation_config.repetition_penalty, model.generation_config.top_k = 1.5, 1
+    prompts = generate.choose_prompts(chat, corpus_file, held_out=False, per_category=4, max_prompt=60)
+    greedy = generate.generate_answers(model, chat, prompts, 12)
     model.generation_config.repetition_penalty = None
-    assert greedy == generate.answers(model, chat, asked, 12)
-    drawn = [generate.answers(model, chat, asked, 12, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert greedy == generate.generate_answers(model, chat, prompts, 12)
+    drawn = [generate.generate_answers(model, chat, prompts, 12, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0] != greedy
 

@@ -1,4 +1,4 @@
-"""Several processes train what one does; and whoever is killed, at whatever step, the weights come out the same."""
+"""Several processes train the same weights as one, and so does a training that was killed and resumed."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from specbench.train.data import corpus
 from specbench.train.drafter import KINDS
 from specbench.train.recipe import Job, Recipe
 
-CLOSE = 1e-6  # of weights of order 1, after STEPS steps: only the order of a sum may differ
+CLOSE = 1e-6  # for weights of order 1 after STEPS steps; only the order of summation may differ
 STEPS, KILLED = 6, 4
 QUIET = Console(quiet=True)
 
@@ -35,34 +35,34 @@ def place(tmp_path_factory):
 
 
 def job(place, kind, name, accumulate=1):
-    """Its text is what the first job wrote: who makes it is tried there alone."""
+    """Return a job in its own folder, with a copy of the texts that the first job wrote."""
     recipe = Recipe(tokens=STEPS * 2 * 2 * 64, lr=1e-2, seq=64, accumulate=accumulate, regenerate=40, max_new_tokens=24)
-    made = next(place.glob("alone-*/texts-*"), None)
-    if made and not (place / name).exists():
-        shutil.copytree(made, place / name / made.name)
+    texts = next(place.glob("alone-*/texts-*"), None)
+    if texts and not (place / name).exists():
+        shutil.copytree(texts, place / name / texts.name)
     return Job(kind, str(place / "target"), place / "c.jsonl", place / name / "out.safetensors", place / name, recipe=recipe)
 
 
-def one_of(job, rank, size, port, killed):
+def run_process(job, rank, size, port, killed):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    advance = loop._advance
+    train_step = loop.train_step
 
-    def cut(module, optimizers, losses_at, step, clip, world):
+    def killed_at_step(module, optimizers, losses_at, step, clip, world):
         if step == killed:
             os.kill(os.getpid(), signal.SIGKILL)
-        return advance(module, optimizers, losses_at, step, clip, world)
+        return train_step(module, optimizers, losses_at, step, clip, world)
 
-    loop._advance = cut
+    loop.train_step = killed_at_step
     drafter.train(job, QUIET)
 
 
 def trained(job, size, killed=None):
-    """Train in ``size`` processes; their exit codes."""
+    """Train in ``size`` processes and return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=one_of, args=(job, rank, size, port, killed)) for rank in range(size)]
+    processes = [context.Process(target=run_process, args=(job, rank, size, port, killed)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:
@@ -75,13 +75,13 @@ def state(job):
     return torch.load(path, weights_only=True)
 
 
-def apart(one, two):
+def largest_difference(one, two):
     return max(float((one["module"][name] - two["module"][name]).abs().max()) for name in one["module"])
 
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """Each kind as one process trains it, two parts a step."""
+    """Each kind trained by one process, with two micro-batches a step."""
     found = {}
     for kind in KINDS:
         found[kind] = job(place, kind, f"alone-{kind}", accumulate=2)
@@ -91,21 +91,23 @@ def alone(place):
 
 @pytest.fixture(scope="module")
 def together(place, alone):
-    """Each kind as two processes train it."""
+    """Each kind trained by two processes."""
     found = {kind: job(place, kind, f"two-{kind}") for kind in KINDS}
     assert all(trained(each, 2) == [0, 0] for each in found.values())
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_what_one_does(kind, alone, together):
-    assert apart(state(together[kind]), state(alone[kind])) < CLOSE
+def test_two_processes_train_the_same_weights_as_one(kind, alone, together):
+    assert largest_difference(state(together[kind]), state(alone[kind])) < CLOSE
     one, two = weights.about(together[kind].out), weights.about(alone[kind].out)
     assert one["rank_accuracy"] == two["rank_accuracy"]
     assert one["recipe"] == two["recipe"]
 
 
-def test_two_processes_write_the_text_that_one_does(place, alone):
+@pytest.mark.slow
+def test_two_processes_write_the_same_text_as_one(place, alone):
     mine = replace(job(place, KINDS[0], "wrote"), recipe=replace(alone[KINDS[0]].recipe, tokens=256, accumulate=1))
     shutil.rmtree(mine.work)
     assert trained(mine, 2) == [0, 0]
@@ -114,51 +116,53 @@ def test_two_processes_write_the_text_that_one_does(place, alone):
     assert texts[0] == texts[1]
 
 
-def test_each_process_may_have_several_parts_of_a_step(place, alone):
-    """Their gradients are added up before they are exchanged."""
+def test_each_process_may_have_several_micro_batches_a_step(place, alone):
+    """Their gradients are accumulated before they are exchanged."""
     mine, one = job(place, "medusa", "several", accumulate=2), job(place, "medusa", "all", accumulate=4)
     assert trained(mine, 2) == [0, 0]
     drafter.train(one, QUIET)
-    assert apart(state(mine), state(one)) < CLOSE
+    assert largest_difference(state(mine), state(one)) < CLOSE
 
 
-def test_parts_that_differ_make_another_training(place, alone):
-    """What the tolerance has to tell apart: one part of each step left out."""
+@pytest.mark.slow
+def test_a_training_with_fewer_micro_batches_differs(place, alone):
+    """A negative control of the tolerance: one micro-batch of each step is left out."""
     mine = job(place, KINDS[0], "half")
     drafter.train(mine, QUIET)
-    assert apart(state(mine), state(alone[KINDS[0]])) > 100 * CLOSE
+    assert largest_difference(state(mine), state(alone[KINDS[0]])) > 100 * CLOSE
 
 
 @pytest.fixture
 def saving(monkeypatch):
-    """After every step."""
+    """Save a checkpoint after every step."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
-    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
+    monkeypatch.setattr(loop, "SAVE_TIME_FACTOR", 0.0)
 
 
 @pytest.mark.usefixtures("saving")
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_training_killed_at_a_step_comes_out_the_same(size, place, alone, together):
+def test_a_training_killed_at_a_step_resumes_to_the_same_weights(size, place, alone, together):
     mine = job(place, "medusa", f"killed-{size}", accumulate=2 // size)
     assert trained(mine, size, KILLED) == [-signal.SIGKILL] * size
     assert state(mine)["step"] == KILLED
     assert not mine.out.exists()
     assert trained(mine, size) == [0] * size
     undisturbed = (alone if size == 1 else together)["medusa"]
-    assert apart(state(mine), state(undisturbed)) == 0.0
+    assert largest_difference(state(mine), state(undisturbed)) == 0.0
     assert weights.about(mine.out) == weights.about(undisturbed.out)
 
 
 @pytest.mark.usefixtures("saving")
-def test_two_processes_go_on_with_what_one_began(place, alone):
-    """The weights depend on the parts of a step, not on who computes which."""
+def test_two_processes_continue_what_one_began(place, alone):
+    """The weights depend on the micro-batches of a step, not on which process computes which."""
     assert trained(job(place, "medusa", "handed", accumulate=2), 1, KILLED) == [-signal.SIGKILL]
     mine = job(place, "medusa", "handed")
     assert trained(mine, 2) == [0, 0]
-    assert apart(state(mine), state(alone["medusa"])) < CLOSE
+    assert largest_difference(state(mine), state(alone["medusa"])) < CLOSE
 
 
-def test_accelerate_launch_trains_what_one_process_does(place, alone):
+@pytest.mark.slow
+def test_accelerate_launch_trains_the_same_weights_as_one_process(place, alone):
     pytest.importorskip("accelerate")
     mine = job(place, "medusa", "launched")
     launcher = {"--num_processes": 2, "--num_machines": 1, "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": 0}
@@ -169,10 +173,10 @@ def test_accelerate_launch_trains_what_one_process_does(place, alone):
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
     assert "wrote" in ended.stdout
-    assert apart(state(mine), state(alone["medusa"])) < CLOSE
+    assert largest_difference(state(mine), state(alone["medusa"])) < CLOSE
 
 
-def test_one_gpu_is_not_for_several_processes(monkeypatch, place):
+def test_one_gpu_for_several_processes_is_refused(monkeypatch, place):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(drafter.UserError, match="--device cuda:0 is one GPU for 2 processes; pass --device cuda"):
         drafter.train(Job("medusa", "tiny", corpus.Path("c"), place / "o", place, device="cuda:0"), QUIET)

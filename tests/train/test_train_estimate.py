@@ -1,4 +1,4 @@
-"""The estimate against what training really holds."""
+"""The estimate of a training against the memory that training really uses."""
 
 import pytest
 import torch
@@ -20,60 +20,60 @@ def job(kind, target, tmp_path, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_counted_is_what_training_holds(kind, tmp_path):
-    """Weights and optimiser to the byte; what autograd keeps against a real batch of the same shape."""
-    code, architecture = drafter.drafter_of(job(kind, "tiny", tmp_path))
+def test_counted_memory_is_what_training_uses(kind, tmp_path):
+    """Weights and optimizer state match to the byte, saved tensors those of a real batch of the same shape."""
+    code, architecture = drafter.resolve_drafter(job(kind, "tiny", tmp_path))
     config = LlamaConfig(**{**SHAPE, "vocab_size": 512})
     config._attn_implementation = "sdpa"
-    found = counting.count(code.Module, architecture, config, RECIPE)
+    found = counting.count_cost(code.Module, architecture, config, RECIPE)
     torch.manual_seed(0)
     module = code.Module(config, architecture)
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    batch, flat_P = counting._part(module.reads, config, RECIPE)
+    batch, flat_P = counting.empty_batch(module.reads, config, RECIPE)
     flat_P = torch.randint(0, 32, flat_P.shape)
-    kept = counting._Kept([*module.parameters(), *module.buffers(), *batch.embed.parameters(), *batch.lm_head.parameters()])
+    kept = counting.SavedTensorCounter([*module.parameters(), *module.buffers(), *batch.embed.parameters(), *batch.lm_head.parameters()])
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         loss = module.loss(batch, flat_P)
     loss.backward()
     given = sum(each.nbytes for each in (batch.tokens_BT, batch.features_BTD, flat_P))
-    assert found.kept == pytest.approx(kept.bytes, rel=0.1, abs=given)
+    assert found.saved_bytes == pytest.approx(kept.bytes, rel=0.1, abs=given)
     optimizers = loop.optimizers(module, 1e-3)
     for optimizer in optimizers:
         optimizer.step()
     state = [value for each in optimizers for held in each.state.values() for value in held.values()]
-    assert found.optimizer == sum(each.nbytes for each in state if each.ndim)
+    assert found.optimizer_bytes == sum(each.nbytes for each in state if each.ndim)
 
 
-def test_what_is_kept_for_several_is_counted_once():
+def test_a_tensor_saved_twice_is_counted_once():
     given = torch.randn(100, requires_grad=True)
-    kept = counting._Kept([given])
+    kept = counting.SavedTensorCounter([given])
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        power = (given * given).exp()  # keeps what was given, and its own result
+        power = (given * given).exp()  # saves the given tensor, and its own result
         (power * power).sum().backward()  # the same again, twice
     assert kept.bytes == 400
 
 
-def test_the_figures_are_their_formulas(tmp_path):
+def test_the_figures_follow_their_formulas(tmp_path):
     write_target(tmp_path)
-    config = estimate._config(str(tmp_path), None)
-    a_drafter = counting.Drafter(parameters=1000, reads=3, optimizer=6000, step_flops=10**6, kept=5000, flops=10**7)
-    found = estimate.Estimate(config, a_drafter, RECIPE, processes=2, dtype=torch.bfloat16)
+    config = estimate.load_target_config(str(tmp_path), None)
+    a_drafter = counting.DrafterCost(parameters=1000, reads=3, optimizer_bytes=6000, step_flops=10**6, saved_bytes=5000, flops=10**7)
+    found = estimate.TrainingEstimate(config, a_drafter, RECIPE, processes=2, dtype=torch.bfloat16)
     vocab, layer = config.vocab_size, 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
     assert found.parameters == 2 * layer + 2 * vocab * 32 + 32 == sum(p.numel() for p in small_model().parameters()) + 2 * 32 * (vocab - 64)
-    assert found.target() == 2 * found.parameters
-    assert found.weights() == 8000
-    assert found.features() == 9 * 128 * 32 * 4 * 4
-    assert found.cache() == 40_000 * 32 * 4 * 2
-    assert found.text() == 40_000 * 3
-    assert found.checkpoint() == 2 * (4000 + 6000)
-    assert found.export() == 2000
-    assert found.answers() == 2 * 2 * 2 * 8 * (1024 + 160) * 64 * 2
-    assert found.forward() == 128 * (4 * 32 + 3 * 64) * 2
-    assert found.memory() == found.target() + 8000 + 6000 + 5000 + found.features() + found.forward()
-    rates, steps = counting.Rates(1e9, 1e6), 40_000 // 256
-    assert found.reading(rates) == pytest.approx(2 * 2 * layer * steps * 128 / 1e9)
-    assert found.learning(rates) == pytest.approx(steps * 11e6 / 1e9)
-    assert found.writing(rates) == pytest.approx((1 + 8) * 160 * found.target() / 1e6)
+    assert found.target_bytes() == 2 * found.parameters
+    assert found.drafter_bytes() == 8000
+    assert found.feature_bytes() == 9 * 128 * 32 * 4 * 4
+    assert found.cache_bytes() == 40_000 * 32 * 4 * 2
+    assert found.text_bytes() == 40_000 * 3
+    assert found.checkpoint_bytes() == 2 * (4000 + 6000)
+    assert found.export_bytes() == 2000
+    assert found.answer_bytes() == 2 * 2 * 2 * 8 * (1024 + 160) * 64 * 2
+    assert found.forward_bytes() == 128 * (4 * 32 + 3 * 64) * 2
+    assert found.memory_bytes() == found.target_bytes() + 8000 + 6000 + 5000 + found.feature_bytes() + found.forward_bytes()
+    rates, steps = counting.DeviceRates(1e9, 1e6), 40_000 // 256
+    assert found.target_read_s(rates) == pytest.approx(2 * 2 * layer * steps * 128 / 1e9)
+    assert found.drafter_learn_s(rates) == pytest.approx(steps * 11e6 / 1e9)
+    assert found.answer_s(rates) == pytest.approx((1 + 8) * 160 * found.target_bytes() / 1e6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,8 +100,8 @@ def test_an_estimate_loads_nothing(kind, tmp_path, monkeypatch, capsys):
     assert ("time: target reads" in shown) == torch.cuda.is_available()
 
 
-def test_an_estimate_of_nothing_is_refused(tmp_path):
+def test_an_estimate_of_an_unknown_target_or_method_is_refused(tmp_path):
     with pytest.raises(UserError, match="none' is neither a folder here nor a hub id"):
-        estimate.estimate(job("medusa", tmp_path / "none", tmp_path), None)
+        estimate.print_estimate(job("medusa", tmp_path / "none", tmp_path), None)
     with pytest.raises(UserError, match="unknown trainable method 'medsua'"):
-        estimate.estimate(job("medsua", tmp_path, tmp_path), None)
+        estimate.print_estimate(job("medsua", tmp_path, tmp_path), None)

@@ -1,4 +1,4 @@
-"""The target's features: what entered the layers asked for, and the same from disk as computed."""
+"""The target's features: the inputs of the layers asked for, and the cache of them on disk."""
 
 import copy
 import os
@@ -14,7 +14,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench.train import features
 from specbench.train.data.texts import Tokens, Windows
-from specbench.train.distributed import ALONE, World
+from specbench.train.distributed import SINGLE_PROCESS, World
 
 QUIET = Console(quiet=True)
 READS = (0, 1)
@@ -30,7 +30,7 @@ def model():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-def test_deep_features_are_what_entered_the_layers(family):
+def test_deep_features_are_the_inputs_of_the_layers(family):
     target, tokens_BT = copy.deepcopy(small_model(family)).float(), windows().tokens(np.arange(3))
     with torch.autocast("cpu", torch.bfloat16):
         out = target.base_model(input_ids=tokens_BT, output_hidden_states=True)
@@ -44,14 +44,14 @@ def test_deep_features_are_what_entered_the_layers(family):
 
 
 def cache(folder, reads=READS, count=5):
-    return features.Cache(folder / "features", windows(), count, small_model().config, reads)
+    return features.FeatureCache(folder / "features", windows(), count, small_model().config, reads)
 
 
 @pytest.mark.parametrize("reads", [(), READS])
-def test_cached_features_are_the_computed_ones_in_bf16(reads, tmp_path):
+def test_cached_features_equal_the_computed_ones_in_bf16(reads, tmp_path):
     made = cache(tmp_path, reads)
-    features.reserve([made], QUIET)
-    made.fill(model(), 2, ALONE, QUIET)
+    features.reserve_disk([made], QUIET)
+    made.fill(model(), 2, SINGLE_PROCESS, QUIET)
     for numbers_B in (np.array([0, 1]), np.array([2, 3])):
         computed, stored = features.compute(model(), reads, windows().tokens(numbers_B)), made.at(numbers_B)
         assert torch.equal(stored.last_BTD, computed.last_BTD.bfloat16().float())
@@ -61,7 +61,7 @@ def test_cached_features_are_the_computed_ones_in_bf16(reads, tmp_path):
     assert os.path.getsize(made.path) == made.bytes == 5 * 12 * 32 * (1 + len(reads)) * 2
 
 
-def test_a_cache_goes_on_where_it_was_interrupted_and_processes_share_it(tmp_path, monkeypatch):
+def test_an_interrupted_cache_is_completed_by_several_processes(tmp_path, monkeypatch):
     computed, compute = [], features.compute
 
     def noted(target, reads, tokens_BT):
@@ -76,7 +76,7 @@ def test_a_cache_goes_on_where_it_was_interrupted_and_processes_share_it(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(features, "compute", noted)
         with pytest.raises(KeyboardInterrupt):
-            made.fill(model(), 1, ALONE, QUIET)
+            made.fill(model(), 1, SINGLE_PROCESS, QUIET)
         shares = []
         for rank in range(2):
             computed.clear()
@@ -84,7 +84,7 @@ def test_a_cache_goes_on_where_it_was_interrupted_and_processes_share_it(tmp_pat
             shares.append(list(computed))
     assert shares == [[2, 4], [3]]
     again = cache(tmp_path)
-    again.fill(None, 1, ALONE, QUIET)  # nothing is missing
+    again.fill(None, 1, SINGLE_PROCESS, QUIET)  # nothing is missing
     for number in range(5):
         expected = compute(model(), READS, windows().tokens(np.array([number]))).last_BTD.bfloat16().float()
         assert torch.equal(again.at(np.array([number])).last_BTD, expected)
@@ -94,9 +94,9 @@ def test_a_cache_larger_than_the_disk_is_refused_before_anything_is_computed(tmp
     made = cache(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(made.bytes - 1))
     with pytest.raises(UserError, match=r"the features take 0\.0 GiB more in .*; choose another --work, fewer --tokens, or leave"):
-        features.reserve([made], QUIET)
+        features.reserve_disk([made], QUIET)
     assert not made.path.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(made.bytes))
-    features.reserve([made], QUIET)
-    assert made.lacks == 0
-    assert cache(tmp_path, count=7).lacks == 2 * made.bytes // 5
+    features.reserve_disk([made], QUIET)
+    assert made.missing_bytes == 0
+    assert cache(tmp_path, count=7).missing_bytes == 2 * made.bytes // 5

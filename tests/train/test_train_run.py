@@ -1,4 +1,4 @@
-"""Drafters trained from the command line on a small target: they learn, they are measured at once, and they lose no token."""
+"""Drafters trained from the command line on a small target: they learn, are found by `run`, and stay lossless."""
 
 import sys
 
@@ -26,7 +26,7 @@ RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A target that is not in the shipped format and has learnt to answer, and the records it learnt from."""
+    """A target with another chat template, trained to answer, and the records it was trained on."""
     folder = tmp_path_factory.mktemp("train")
     write_corpus(folder / "c.jsonl", 200)
     teach(write_target(folder / "target"), folder / "c.jsonl")
@@ -70,8 +70,9 @@ def first_ranks(path):
     return [ranks[0] for ranks in weights.about(path)["rank_accuracy"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_trained_drafter_guesses_better_and_runs_at_once(kind, place, tmp_path, capsys):
+def test_a_trained_drafter_guesses_better_and_runs_losslessly(kind, place, tmp_path, capsys):
     assert train(place, kind, "--lr", "0", "--out", tmp_path / "before.safetensors", steps=1) == 0
     assert train(place, kind) == 0
     trained = place / "target" / "drafters" / f"{kind}.safetensors"
@@ -99,19 +100,18 @@ def test_a_trained_drafter_guesses_better_and_runs_at_once(kind, place, tmp_path
     assert not end.value.code
     outputs = {}
     for record in records.read(tmp_path / "run")[0]:
-        outputs.setdefault((record.question_id, record.turn), {})[record.method] = record.output_ids
+        outputs.setdefault((record.question_id, record.turn), {})[record.arm] = record.output_ids
     assert all(len(answers) == 1 + len(methods) and len(set(map(tuple, answers.values()))) == 1 for answers in outputs.values())
 
 
-def test_the_same_command_again_trains_nothing_anew(place, tmp_path, monkeypatch, capsys):
+def test_repeating_a_finished_training_takes_no_step(place, tmp_path, monkeypatch, capsys):
     assert train(place, KINDS[0], "--out", tmp_path / "one.safetensors", steps=3) == 0
-    monkeypatch.setattr("specbench.train.loop._advance", None)
+    monkeypatch.setattr("specbench.train.loop.train_step", None)
     assert train(place, KINDS[0], "--out", tmp_path / "two.safetensors", steps=3) == 0
     assert_same(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
 
 
-def test_cached_features_train_as_computed_ones_do(place, tmp_path, capsys):
-    """But for bf16, in which they are stored."""
+def test_cached_features_train_the_same_drafter_up_to_bf16(place, tmp_path, capsys):
     found = []
     for name, more in (("computed", []), ("cached", ["--cache-features"])):
         assert (
@@ -126,7 +126,7 @@ def test_cached_features_train_as_computed_ones_do(place, tmp_path, capsys):
     assert first_ranks(tmp_path / "cached.safetensors")[0] == pytest.approx(first_ranks(tmp_path / "computed.safetensors")[0], abs=0.05)
 
 
-def test_a_corpus_alone_will_do_and_options_are_told(place, tmp_path, capsys):
+def test_a_training_on_the_corpus_alone_records_its_options(place, tmp_path, capsys):
     options = ["--regenerate", "0", "--schedule", "cosine", "--set", "depth=3"]
     assert train(place, "s4c", *options, "--out", tmp_path / "s.safetensors", steps=2) == 0
     about = weights.about(tmp_path / "s.safetensors")
@@ -135,8 +135,8 @@ def test_a_corpus_alone_will_do_and_options_are_told(place, tmp_path, capsys):
     assert "own:" not in capsys.readouterr().out
 
 
-def test_a_target_spread_by_a_map_trains_the_same_drafter(place, tmp_path, capsys, monkeypatch):
-    """On one kind of device here: what moves tensors between GPUs is in place, and changes nothing."""
+def test_a_target_with_a_device_map_trains_the_same_drafter(place, tmp_path, capsys, monkeypatch):
+    """On a CPU the hooks that move tensors between GPUs are in place and change nothing."""
     pytest.importorskip("accelerate")
     hooked, compute = [], features.compute
 
@@ -153,7 +153,7 @@ def test_a_target_spread_by_a_map_trains_the_same_drafter(place, tmp_path, capsy
     assert hooked == [False] * (len(hooked) // 2) + [True] * (len(hooked) // 2)
 
 
-def test_numbers_go_to_tensorboard(place, tmp_path, capsys):
+def test_numbers_are_written_for_tensorboard(place, tmp_path, capsys):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -163,7 +163,7 @@ def test_numbers_go_to_tensorboard(place, tmp_path, capsys):
     assert [event.step for event in events.Scalars("held-out acceptance/level 1")] == list(range(1, 14))
 
 
-def test_what_cannot_be_done_is_told_before_anything_is_loaded(place, tmp_path, capsys, monkeypatch):
+def test_bad_options_are_refused_before_training(place, tmp_path, capsys, monkeypatch):
     def refused(*arguments):
         assert train(place, *arguments) == 2
         return " ".join(capsys.readouterr().err.split())

@@ -3,7 +3,6 @@
 import re
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,105 +10,105 @@ import typer
 from rich.console import Console
 
 from methods.core.errors import UserError, unknown
-from specbench.cli.common import FAULT, INTERRUPTED, RESULTS
-from specbench.util.threads import patient_threads
+from specbench.util.exits import INTERRUPTED, exit_codes
+from specbench.util.threads import configure_thread_waiting
 
 if TYPE_CHECKING:
-    from tools.gpu_visit.work import Asked, Work
+    from tools.gpu_visit.visit import Visit, VisitSettings
 
-BUDGET_S = 480.0  # for all pieces; with imports before them and a piece that has to be stopped, still under nine minutes
-LIMIT = 20  # questions a category: 120 of Spec-Bench
+BUDGET_S = 480.0  # with imports before the steps and a step that has to be interrupted, still under nine minutes
+LIMIT = 20  # questions in each category: 120 of Spec-Bench
+RESULTS = Path("results")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def gpu(
-    only: Annotated[str | None, typer.Option(metavar="PIECE", help="Do this piece alone, in this process.")] = None,
-    budget: Annotated[float, typer.Option(metavar="SECONDS", help="For everything, or for the piece.")] = BUDGET_S,
+    only: Annotated[str | None, typer.Option(metavar="STEP", help="Do this step alone, in this process.")] = None,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time for all steps, or for the one.")] = BUDGET_S,
     out: Annotated[
-        Path | None, typer.Option(help="Where everything goes; default: results/gpu-<GPU>-<settings, code and versions as 8 hex digits>.")
+        Path | None, typer.Option(help="Output folder. Default: results/gpu-<GPU>-<hash of settings, code, and versions>.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Target by name or folder; default: tiny-7b on CUDA.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Default: what the device is fastest in.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, or cpu to try the pieces without one.")] = "cuda",
-    limit: Annotated[int, typer.Option(help="Questions a category of the run.")] = LIMIT,
-    tuning: Annotated[Path | None, typer.Option(help="Suite file to tune on, as `specbench held-out` writes.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target: a name, a folder, or a hub id. Default: tiny-7b on CUDA.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Default: the fastest the device computes natively.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the steps without a GPU.")] = "cuda",
+    limit: Annotated[int, typer.Option(help="Questions of each category in the run.")] = LIMIT,
+    tuning: Annotated[Path | None, typer.Option(help="Suite file with tuning prompts, as `specbench held-out` writes.")] = None,
 ) -> None:
-    """Environment, correctness, tuning, run and report; then agreement, roofline, bench, profile. What is done is not done again.
+    """Do all measurements on a GPU: environment, correctness, tuning, run, report, agreement, roofline, bench, profile.
 
+    Finished steps are not done again.
     Exit codes: 0 all done, 1 wrong results, 2 misuse, 3 something is left to do, 130 interrupted.
     """
-    from specbench.store.rundir import check_writable
+    from specbench.util.files import check_writable
     from tools.gpu_visit.driver import drive, self_command
-    from tools.gpu_visit.steps import PIECES, due
-    from tools.gpu_visit.work import Work
+    from tools.gpu_visit.steps import STEPS, steps_of
+    from tools.gpu_visit.visit import Visit
 
-    if only is not None and only not in PIECES:
-        raise unknown("piece", only, PIECES)
-    asked, name = _asked(target, device, dtype, limit, tuning)
-    work = Work(asked, out or RESULTS / f"gpu-{name}-{asked.fingerprint()}", budget)
-    check_writable(work.out)
-    work.claim()
+    if only is not None and only not in STEPS:
+        raise unknown("step", only, STEPS)
+    settings = _settings(target, device, dtype, limit, tuning)
+    visit = Visit(settings, out or RESULTS / f"gpu-{_device_name(device)}-{settings.fingerprint()}", budget)
+    check_writable(visit.out, folder=True)
+    visit.claim()
     console = Console()
     if only is not None:
-        raise SystemExit(_piece(work, only, console))
-    given = ["--out", str(work.out), "--target", asked.target, "--dtype", asked.dtype, "--device", device, "--limit", str(limit)]
+        raise SystemExit(do_step(visit, only, console))
+
+    config = settings.config
+    given = ["--out", str(visit.out), "--target", config.target, "--dtype", config.dtype, "--device", device, "--limit", str(limit)]
     given += ["--tuning", str(tuning)] if tuning else []
-    code = drive(work, due(work), self_command(given), console)
-    console.print(*work.listing(), sep="\n", markup=False, soft_wrap=True)
+    code = drive(visit, steps_of(visit), self_command(given), console)
+    console.print(*visit.listing(), sep="\n", markup=False, soft_wrap=True)
     raise SystemExit(code)
 
 
-def _piece(work: "Work", name: str, console: Console) -> int:
-    """Do one piece and note it, unless what it found is wrong."""
+def do_step(visit: "Visit", name: str, console: Console) -> int:
+    """Do one step and store that it is done, unless its results are wrong; return the exit code."""
     from tools.gpu_visit.driver import DONE, WRONG
-    from tools.gpu_visit.steps import PIECES, due
+    from tools.gpu_visit.steps import STEPS, steps_of
 
-    for needed in PIECES[name].needs:
-        if needed in due(work) and work.done(needed) is None:
-            raise UserError(f"{name} needs the piece {needed}, which is not done in {work.out}; do that first: --only {needed}")
+    for needed in STEPS[name].needs:
+        if needed in steps_of(visit) and visit.done(needed) is None:
+            raise UserError(f"{name} needs the step {needed}, which is not done in {visit.out}; do that first: --only {needed}")
     began = time.monotonic()
-    facts = PIECES[name].run(work, console)
+    facts = STEPS[name].run(visit, console)
     if facts.get("wrong"):
         console.print(*(f"wrong: {line}" for line in facts["wrong"]), sep="\n", markup=False, highlight=False, soft_wrap=True)
         return WRONG
-    work.finish(name, {"seconds": round(time.monotonic() - began, 1), **facts})
+    visit.finish(name, {"seconds": round(time.monotonic() - began, 1), **facts})
     return DONE
 
 
-def _asked(target: str | None, device: str, dtype: str | None, limit: int, tuning: Path | None) -> tuple["Asked", str]:
-    """The settings with defaults resolved, and the device's name as a folder may have it."""
-    import torch
+def _settings(target: str | None, device: str, dtype: str | None, limit: int, tuning: Path | None) -> "VisitSettings":
+    from specbench.config.options import RunConfig
+    from specbench.measure.resolve import settle
+    from tools.gpu_visit.visit import VisitSettings
 
-    from specbench import targets
-    from tools.gpu_visit.work import Asked
-
-    targets.check_device(device)
     if tuning is not None and not tuning.is_file():
         raise UserError(f"tuning file {tuning} does not exist; make one with: specbench held-out --data FILE --out {tuning}")
+    config = RunConfig(target=target or "", device=device, dtype=dtype or "", limit=limit, backend="static")
+    return VisitSettings(settle(config), tuning)
+
+
+def _device_name(device: str) -> str:
+    """Return the device's name as a folder name may have it."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    chosen = Asked(
-        target or targets.default_name(device), device, dtype or targets.default_dtype(device), limit, str(tuning) if tuning else None
-    )
-    return chosen, slug
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def main() -> None:
-    """Exit codes as everywhere: 2 with one line for what the user can mend, 70 with a traceback for what only we can."""
-    patient_threads()
+    """Run the command line with the exit codes of specbench's own."""
+    configure_thread_waiting()
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        with exit_codes():
+            app()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; continue with the same command", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-    except Exception:  # Python's own exit code 1 would read as a wrong result
-        traceback.print_exc()
-        raise SystemExit(FAULT) from None
 
 
 if __name__ == "__main__":

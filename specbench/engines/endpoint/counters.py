@@ -1,4 +1,7 @@
-"""A server's counters of drafts, read before and after one request: what they grew by is that request's, if nobody else asked."""
+"""A server's own counts of drafts: counters read before and after a request, or figures sent with the answer.
+
+What the counters grew by belongs to our request if nobody else asked the server meanwhile.
+"""
 
 import re
 import time
@@ -9,32 +12,35 @@ from typing import Any
 from specbench.engines.endpoint.client import Client, ServerError
 from specbench.store.records import Drafting
 
-LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s|$)")  # Prometheus' text: name, labels, a count
-LAG_S, EVERY_S = 1.0, 0.02  # a server may count an answer a little after it sent the last of it
+# A line of Prometheus' text format that holds a count: name, labels, value.
+COUNT_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s|$)")
+DELAY_S, POLL_S = 1.0, 0.02  # longest wait for a server to count an answer that it has sent, and time between two looks
 
-Totals = dict[str, float]  # by name, labels added up
+Totals = dict[str, float]  # a counter's value by its name, summed over its labels
 
 
 @dataclass(frozen=True)
-class Names:
-    """What an engine calls its counters; ``accepted`` and ``drafted`` are None where it has none."""
+class CounterNames:
+    """An engine's names of its counters. ``accepted`` and ``drafted`` are None if it has no such counter."""
 
     requests: str
     tokens: str
-    rounds: str
+    steps: str
     accepted: str | None = None
     drafted: str | None = None
 
 
-ENGINES = (
-    Names(
-        "vllm:request_success_total",
-        "vllm:generation_tokens_total",
-        "vllm:spec_decode_num_drafts_total",
-        "vllm:spec_decode_num_accepted_tokens_total",
-        "vllm:spec_decode_num_draft_tokens_total",
-    ),
-    Names("sglang:num_requests_total", "sglang:generation_tokens_total", "sglang:spec_verify_calls_total"),
+VLLM = CounterNames(
+    requests="vllm:request_success_total",
+    tokens="vllm:generation_tokens_total",
+    steps="vllm:spec_decode_num_drafts_total",
+    accepted="vllm:spec_decode_num_accepted_tokens_total",
+    drafted="vllm:spec_decode_num_draft_tokens_total",
+)
+SGLANG = CounterNames(
+    requests="sglang:num_requests_total",
+    tokens="sglang:generation_tokens_total",
+    steps="sglang:spec_verify_calls_total",
 )
 
 
@@ -43,59 +49,65 @@ class Counters:
     """The counters of one server."""
 
     client: Client
-    names: Names
+    names: CounterNames
 
     @classmethod
-    def of(cls, client: Client) -> "Counters | None":
-        """None for a server that counts no drafts, or does not say so."""
+    def find(cls, client: Client) -> "Counters | None":
+        """Return a server's counters, or None if it has none of drafts."""
         try:
-            totals = parsed(client.get("/metrics"))
+            totals = parse_metrics(client.get("/metrics"))
         except ServerError:
             return None
-        return next((cls(client, names) for names in ENGINES if {names.requests, names.tokens, names.rounds} <= totals.keys()), None)
+        return next((cls(client, names) for names in (VLLM, SGLANG) if {names.requests, names.tokens, names.steps} <= totals.keys()), None)
 
-    def read_or_none(self) -> Totals | None:
-        """None where the server does not say just now: its answers are worth more than its counters."""
+    def read(self) -> Totals | None:
+        """Return the totals, or None if the server does not tell them just now: a missing count must not cost an answer."""
         try:
-            return parsed(self.client.get("/metrics"))
+            return parse_metrics(self.client.get("/metrics"))
         except ServerError:
             return None
 
-    def since(self, before: Totals, tokens: int) -> Drafting | None:
-        """What was counted of an answer of ``tokens``; None where the counters grew by another request's too, or not by all of it."""
-        deadline = time.monotonic() + LAG_S
-        while (after := self.read_or_none()) is not None and self._grown(before, after) < (1, tokens) and time.monotonic() < deadline:
-            time.sleep(EVERY_S)
-        if after is None or self._grown(before, after) != (1, tokens):
+    def drafting_since(self, before: Totals, tokens: int) -> Drafting | None:
+        """Return what was counted of an answer of so many tokens.
+
+        Waits up to ``DELAY_S`` for the counters to include it. None if they grew by more than this one request, or by less.
+        """
+        deadline = time.monotonic() + DELAY_S
+        while (after := self.read()) is not None and self._requests_and_tokens(before, after) < (1, tokens):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_S)
+        if after is None or self._requests_and_tokens(before, after) != (1, tokens):
             return None
-        rounds = _growth(before, after, self.names.rounds)
-        # SGLang counts rounds alone: every one emits what it accepted and one token more, the prefill the first of the answer.
-        accepted = tokens - 1 - rounds if self.names.accepted is None else _growth(before, after, self.names.accepted)
-        rounds = max(rounds, tokens - 1 - accepted)  # vLLM counts those that had drafts alone
+
+        steps = _growth(before, after, self.names.steps)
+        # Without a counter of accepted drafts: every step emits what it accepted and one more; the prefill emits one token.
+        accepted = tokens - 1 - steps if self.names.accepted is None else _growth(before, after, self.names.accepted)
+        steps = max(steps, tokens - 1 - accepted)  # vLLM counts only the steps that had drafts
         drafted = None if self.names.drafted is None else _growth(before, after, self.names.drafted)
-        return Drafting(rounds, accepted, drafted) if rounds > 0 and accepted >= 0 else None
+        return Drafting(steps, accepted, drafted) if steps > 0 and accepted >= 0 else None
 
-    def _grown(self, before: Totals, after: Totals) -> tuple[int, int]:
+    def _requests_and_tokens(self, before: Totals, after: Totals) -> tuple[int, int]:
         return _growth(before, after, self.names.requests), _growth(before, after, self.names.tokens)
 
 
-def parsed(text: str) -> Totals:
-    """Prometheus' text format: every name's values added up over its labels. What is no count is left out."""
+def parse_metrics(text: str) -> Totals:
+    """Return the counters of a page in Prometheus' text format. Lines that hold no count are ignored."""
     totals: Totals = defaultdict(float)
     for line in text.splitlines():
-        found = LINE.match(line)
-        if found:
-            totals[found[1]] += float(found[2])
+        count = COUNT_LINE.match(line)
+        if count:
+            totals[count[1]] += float(count[2])
     return dict(totals)
 
 
-def timed(timings: dict[str, Any] | None, tokens: int) -> Drafting | None:
-    """llama.cpp's own figures, which it sends with each answer: accepted and proposed drafts, from which its rounds follow."""
+def drafting_of_timings(timings: dict[str, Any] | None, tokens: int) -> Drafting | None:
+    """Return the drafts that llama.cpp reports with an answer; its steps follow from them. None if it reports none."""
     drafted, accepted = ((timings or {}).get(name) for name in ("draft_n", "draft_n_accepted"))
     if not isinstance(drafted, int) or not isinstance(accepted, int):
         return None
-    rounds = tokens - 1 - accepted
-    return Drafting(rounds, accepted, drafted) if rounds > 0 else None
+    steps = tokens - 1 - accepted
+    return Drafting(steps, accepted, drafted) if steps > 0 else None
 
 
 def _growth(before: Totals, after: Totals, name: str) -> int:

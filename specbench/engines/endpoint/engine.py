@@ -1,4 +1,7 @@
-"""Any OpenAI-compatible server (vLLM, SGLang, llama.cpp): the run's own prompts to ``/v1/completions``, answers streamed."""
+"""An engine that asks an OpenAI-compatible server (vLLM, SGLang, llama.cpp).
+
+The run's prompts go to ``/v1/completions``, and answers are streamed.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -9,39 +12,46 @@ from methods.core.acceptance import Sampling
 from methods.core.decode import room
 from methods.core.errors import UserError
 from methods.core.target import Target
-from specbench.config.options import Options
+from specbench.config.options import RunConfig
 from specbench.engines.base import Answer
-from specbench.engines.endpoint.client import KEYS, Client, Event, Refused, ServerError, one_line
-from specbench.engines.endpoint.counters import Counters, timed
-from specbench.engines.endpoint.served import served
-from specbench.engines.endpoint.usage import REFUSED
-from specbench.engines.registry import Ready, ResolvedPeer
-from specbench.store.manifest import MethodFacts
+from specbench.engines.endpoint.client import (
+    KEY_VARIABLES,
+    REFUSED,
+    Client,
+    RequestRejected,
+    ServerError,
+    StreamEvent,
+    find_model,
+    one_line,
+)
+from specbench.engines.endpoint.counters import Counters, drafting_of_timings
+from specbench.engines.registry import BuiltEngine, ResolvedEngine
+from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded
 
-STOPS = {"stop": "stop_id", "length": "length"}  # finish_reason -> ours
+STOPS = {"stop": "stop_id", "length": "length"}  # OpenAI's finish_reason -> a record's stop
 PROBE = "How are you?"
 
 
 @dataclass(frozen=True)
-class Config:
-    """No options: what a server does is settled when it is started."""
+class EndpointOptions:
+    """The options of the endpoint: none. A server is configured when it is started."""
 
 
-class Style(NamedTuple):
-    """How a server takes a request."""
+class RequestStyle(NamedTuple):
+    """The form of a request that a server accepts."""
 
-    ids: bool  # the prompt as token ids; else as text, which the server splits and begins itself
-    extended: bool  # options beyond OpenAI's, by which vLLM, SGLang and llama.cpp sample from all of p and tell token ids
+    ids: bool  # send the prompt as token ids; else as text, which the server tokenizes and starts with its own first token
+    extended: bool  # send options beyond OpenAI's, by which servers sample from the whole vocabulary and return token ids
 
 
-STYLES = (Style(True, True), Style(True, False), Style(False, False))  # the first that a server does not refuse
+STYLES = (RequestStyle(True, True), RequestStyle(True, False), RequestStyle(False, False))  # in the order they are tried
 
 
 @dataclass
-class Reply:
-    """What a stream said, put together; seconds since the request was sent."""
+class Completion:
+    """A streamed answer, put together. Times in seconds since the request was sent."""
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -51,9 +61,9 @@ class Reply:
     first_s: float = 0.0
     total_s: float = 0.0
 
-    def take(self, event: Event, start: float) -> None:
-        """Raises ServerError for an event of another shape."""
-        self.total_s = event.arrived_s - start
+    def add(self, event: StreamEvent, start_s: float) -> None:
+        """Add an event of the stream. Raises ServerError if it does not have the form of a completion's."""
+        self.total_s = event.arrived_s - start_s
         try:
             self.usage = dict(event.fields.get("usage") or self.usage)
             self.timings = dict(event.fields.get("timings") or self.timings)
@@ -69,72 +79,86 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """An ``Answerer``."""
+class EndpointEngine:
+    """An ``Engine`` that asks a server."""
 
     name: str
     client: Client
     model: str
     tokenizer: PreTrainedTokenizerBase
-    target: Target  # says how long a conversation can be
-    style: Style
+    target: Target  # tells how long a conversation can be
+    style: RequestStyle
     counters: Counters | None
 
-    def warm(self, sampling: Sampling) -> None:
-        """Nothing: the server was asked when the arm was made."""
+    def warm_up(self, sampling: Sampling) -> None:
+        """Do nothing: the server has answered a probe already."""
 
     def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
-        """Raises ServerError where no answer came, or one that cannot be counted. Its counters are read outside the time that counts."""
+        """Answer one prompt. The server's counters are read before and after the time that is measured.
+
+        Raises ServerError if there is no answer or its tokens cannot be counted.
+        """
         limit = room(prompt, sampling, self.target.context)
-        before = self.counters.read_or_none() if self.counters else None
-        reply = self.ask(prompt, sampling, limit)
-        tokens = self.counted(reply, prompt)
-        drafting = timed(reply.timings, tokens)
+        before = self.counters.read() if self.counters else None
+        completion = self.request(prompt, sampling, limit)
+        tokens = self.count_tokens(completion, prompt)
+
+        drafting = drafting_of_timings(completion.timings, tokens)
         if drafting is None and self.counters and before is not None:
-            drafting = self.counters.since(before, tokens)
+            drafting = self.counters.drafting_since(before, tokens)
         return Answer(
-            output_ids=reply.ids,
-            stop=STOPS[reply.finish],
-            prefill_s=reply.first_s or reply.total_s,
-            total_s=reply.total_s,
+            output_ids=completion.ids,
+            stop=STOPS[completion.finish],
+            prefill_s=completion.first_s or completion.total_s,
+            total_s=completion.total_s,
             steps=Steps(),
             timing="answer",
-            tokens=None if reply.ids else tokens,
-            output_text=None if reply.ids else reply.text,
+            tokens=None if completion.ids else tokens,
+            output_text=None if completion.ids else completion.text,
             drafting=drafting,
-            elsewhere=True,
+            remote=True,
         )
 
     def recover(self) -> None:
-        """Nothing: every answer has a connection of its own."""
+        """Do nothing: every request opens its own connection."""
 
-    def ask(self, prompt: list[int], sampling: Sampling, limit: int) -> Reply:
-        """One request and all of its stream. Raises ServerError."""
-        events, reply = self.client.stream("/v1/completions", self._body(prompt, sampling, limit)), Reply()
-        start = next(events).arrived_s
+    def request(self, prompt: list[int], sampling: Sampling, limit: int) -> Completion:
+        """Send one request and read its whole stream. Raises ServerError."""
+        events, completion = self.client.stream("/v1/completions", self._body(prompt, sampling, limit)), Completion()
+        start_s = next(events).arrived_s
         for event in events:
-            reply.take(event, start)
-        if reply.finish not in STOPS:
-            raise ServerError(f"{self.client.address} ended its answer for the reason {reply.finish!r}; known: {', '.join(STOPS)}")
-        return reply
+            completion.add(event, start_s)
+        if completion.finish not in STOPS:
+            raise ServerError(f"{self.client.address} ended its answer for the reason {completion.finish!r}; known: {', '.join(STOPS)}")
+        return completion
 
-    def counted(self, reply: Reply, prompt: list[int]) -> int:
-        """The answer's tokens: its ids where they are told, else the server's count, held against ours of its text.
+    def count_tokens(self, completion: Completion, prompt: list[int]) -> int:
+        """Return the number of tokens of an answer: of its ids, or the server's count if it sends text only.
 
-        Raises ServerError where the two are too far apart, where there is no count, and for a prompt that the server read otherwise.
+        The server's count is checked against our tokenization of the text. Raises ServerError if they are too far apart, if
+        there is no count, and if the server counts another number of tokens in the prompt.
         """
-        read, told = (count if isinstance(count := reply.usage.get(name), int) else None for name in ("prompt_tokens", "completion_tokens"))
-        who = self.client.address
-        if read is not None and read != len(prompt):
-            raise ServerError(f"{who} read {read} tokens where the prompt has {len(prompt)}: it has another tokenizer than the target")
-        if told is None and not reply.ids:
-            raise ServerError(f"{who} sent no usage with its answer, so nobody counted its tokens; serve with stream_options.include_usage")
-        ours = len(reply.ids or self.tokenizer(reply.text, add_special_tokens=False).input_ids)
-        if told is not None and REFUSED.exceeded(told, ours):
-            raise ServerError(f"{who} counts {told} tokens where ours counts {ours}: more than {REFUSED} apart, neither is to be believed")
-        if not (reply.ids or told):
-            raise ServerError(f"{who} counts no token in its answer")
-        return len(reply.ids) or int(told or 0)
+        prompt_tokens, reported = (
+            count if isinstance(count := completion.usage.get(name), int) else None for name in ("prompt_tokens", "completion_tokens")
+        )
+        server = self.client.address
+        if prompt_tokens is not None and prompt_tokens != len(prompt):
+            raise ServerError(
+                f"{server} read {prompt_tokens} tokens where the prompt has {len(prompt)}: it has another tokenizer than the target"
+            )
+        if reported is None and not completion.ids:
+            raise ServerError(
+                f"{server} sent no usage with its answer, so the token count is unknown; serve with stream_options.include_usage"
+            )
+
+        counted = len(completion.ids or self.tokenizer(completion.text, add_special_tokens=False).input_ids)
+        if reported is not None and REFUSED.exceeded(reported, counted):
+            raise ServerError(
+                f"{server} counts {reported} tokens where ours counts {counted}: more than {REFUSED} apart, so the count cannot be used"
+            )
+        if not (completion.ids or reported):
+            raise ServerError(f"{server} counts no token in its answer")
+        return len(completion.ids) or int(reported or 0)
 
     def _body(self, prompt: list[int], sampling: Sampling, limit: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -143,7 +167,7 @@ class Endpoint:
             "max_tokens": limit,
             "temperature": sampling.temperature,
             "top_p": 1.0,
-            "seed": sampling.seed % 2**31,  # what every server takes
+            "seed": sampling.seed % 2**31,  # a range that every server accepts
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -153,49 +177,53 @@ class Endpoint:
         return body
 
     def _text(self, prompt: list[int]) -> str:
-        """Without the token that begins a text, which the server puts there itself."""
-        begun = prompt[:1] == [self.tokenizer.bos_token_id]
-        return str(self.tokenizer.decode(prompt[begun:], skip_special_tokens=False))
+        """Return the prompt as text, without its beginning-of-sequence token, which the server adds."""
+        start = 1 if prompt[:1] == [self.tokenizer.bos_token_id] else 0
+        return str(self.tokenizer.decode(prompt[start:], skip_special_tokens=False))
 
 
-def check(peer: ResolvedPeer, options: Options) -> None:
-    served(options)
+def check(engine: ResolvedEngine, config: RunConfig) -> None:
+    """Raise UserError if the server cannot be reached or does not serve the model."""
+    find_model(config)
 
 
-def build(peer: ResolvedPeer, loaded: Loaded, target: Target, options: Options) -> Ready:
-    found = served(options)
-    arm, probe = _probed(Endpoint(peer.arm, found.client, found.model, loaded.tokenizer, target, STYLES[0], Counters.of(found.client)))
-    facts = MethodFacts(
-        title=peer.title,
-        lossless=None,  # it does not say
+def build(engine: ResolvedEngine, loaded: Loaded, target: Target, config: RunConfig) -> BuiltEngine:
+    """Return the engine, asking in the first style that its server accepts. Raises UserError if it accepts none."""
+    model = find_model(config)
+    counters = Counters.find(model.client)
+    endpoint, probe = _choose_style(EndpointEngine(engine.arm, model.client, model.name, loaded.tokenizer, target, STYLES[0], counters))
+    facts = ArmFacts(
+        title=engine.title,
+        method=engine.name,
+        lossless=None,  # unknown: a server does not tell
         reconstruction=False,
         config={
-            "base_url": found.client.address,
-            "model": found.model,
-            "prompt": "token ids" if arm.style.ids else "text",
+            "base_url": model.client.address,
+            "model": model.name,
+            "prompt": "token ids" if endpoint.style.ids else "text",
             "answer": "token ids" if probe.ids else "text",
-            "options": "extended" if arm.style.extended else "OpenAI's",
+            "options": "extended" if endpoint.style.extended else "OpenAI's",
         },
         acceptance="the server's own",
         weights_sha256=None,
         backend="server",
-        engine=found.words,
+        engine=model.description,
     )
-    return Ready(arm, facts)
+    return BuiltEngine(endpoint, facts)
 
 
-def _probed(arm: Endpoint) -> tuple[Endpoint, Reply]:
-    """The arm in the first style that its server takes, and what that answered to one token's worth. Raises UserError."""
-    asked = [int(token) for token in arm.tokenizer(PROBE).input_ids]
-    refusal: ServerError | None = None
+def _choose_style(engine: EndpointEngine) -> tuple[EndpointEngine, Completion]:
+    """Return the engine with the first style that its server accepts, and its answer of one token. Raises UserError."""
+    prompt = [int(token) for token in engine.tokenizer(PROBE).input_ids]
+    first_rejection: ServerError | None = None
     for style in STYLES:
-        tried = replace(arm, style=style)
+        styled = replace(engine, style=style)
         try:
-            reply = tried.ask(asked, Sampling(1), 1)
-            tried.counted(reply, asked)
-            return tried, reply
-        except Refused as error:
-            refusal = refusal or error
+            completion = styled.request(prompt, Sampling(1), 1)
+            styled.count_tokens(completion, prompt)
+            return styled, completion
+        except RequestRejected as error:
+            first_rejection = first_rejection or error
         except ServerError as error:
             raise UserError(f"--base-url: {error}") from None
-    raise UserError(f"--base-url: {refusal}; see what the server serves, and whether it wants a key in {KEYS[0]}")
+    raise UserError(f"--base-url: {first_rejection}; see what the server serves, and whether it wants a key in {KEY_VARIABLES[0]}")

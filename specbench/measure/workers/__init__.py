@@ -1,1 +1,1 @@
-"""A run shared by several devices: workers that each hold a target, and what drives them as if they were one process."""
+"""A run shared by several devices: worker processes that each load the target, and the executor that directs them."""

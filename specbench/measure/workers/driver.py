@@ -1,7 +1,7 @@
-"""Workers that measure one run, each answering whole questions, so that arms that are compared share a device.
+"""The executor that directs a pool of workers. A worker answers whole questions, so that compared arms share a device.
 
-Questions are dealt one at a time to whoever is free. A worker is asked for one turn at a time: as in one process, a record is on disk
-before the next turn starts, and between the two nobody is timed. Only this process writes.
+A free worker is handed the next question. It is called for one turn at a time: as in one process, a record is on disk before
+the next turn starts, and a worker whose record is being written is not timed. Only this process writes.
 """
 
 import sys
@@ -13,159 +13,181 @@ from typing import Any
 from rich.console import Console
 
 from methods.core.errors import UserError
-from specbench.measure.executor import Sink
-from specbench.measure.workers.protocol import Ended, Finished, Loaded, Place, Refused, Warmed, Worker
-from specbench.measure.workers.work import TRIES, Work
-from specbench.store.manifest import RunManifest, differences
+from specbench.measure.progress import Sink
+from specbench.measure.workers.protocol import (
+    QuestionFinished,
+    SessionLoaded,
+    WarmedUp,
+    Worker,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerPool,
+)
+from specbench.measure.workers.questions import TRIES, QuestionQueue
+from specbench.store.manifest import Prepared, RunManifest, differences
 from specbench.store.records import Record
 from specbench.suites import Question, Suite
-from specbench.util.environment import joined
+from specbench.util.environment import merge_environments
 
 
 class Stage(Enum):
+    """A worker's current work. The value is the method of ``WorkerSession`` that starts it."""
+
     LOADING = "load"
-    WARMING = "warm"
+    WARMING = "warm_up"
     FREE = "free"
     ANSWERING = "answer"
 
 
 @dataclass(eq=False)
-class _Seat:
-    """A place in the crew: its worker, replaced when that ends, and the question it has in hand."""
+class Slot:
+    """One of the pool's positions: its present worker, replaced if it ends, and the question that it works on."""
 
     index: int
     worker: Worker
     stage: Stage = Stage.FREE
     question: Question | None = None
 
-    def ask(self, stage: Stage, *arguments: Any) -> None:
+    def begin(self, stage: Stage, *arguments: Any) -> None:
+        """Have the worker begin a stage."""
         self.stage = stage
-        self.worker.ask(stage.value, *arguments)
+        self.worker.call(stage.value, *arguments)
 
 
-class Workers:
-    """A ``crew.Crew`` of ``count`` workers. First ``load``; ``stop`` in any case."""
+class WorkerExecutor:
+    """An ``Executor`` with a pool of ``count`` workers. Call ``load`` first and ``stop`` in any case."""
 
-    def __init__(self, place: Place[Any], count: int, suite: Suite, console: Console):
-        self.prepared: list[dict[str, Any]] = []
-        self._place, self._count, self._suite, self._console = place, count, suite, console
-        self._loaded: dict[int, Loaded] = {}
-        self._work: Work | None = None
-        self._fruitless = 0  # workers that ended since a question was finished
-        self._seats: list[_Seat] = []
+    def __init__(self, pool: WorkerPool[Any], count: int, suite: Suite, console: Console):
+        self.prepared: list[Prepared] = []
+        self._pool, self._count, self._suite, self._console = pool, count, suite, console
+        self._loaded: dict[int, SessionLoaded] = {}  # by slot
+        self._questions: QuestionQueue | None = None
+        self._ended_in_a_row = 0  # workers that ended since a question was finished
+        self._slots: list[Slot] = []
 
     @property
     def manifest(self) -> RunManifest:
-        """The run's, as every worker prepared it; what was asked for is not said of them but of this process."""
-        environment = joined([self._loaded[seat.index].manifest.environment for seat in self._seats])
-        facts = {**environment, **self._place.facts, "workers": self._count}
-        return replace(self._loaded[0].manifest, environment=facts, argv=sys.argv[1:])
+        """The run's manifest: what all workers agree on, their environments joined, and this process's command line."""
+        environment = merge_environments([self._loaded[slot.index].manifest.environment for slot in self._slots])
+        return replace(
+            self._loaded[0].manifest,
+            environment=replace(environment, workers=self._count, **self._pool.facts),
+            argv=sys.argv[1:],
+        )
 
     def load(self) -> None:
-        """Until ``manifest`` is known. Raises UserError for whatever a worker refuses."""
+        """Start the workers and wait until all have loaded. Raises UserError if one fails or is not like the others."""
         for index in range(self._count):
-            self._seats.append(_Seat(index, self._place.start(index)))
-            self._seats[index].ask(Stage.LOADING)
+            self._slots.append(Slot(index, self._pool.start(index)))
+            self._slots[index].begin(Stage.LOADING)
         while len(self._loaded) < self._count:
-            self._listen()
+            self._handle_next_reply()
 
     def warm_up(self, console: Console) -> None:
-        """Until all are ready: whoever began earlier would be timed while others compile."""
+        """Wait until all workers are warm: none may be timed while another one compiles."""
         console.print(f"making {self._count} workers ready: kernels are compiled and warmed up", markup=False, soft_wrap=True)
-        while any(seat.stage is not Stage.FREE for seat in self._seats):
-            self._listen()
+        while any(slot.stage is not Stage.FREE for slot in self._slots):
+            self._handle_next_reply()
 
     def measure(self, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
-        """One record for each turn not in ``done``. Interrupted, it keeps what workers have answered."""
+        """Write one record for each turn that is not in ``done``. After an interrupt, write what workers have answered."""
 
         def keep(record: Record) -> None:
             write(record)
             progress.add(record)
 
-        self._work = Work(self._suite, self._loaded[0].manifest.settings, done, keep)
+        self._questions = QuestionQueue(self._suite, self._loaded[0].manifest, done, keep)
         try:
-            while self._deal(self._work):
-                self._listen()
+            while self._hand_out(self._questions):
+                self._handle_next_reply()
         except (KeyboardInterrupt, UserError):
-            asked = self._asked()
-            while asked and (heard := self._place.wait(list(asked), timeout=0)) is not None:
-                worker, reply = heard
-                del asked[worker]
-                if isinstance(reply, Record):
-                    self._work.add(reply)
+            self._collect_finished(self._questions)
             raise
 
     def stop(self) -> None:
-        for seat in self._seats:
-            seat.worker.stop()
-        self._place.close()
+        """Stop every worker and close the pool."""
+        for slot in self._slots:
+            slot.worker.stop()
+        self._pool.close()
 
-    def _deal(self, work: Work) -> bool:
-        """Whether any question is in hand, or waits for workers that are being made ready."""
-        for seat in self._seats:
-            if seat.stage is Stage.FREE:
-                seat.question = seat.question or work.next()
-                if seat.question is not None:
-                    seat.ask(Stage.ANSWERING, seat.question.id, work.known(seat.question))
-        return work.waiting or any(seat.question is not None for seat in self._seats)
+    def _hand_out(self, questions: QuestionQueue) -> bool:
+        """Give every free worker a question. Return whether any question is still to be answered."""
+        for slot in self._slots:
+            if slot.stage is Stage.FREE:
+                slot.question = slot.question or questions.next()
+                if slot.question is not None:
+                    slot.begin(Stage.ANSWERING, slot.question.id, questions.records(slot.question))
+        return not questions.empty or any(slot.question is not None for slot in self._slots)
 
-    def _asked(self) -> dict[Worker, _Seat]:
-        return {seat.worker: seat for seat in self._seats if seat.stage is not Stage.FREE}
-
-    def _listen(self) -> None:
-        """To the first reply."""
-        asked = self._asked()
-        heard = self._place.wait(list(asked))
-        assert heard is not None, "without a timeout there is a reply"
-        seat, reply = asked[heard[0]], heard[1]
+    def _handle_next_reply(self) -> None:
+        """Wait for the first reply of a worker and do what follows from it."""
+        busy = self._busy()
+        received = self._pool.wait(list(busy))
+        assert received is not None, "without a timeout there is a reply"
+        worker, reply = received
+        slot = busy[worker]
         match reply:
-            case Loaded():
-                self._check(seat, reply)
-                self._loaded[seat.index] = reply
-                seat.ask(Stage.WARMING)
-            case Warmed(facts, told):
-                self.prepared.append({"worker": seat.index, "device": self._loaded[seat.index].device, **facts})
-                self._tell(seat, *told)
-                seat.stage = Stage.FREE
+            case SessionLoaded():
+                self._check_alike(slot, reply)
+                self._loaded[slot.index] = reply
+                slot.begin(Stage.WARMING)
+            case WarmedUp(prepared, output):
+                self.prepared.append(replace(prepared, worker=slot.index, device=self._loaded[slot.index].device))
+                self._print(slot, *output)
+                slot.stage = Stage.FREE
             case Record():
-                assert self._work is not None, "questions are dealt before they are answered"
-                self._work.add(reply)
-                seat.worker.ask("go_on")
-            case Finished():
-                seat.stage, seat.question, self._fruitless = Stage.FREE, None, 0
-            case Refused(why) if seat.stage is Stage.LOADING:
-                raise UserError(why)
-            case Refused(why) | Ended(why):
-                self._replace(seat, why)
+                assert self._questions is not None, "questions are handed out before they are answered"
+                self._questions.add(reply)
+                slot.worker.call("go_on")
+            case QuestionFinished():
+                slot.stage, slot.question, self._ended_in_a_row = Stage.FREE, None, 0
+            case WorkerFailed(message) if slot.stage is Stage.LOADING:
+                raise UserError(message)
+            case WorkerFailed(reason) | WorkerEnded(reason):
+                self._restart(slot, reason)
 
-    def _check(self, seat: _Seat, new: Loaded) -> None:
-        """Raise UserError where a worker is not like the others, as on another machine it may not be."""
+    def _collect_finished(self, questions: QuestionQueue) -> None:
+        """Keep the records that have arrived already, without waiting for more."""
+        busy = self._busy()
+        while busy and (received := self._pool.wait(list(busy), timeout=0)) is not None:
+            worker, reply = received
+            del busy[worker]
+            if isinstance(reply, Record):
+                questions.add(reply)
+
+    def _busy(self) -> dict[Worker, Slot]:
+        return {slot.worker: slot for slot in self._slots if slot.stage is not Stage.FREE}
+
+    def _check_alike(self, slot: Slot, new: SessionLoaded) -> None:
+        """Raise UserError if a worker loaded something else than the others, as may happen on another machine."""
         for index, other in self._loaded.items():
-            apart = differences(other.manifest, new.manifest)
-            if apart:
+            changed = differences(other.manifest, new.manifest)
+            if changed:
                 raise UserError(
-                    f"worker {seat.index} is not like worker {index}: {'; '.join(apart)}; make them alike, or ask for one by name"
+                    f"worker {slot.index} is not like worker {index}: {'; '.join(changed)}; "
+                    "use the same version and files on every machine, or set what differs by its option"
                 )
-        if new.manifest.settings.suite_sha256 != self._suite.sha256:
-            raise UserError(f"worker {seat.index} reads another suite {self._suite.name} than is here; give every machine the same file")
+        if new.manifest.suite.sha256 != self._suite.sha256:
+            raise UserError(f"worker {slot.index} reads another suite {self._suite.name} than is here; give every machine the same file")
 
-    def _replace(self, seat: _Seat, why: str) -> None:
-        """Another worker for the seat, with the question in hand if it may be tried again."""
-        over = seat.question if seat.stage is Stage.ANSWERING else None
-        seat.stage = Stage.FREE  # nothing more is heard of it
-        seat.worker.stop()
-        self._fruitless += 1
-        if over is not None and self._work is not None and not self._work.lost(over, why):
-            seat.question = None
-        if self._fruitless > TRIES * self._count:  # as many can end over one bad question each
+    def _restart(self, slot: Slot, reason: str) -> None:
+        """Replace a slot's worker. The new one gets the same question if it may be tried again."""
+        question = slot.question if slot.stage is Stage.ANSWERING else None
+        slot.stage = Stage.FREE  # if the run ends here, do not wait for its reply
+        slot.worker.stop()
+        self._ended_in_a_row += 1
+        if question is not None and self._questions is not None and not self._questions.retry(question, reason):
+            slot.question = None
+
+        if self._ended_in_a_row > TRIES * self._count:  # each slot's question may end TRIES workers
             raise UserError(
-                f"{self._fruitless} workers ended and no question was finished in between, the last one: {why}; everything measured is "
-                "kept: mend that or ask for fewer --workers, then do the same again"
+                f"{self._ended_in_a_row} workers ended and no question was finished in between, the last one: {reason}; "
+                "everything measured is kept: fix it or ask for fewer --workers, then run the same command again"
             )
-        self._tell(seat, f"ended ({why}); another takes its place")
-        seat.worker = self._place.start(seat.index)
-        seat.ask(Stage.LOADING)
+        self._print(slot, f"ended ({reason}); another takes its place")
+        slot.worker = self._pool.start(slot.index)
+        slot.begin(Stage.LOADING)
 
-    def _tell(self, seat: _Seat, *lines: str) -> None:
+    def _print(self, slot: Slot, *lines: str) -> None:
         for line in lines:
-            self._console.print(f"worker {seat.index}: {line}", markup=False, soft_wrap=True)
+            self._console.print(f"worker {slot.index}: {line}", markup=False, soft_wrap=True)

@@ -1,78 +1,83 @@
-"""What a crew and its workers say to each other, and what a place for workers has to offer."""
+"""The replies of workers to the executor, and the interface of a pool of workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from specbench.store.manifest import RunManifest
+from specbench.store.manifest import Prepared, RunManifest
 from specbench.store.records import Record
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The session is ready to be warmed up."""
+class SessionLoaded:
+    """The reply to ``load``: the session can be warmed up."""
 
-    manifest: RunManifest  # as of a run of this worker alone
-    device: str  # what its records will say
-
-
-@dataclass(frozen=True)
-class Warmed:
-    """Ready for timed turns."""
-
-    facts: dict[str, float]  # seconds and peak bytes
-    told: list[str]  # lines for the user
+    manifest: RunManifest  # as this worker alone would write it
+    device: str  # the device that its records name
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Every turn of the question is answered."""
+class WarmedUp:
+    """The reply to ``warm_up``: the worker is ready for timed turns."""
+
+    prepared: Prepared
+    output: list[str]  # lines for the user
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A UserError: of the user's input while loading, else of a device that is lost."""
-
-    why: str
+class QuestionFinished:
+    """The reply to ``answer`` or ``go_on`` when every turn of the question has been answered."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The worker is no more; said by its place."""
+class WorkerFailed:
+    """The reply of a worker that raised UserError: while loading about the user's input, later about a lost device."""
 
-    why: str
+    message: str
 
 
-Reply = Loaded | Warmed | Record | Finished | Refused | Ended
+@dataclass(frozen=True)
+class WorkerEnded:
+    """The pool's report that a worker process has ended."""
+
+    reason: str
+
+
+WorkerReply = SessionLoaded | WarmedUp | Record | QuestionFinished | WorkerFailed | WorkerEnded
 
 
 class Worker(Protocol):
-    def ask(self, what: str, *arguments: Any) -> None:
-        """Have it do ``Bench``'s method of this name; its one reply comes by ``Place.wait``, that it has ended too."""
+    """A worker process, as the executor sees it."""
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call ``WorkerSession.<method>`` in the worker.
+
+        Its single reply, or ``WorkerEnded`` if it died, is returned by ``WorkerPool.wait``.
+        """
         ...
 
     def stop(self) -> None:
-        """At once, whatever it does, even if it has ended; its device is then another's to have."""
+        """Stop the worker at once, even if it is busy or has ended. Its device is free afterwards."""
         ...
 
 
 W = TypeVar("W", bound=Worker)
 
 
-class Place(Protocol[W]):
-    """Where workers live: processes of this machine, or actors of a Ray cluster."""
+class WorkerPool(Protocol[W]):
+    """A source of workers: processes of this machine, or actors of a Ray cluster."""
 
-    device: str  # what each worker's session is asked to run on
-    facts: dict[str, Any]  # for the run's environment
+    device: str  # the device each worker's session is to run on
+    facts: dict[str, Any]  # fields of the run's environment
 
     def start(self, index: int) -> W:
-        """A worker for a seat of the crew; the seat's earlier one has been stopped."""
+        """Start worker ``index``. An earlier worker of the same index must have been stopped."""
         ...
 
-    def wait(self, asked: Sequence[W], timeout: float | None = None) -> tuple[W, Reply] | None:
-        """The first reply of workers that were asked and have not replied; None after so many seconds without one."""
+    def wait(self, workers: Sequence[W], timeout: float | None = None) -> tuple[W, WorkerReply] | None:
+        """Return the first reply of workers that were called, or None if there is none within ``timeout`` seconds."""
         ...
 
     def close(self) -> None:
-        """After every worker was stopped."""
+        """Release the pool, after every worker was stopped."""
         ...

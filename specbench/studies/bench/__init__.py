@@ -1,1 +1,1 @@
-"""``python -m specbench.bench``: is the harness itself fast enough to be believed?"""
+"""`specbench bench`: the speed of specbench's own loop and harness, beside transformers and the methods' reference code."""

@@ -1,4 +1,4 @@
-"""What the harness costs beside decoding: prompts, records, progress and everything else of a measured run."""
+"""Measurement of the time of a run outside decoding: prompts, records, progress, and everything else."""
 
 import contextlib
 import tempfile
@@ -9,9 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from methods.core.errors import UserError
-from specbench.measure import runner
-from specbench.measure.progress import RunProgress
-from specbench.measure.runner import Sink
+from specbench.measure import measurer
+from specbench.measure.progress import RunProgress, Sink
 from specbench.measure.session import Session
 from specbench.store import records
 from specbench.store.records import Record
@@ -23,14 +22,14 @@ WANTED = 0.02
 
 @dataclass
 class Spent:
-    """Seconds, of one question in one repeat."""
+    """The seconds of one question in one repeat."""
 
     wall: float = 0.0
     decoding: float = 0.0
 
 
 class Stopwatch:
-    """A sink around another: the wall-clock from one finished turn to the next, by question and repeat."""
+    """A sink around another one that measures the wall-clock time between turns, by question and repeat."""
 
     def __init__(self, inner: Sink):
         self._inner = inner
@@ -38,8 +37,9 @@ class Stopwatch:
         self.spent: dict[tuple[int, str], Spent] = {}
 
     def add(self, record: Record) -> None:
+        """Take a finished turn. Raises UserError for one that failed."""
         if record.status != "ok":
-            raise UserError(f"{record.method}, question {record.question_id}: {record.error}; nothing can be said of a run that fails")
+            raise UserError(f"{record.arm}, question {record.question_id}: {record.error}; a run that fails cannot be timed")
         self._inner.add(record)
         now = time.perf_counter()
         spent = self.spent.setdefault((record.repeat, record.question_id), Spent())
@@ -50,20 +50,22 @@ class Stopwatch:
 
 
 def harness_finding(session: Session, parent: Path, console: Console, repeats: int = REPEATS) -> Finding:
-    """1 - decoding / wall-clock of every question of a short run, whose records go to a passing folder in ``parent``.
+    """Return 1 - decoding / wall-clock time for every question of a short run; its records go to a temporary folder in ``parent``.
 
-    The first question is left out: when its first turn began is not known from outside.
+    The first question is left out: the start of its first turn is not known.
     """
-    what = "the harness' share of wall-clock outside decoding"
+    what = "the harness' share of wall-clock time outside decoding"
     console.print(f"measuring: {what}", markup=False)
     settings = replace(session.manifest.settings, repeats=repeats)
-    session = replace(session, manifest=replace(session.manifest, settings=settings, units_total=session.manifest.units_total * repeats))
+    manifest = replace(session.manifest, settings=settings, units_total=session.manifest.units_total * repeats)
+    session = replace(session, manifest=manifest)
+
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
-        progress = RunProgress(console, settings.methods, session.manifest.units_total, [])
+        progress = RunProgress(console, list(manifest.arms), manifest.units_total, [])
         stopwatch = Stopwatch(progress)
         with contextlib.closing(records.Writer(Path(folder))) as writer, progress:
-            runner.warm_up(session, console)
-            runner.measure(session, [], writer.write, stopwatch)
+            measurer.warm_up(session, console)
+            measurer.measure(session, [], writer.write, stopwatch)
     _, *rest = stopwatch.spent.values()
-    return Finding(what, [1 - each.decoding / each.wall for each in rest], WANTED, is_share=True)
+    return Finding(what, [1 - spent.decoding / spent.wall for spent in rest], WANTED, is_share=True)

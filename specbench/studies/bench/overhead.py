@@ -1,4 +1,4 @@
-"""Measures rounds and V(n) on the random-weight shapes: every dtype, both back ends, taking turns."""
+"""Measurement of steps and V(n) on the random-weight targets in every dtype, both back ends taking turns."""
 
 import tempfile
 from collections.abc import Sequence
@@ -11,12 +11,10 @@ from transformers import PreTrainedModel
 
 from methods.core.acceptance import Sampling
 from methods.core.backend import BACKENDS, backend
-from methods.core.decode import StepTrace, warm
+from methods.core.decode import StepTrace
 from methods.core.target import Target
-from specbench.engines.own import Arm
-from specbench.studies.bench.ratios import TREES, VerifyRatio
-from specbench.studies.bench.rounds import RoundTime, Subject
-from specbench.studies.bench.shapes import SUBJECTS, random_arm, random_model
+from specbench.engines.own import OwnEngine
+from specbench.studies.bench.steps import SUBJECTS, TREE_SIZES, StepTimes, Subject, VerifyTimes, random_engine, random_model
 from specbench.studies.profiling.run import traced
 from specbench.studies.profiling.split import Split
 from specbench.studies.roofline import measure
@@ -24,70 +22,69 @@ from specbench.studies.roofline.cost import Device, target_cost
 from specbench.studies.roofline.count import NEW_TOKENS as COUNTED
 from specbench.studies.roofline.count import draft_cost
 from specbench.targets import DTYPES
-from specbench.util.memory import unhindered
+from specbench.util.memory import gc_paused
 
-PROMPT, NEW_TOKENS = 16, 96  # as the reference code was measured
+PROMPT, NEW_TOKENS = 16, 96  # as in the measurements of the reference code
 PAST = PROMPT + NEW_TOKENS // 2
 ANSWERS = 4
 
 
-def overhead(dtypes: Sequence[str], device: torch.device, console: Console) -> tuple[list[RoundTime], list[VerifyRatio]]:
-    """The rounds of every subject, profiled at last, and the V(n) of their targets, in every dtype on both back ends."""
-    times: list[tuple[RoundTime, Arm]] = []
-    ratios: list[VerifyRatio] = []
+def overhead(dtypes: Sequence[str], device: torch.device, console: Console) -> tuple[list[StepTimes], list[VerifyTimes]]:
+    """Return the steps of every subject and the V(n) of their targets, in every dtype on both back ends.
+
+    The steps are profiled last, so that the profiler affects no time.
+    """
+    timed: list[tuple[StepTimes, OwnEngine]] = []
+    verified: list[VerifyTimes] = []
     for dtype in dtypes:
         limits = measure.device_numbers(device, DTYPES[dtype])
         for layers in sorted({subject.layers for subject in SUBJECTS}):
-            console.print(f"measuring: rounds and V(n) on random weights, {layers} layers, {dtype}", markup=False)
+            console.print(f"measuring: steps and V(n) on random weights, {layers} layers, {dtype}", markup=False)
             model = random_model(layers, DTYPES[dtype], device)
             targets = [Target(model, capacity=PROMPT + NEW_TOKENS, backend=backend(name, device)) for name in BACKENDS]
-            for subject in (each for each in SUBJECTS if each.layers == layers):
-                arms = [random_arm(subject.arm, target) for target in targets]
+            for subject in (one for one in SUBJECTS if one.layers == layers):
+                engines = [random_engine(subject.arm, target) for target in targets]
                 floors_s = floors(model, subject, limits)
-                times += [
-                    (RoundTime(subject, dtype, arm.target.backend.name, rounds, *floors_s), arm)
-                    for arm, rounds in zip(arms, _rounds(arms), strict=True)
-                ]
-            ratios += [verify_ratio(f"random, {layers} layers", dtype, target, PAST) for target in targets]
-    console.print("profiling the rounds, after everything that is timed", markup=False)
-    return [replace(each, split=_profiled(arm)) for each, arm in times], ratios
+                for engine, steps in zip(engines, _steps(engines), strict=True):
+                    timed.append((StepTimes(subject, dtype, engine.target.backend.name, steps, *floors_s), engine))
+            verified += [verify_times(f"random, {layers} layers", dtype, target, PAST) for target in targets]
+
+    console.print("profiling the steps", markup=False)
+    return [replace(times, split=_profiled(engine)) for times, engine in timed], verified
 
 
-def verify_ratio(name: str, dtype: str, target: Target, past: int) -> VerifyRatio:
-    return VerifyRatio(name, dtype, target.backend.name, past, measure.curve(target, (1, *TREES), past))
+def verify_times(name: str, dtype: str, target: Target, past: int) -> VerifyTimes:
+    """Return the times of scoring trees on a target after ``past`` tokens."""
+    return VerifyTimes(name, dtype, target.backend.name, past, measure.curve(target, (1, *TREE_SIZES), past))
 
 
 def floors(model: PreTrainedModel, subject: Subject, limits: Device) -> tuple[float, float]:
-    """Seconds that drafting and verifying need at the least, in the middle of an answer."""
-    target = Target(model, capacity=PAST + COUNTED)
-    arm = random_arm(subject.arm, target)
-    draft = draft_cost(target, arm.drafter, arm.accept, measure.filler(PAST, target.config.vocab_size))
+    """Return the least seconds that drafting and verifying need, in the middle of an answer."""
+    engine = random_engine(subject.arm, Target(model, capacity=PAST + COUNTED))
+    target = engine.target
+    draft = draft_cost(engine, measure.filler(PAST, target.config.vocab_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    verify = target_cost(target.config, parameters, max(arm.drafter.sizes), PAST, target.dtype.itemsize)
+    verify = target_cost(target.config, parameters, max(engine.drafter.sizes), PAST, target.dtype.itemsize)
     return draft.seconds(limits), verify.seconds(limits)
 
 
-def _rounds(arms: Sequence[Arm]) -> list[list[StepTrace]]:
-    """Of each arm, which take turns."""
-    found: list[list[StepTrace]] = [[] for _ in arms]
-    for arm in arms:
-        warm(arm.target, arm.drafter, arm.accept, Sampling(NEW_TOKENS))
-        _answer(arm)
-    with unhindered():
+def _steps(engines: Sequence[OwnEngine]) -> list[list[StepTrace]]:
+    """Return the steps of each engine; engines take turns."""
+    by_engine: list[list[StepTrace]] = [[] for _ in engines]
+    for engine in engines:
+        engine.warm_up(Sampling(NEW_TOKENS))
+        measure.steps(engine, _prompt(engine), NEW_TOKENS)
+    with gc_paused():
         for _ in range(ANSWERS):
-            for arm, rounds in zip(arms, found, strict=True):
-                rounds += _answer(arm)
-    return found
+            for engine, steps in zip(engines, by_engine, strict=True):
+                steps += measure.steps(engine, _prompt(engine), NEW_TOKENS)
+    return by_engine
 
 
-def _answer(arm: Arm) -> list[StepTrace]:
-    return measure.rounds(arm.target, arm.drafter, arm.accept, _prompt(arm), NEW_TOKENS)
+def _prompt(engine: OwnEngine) -> list[int]:
+    return measure.filler(PROMPT, engine.target.config.vocab_size)
 
 
-def _prompt(arm: Arm) -> list[int]:
-    return measure.filler(PROMPT, arm.target.config.vocab_size)
-
-
-def _profiled(arm: Arm) -> Split:
+def _profiled(engine: OwnEngine) -> Split:
     with tempfile.TemporaryDirectory() as folder:
-        return traced(arm, [_prompt(arm)], Sampling(NEW_TOKENS), Path(folder) / "trace.json.gz")
+        return traced(engine, [_prompt(engine)], Sampling(NEW_TOKENS), Path(folder) / "trace.json.gz")

@@ -1,90 +1,80 @@
-"""The benchmark as files: Markdown to read, what was missed named first, and a CSV with every number but the profiler's."""
+"""The benchmark as files: Markdown that begins with the bounds that were missed, and a CSV with every number but the profiler's."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from specbench.report import markdown
-from specbench.report.blocks import Block, Bullets, Heading, Paragraph
-from specbench.studies.bench import finding, ratios, rounds
-from specbench.studies.bench.finding import MISSED, Finding
-from specbench.studies.bench.ratios import VerifyRatio
-from specbench.studies.bench.rounds import RoundTime
-from specbench.util.files import whole
+from specbench.report.blocks import Block, Bullets, Paragraph
+from specbench.studies.base import ms, title_blocks, write_report
+from specbench.studies.bench.finding import MISSED, findings_table
+from specbench.studies.bench.run import Benchmark
+from specbench.studies.bench.steps import PARTS, StepTimes, ops_table, slowest_ops, steps_table, verify_table
 from specbench.util.table import TextTable
 
 FINDINGS = (
-    "Ratios are of tokens/s, ours over theirs: medians of pairs that share a prompt and run one right after the other, who goes first "
-    "changing. Greedy, end-of-sequence ignored, the same number of new tokens on both sides.",
-    "Eager vanilla / generate: our decode loop against transformers' own, both calling modules as they are; below 1 our speedups would be "
+    "Ratios are of tokens/s, ours over theirs: medians of pairs that share a prompt and run directly after each other, taking turns to go "
+    "first. Greedy, end-of-sequence ignored, the same number of new tokens on both sides.",
+    "Eager vanilla / generate: our decode loop beside transformers' own, both calling modules as they are. Below 1, our speedups would be "
     "measured from a slow baseline.",
-    "Prompt lookup: the same draft rule in both, so only the loops differ.",
-    "Static vanilla: the static back end without any drafting: fixed shapes and compiled layers; on a CPU packed weights, on CUDA captured "
-    "graphs.",
-    "Outside decoding: 1 \N{MINUS SIGN} decoding / wall-clock of a measured run, question by question.",
+    "Prompt lookup: both have the same draft rule, so only the loops differ.",
+    "Static vanilla: the static back end without any drafting: fixed shapes and compiled layers, with packed weights on a CPU and captured "
+    "graphs on CUDA.",
+    "Outside decoding: 1 \N{MINUS SIGN} decoding / wall-clock time of a measured run, question by question.",
 )
-ROUNDS = (
-    "A round is draft, verify and commit of one decode step, its median over all rounds of several answers; random weights accept next to "
-    "nothing, so this is pure overhead and cost. The target is a Llama 384 wide (intermediate 1024, 6 heads, vocabulary 2000; 12.2 M "
-    "parameters with 6 layers). EAGLE-2's drafter runs all five levels, though its guesses are so even that the kept trees are shallow.",
-    "Floors: the cost model's limit (weights and cache at the measured copy bandwidth, or products at the measured matrix rate, whichever "
-    "is slower) of what drafting calls and of verifying the tree; the share is both floors over the round.",
-    "Reference: Spec-Bench's code for Medusa (6 layers) and EAGLE-3 (8 layers), fp32, two threads, measured on another machine; wanted is "
-    "half of it.",
+STEPS = (
+    "A step is draft, verify and commit; its time is the median over all steps of several answers. Random weights are accepted almost "
+    "never, so this is pure cost. The target is a Llama 384 wide (intermediate 1024, 6 heads, vocabulary 2000; 12.2 M parameters with 6 "
+    "layers). EAGLE-2's drafter runs all five levels, but its guesses are so even that the kept trees are shallow.",
+    "Floors: the cost model's limits of the drafting calls and of verifying the tree (weights and cache at the measured copy bandwidth, or "
+    "products at the measured matrix rate, whichever is slower). The share is both floors over the step.",
+    "Reference: Spec-Bench's code for Medusa (6 layers) and EAGLE-3 (8 layers), fp32, two threads, measured on another machine. The bound "
+    "is half of it.",
 )
 OPS = (
-    "One more answer of each under the torch profiler, after everything that is timed; milliseconds a round with the calls a round in "
-    "brackets. The profiler slows small ops most, and what Python does between ops is no op's.",
+    "One more answer of each under the torch profiler, after everything that is timed: milliseconds a step, calls a step in brackets. The "
+    "profiler slows small ops most, and Python's time between ops belongs to no op.",
 )
-RATIOS = ("V(n) is the time of verifying a tree of n nodes over that of a plain step, on the same back end: medians of scoring alone.",)
+RATIOS = ("V(n) is the time of verifying a tree of n nodes, root included, over that of a plain step on the same back end: medians.",)
 
 
-def tables(
-    findings: Sequence[Finding], times: Sequence[RoundTime], verified: Sequence[VerifyRatio]
-) -> list[tuple[TextTable, Sequence[str]]]:
-    """What was measured, each with what a reader must know of it."""
+def tables(benchmark: Benchmark) -> list[tuple[TextTable, Sequence[str]]]:
+    """Return the tables that have rows, each with notes on how to read it."""
     explained = [
-        (finding.table(findings), FINDINGS),
-        (rounds.table(times), ROUNDS),
-        (rounds.ops_table(times), OPS),
-        (ratios.table(verified), RATIOS),
+        (findings_table(benchmark.findings), FINDINGS),
+        (steps_table(benchmark.steps), STEPS),
+        (ops_table(benchmark.steps), OPS),
+        (verify_table(benchmark.verified), RATIOS),
     ]
-    return [(table, meaning) for table, meaning in explained if table.rows]
+    return [(table, notes) for table, notes in explained if table.rows]
 
 
-def misses(findings: Sequence[Finding], times: Sequence[RoundTime]) -> list[str]:
-    """One line for each bound that was not kept, with what the time went to where that is known."""
-    lines = [
-        f"{each.what}: {median} where {wanted} was wanted"
-        for each in findings
-        if each.verdict == MISSED
-        for _, median, _, _, wanted, *_ in [each.cells()]
-    ]
-    for each in times:
-        if each.verdict == MISSED:
-            draft, verify, commit = (1e3 * each.part_s(part) for part in rounds.PARTS)
-            lines.append(
-                f"{each.subject.what}, {each.subject.layers} layers, {each.dtype}, {each.backend}: {1e3 * each.quartiles.median:.2f} ms "
-                f"where {1e3 * each.subject.wanted_s:.2f} was wanted; draft {draft:.2f} (floor {1e3 * each.draft_floor_s:.2f}), verify "
-                f"{verify:.2f} (floor {1e3 * each.verify_floor_s:.2f}), commit {commit:.2f}"
-                + (f"; most of {each.furthest}: {rounds.ops(each.split, each.furthest)}" if each.split else "")
-            )
-    return lines
+def misses(benchmark: Benchmark) -> list[str]:
+    """Return one line for each bound that was missed, with the slowest ops where they are known."""
+    missed = [finding for finding in benchmark.findings if finding.verdict == MISSED]
+    lines = [f"{finding.what}: {finding.median} where {finding.bound} was wanted" for finding in missed]
+    return lines + [_missed_step(times) for times in benchmark.steps if times.verdict == MISSED]
 
 
-def write(conditions: str, findings: Sequence[Finding], times: Sequence[RoundTime], verified: Sequence[VerifyRatio], out: Path) -> None:
-    """``bench.md`` and ``bench.csv`` of what was measured. Raises UserError where they cannot be written."""
-    rows = [*(each.row() for each in findings), *(each.row() for each in times), *(row for each in verified for row in each.rows())]
-    with whole(out / "bench.csv") as file:
-        pd.DataFrame(rows).to_csv(file, index=False, float_format="%.5g")
-    missed = misses(findings, times)
+def _missed_step(times: StepTimes) -> str:
+    draft, verify, commit = (ms(times.part_s(part)) for part in PARTS)
+    slowest = f"; most of {times.furthest}: {slowest_ops(times.split, times.furthest)}" if times.split else ""
+    return (
+        f"{times.subject.what}, {times.subject.layers} layers, {times.dtype}, {times.backend}: {ms(times.quartiles.median)} ms where "
+        f"{ms(times.subject.wanted_s)} was wanted; draft {draft} (floor {ms(times.draft_floor_s)}), verify {verify} (floor "
+        f"{ms(times.verify_floor_s)}), commit {commit}{slowest}"
+    )
+
+
+def write(benchmark: Benchmark, out: Path) -> None:
+    """Write ``bench.md`` and ``bench.csv``. Raises UserError if they cannot be written."""
+    verified = [row for times in benchmark.verified for row in times.rows()]
+    rows = [*(finding.row() for finding in benchmark.findings), *(times.row() for times in benchmark.steps), *verified]
+    missed = misses(benchmark)
     blocks: list[Block] = [
-        Heading(1, "Benchmark of the harness"),
-        *(Paragraph(line) for line in conditions.splitlines()),
+        *title_blocks("Benchmark of the harness", benchmark.sentence, benchmark.conditions.note),
         *([Paragraph("Missed:"), Bullets(missed)] if missed else [Paragraph("Every bound was kept.")]),
     ]
-    for table, meaning in tables(findings, times, verified):
-        blocks += [table, Bullets(meaning)]
-    with whole(out / "bench.md") as file:
-        file.write_text(markdown.render(blocks, out), encoding="utf-8")
+    for table, notes in tables(benchmark):
+        blocks += [table, Bullets(notes)]
+    write_report(out, "bench", blocks, pd.DataFrame(rows))

@@ -1,1 +1,1 @@
-"""``specbench profile``: where the wall-clock of a round goes, under the torch profiler and apart from any timed run."""
+"""`specbench profile`: the parts of a step's time, by the torch profiler."""

@@ -7,97 +7,88 @@ from typing import Any
 
 import pandas as pd
 
-from specbench.report import markdown
-from specbench.report.blocks import Block, Bullets, Heading, Paragraph
-from specbench.store.manifest import RunManifest
-from specbench.studies.profiling.run import Profile
+from specbench.report.blocks import Block, Bullets
+from specbench.studies.base import ms, table, title_blocks, write_report
+from specbench.studies.profiling.run import ArmProfile, Profile
 from specbench.studies.profiling.split import PHASES, TOP_OPS
-from specbench.util.files import whole
 from specbench.util.table import NONE, TextTable, number, percent
 
 HOW = (
-    "Rounds only: prefill is left out. Draft, verify and commit lie where the decode loop's clock has them; acceptance belongs to verify, "
-    "the host's read of a round to commit.",
-    "On a CPU the parts are time inside torch's ops; host is time inside none: Python and the loop. On CUDA they are time in which the "
-    "device runs what the part launched; launch gaps and host are time in which it runs nothing, with the host inside an op or a CUDA "
+    "Only steps are counted, prefill is left out. Draft, verify and commit begin and end where the decode loop's clock has them: "
+    "acceptance belongs to verify, the host's read of a step's tokens to commit.",
+    "On a CPU the phases are time inside torch's ops, and host is time outside any op: Python and the loop. On CUDA they are time in which "
+    "the device runs what the phase launched. Launch gaps and host are time in which it runs nothing: the host is inside an op or a CUDA "
     "call, or inside neither.",
-    "The profiler slows what it watches, small ops most: the shares lean towards parts of many small ops, and host. Milliseconds without "
-    "it are of the same answers just before.",
-    "Host reads: on CUDA copies from the device, and beside them calls that wait for it. On a CPU reads of single values, which wait for "
-    "nothing; there a tolist leaves no trace, and the loop's one read a round is of that kind.",
+    "The profiler slows what it observes, small ops most, so phases of many small ops and host look larger than they are. Ms a step is "
+    "measured without the profiler, on the same answers just before.",
+    "Reads: copies from the device to the host on CUDA, beside calls that wait for the device. On a CPU they are reads of single values, "
+    "which wait for nothing; a tolist, as the loop's one read a step, leaves no trace there.",
 )
 
 
-def write(found: Sequence[Profile], manifest: RunManifest, out: Path) -> None:
-    """``profile.md`` and ``profile.csv``. Raises UserError where they cannot be written."""
-    with whole(out / "profile.csv") as file:
-        frame(found).to_csv(file, index=False, float_format="%.6g")
-    with whole(out / "profile.md") as file:
-        file.write_text(markdown.render(blocks(found, manifest), out), encoding="utf-8")
+def write(profile: Profile, out: Path) -> None:
+    """Write ``profile.md`` and ``profile.csv``. Raises UserError if they cannot be written."""
+    write_report(out, "profile", blocks(profile), frame(profile.arms))
 
 
-def blocks(found: Sequence[Profile], manifest: RunManifest) -> list[Block]:
-    note = manifest.target["note"]
+def blocks(profile: Profile) -> list[Block]:
+    """Return the report's blocks."""
+    traces = [f"{arm.title}: {arm.trace.name} opens in ui.perfetto.dev or chrome://tracing" for arm in profile.arms]
     return [
-        Heading(1, f"Profile of {manifest.settings.target}"),
-        Paragraph(conditions(manifest)),
-        *([Paragraph(note, warning=True)] if note else []),
-        split_table(found),
+        *title_blocks(f"Profile of {profile.conditions.target}", profile.sentence, profile.conditions.note),
+        split_table(profile.arms),
         Bullets(HOW),
-        *(table for each in found for table in ops_tables(each)),
-        Bullets([f"{each.title}: {each.trace.name} opens in ui.perfetto.dev or chrome://tracing" for each in found]),
+        *(ops for arm in profile.arms for ops in ops_tables(arm)),
+        Bullets(traces),
     ]
 
 
-def conditions(manifest: RunManifest) -> str:
-    settings, where = manifest.settings, manifest.environment
-    processor = where["gpu"] or f"{where['cpu']}, {where['threads']} threads"
-    return (
-        f"{settings.target}, {settings.dtype}, back end {settings.backend}, {processor}, torch {where['torch']}; suite {settings.suite}, "
-        f"{sum(manifest.categories.values())} questions, first turns, {settings.max_new_tokens} new tokens, greedy"
-    )
+def split_table(arms: Sequence[ArmProfile]) -> TextTable:
+    """Return the table of the parts of a step's time, one row an arm."""
+    rows = []
+    for arm in arms:
+        split = arm.split
+        row = {"Method": arm.title, "Steps": str(split.steps), "Ms a step": ms(arm.plain_s), "Profiled": ms(split.wall / split.steps)}
+        row |= {phase.capitalize(): percent(split.busy[phase] / split.wall) for phase in PHASES}
+        row["Launch gaps"] = NONE if isnan(split.gaps) else percent(split.gaps / split.wall)
+        row["Host"] = percent(split.host / split.wall)
+        row["Reads a step"] = number(split.reads / split.steps, 1)
+        row["Waits"] = NONE if split.waits is None else number(split.waits / split.steps, 1)
+        rows.append(row)
+    return table("Where the time of a step goes", rows)
 
 
-def split_table(found: Sequence[Profile]) -> TextTable:
-    headers = ["Method", "Rounds", "Ms a round", "profiled", "Draft", "Verify", "Commit", "Launch gaps", "Host", "Reads a round", "Waits"]
-    return TextTable("Where the wall-clock of a round goes", headers, [_cells(each) for each in found])
-
-
-def ops_tables(each: Profile) -> list[TextTable]:
-    found = []
-    for phase, costs in each.split.ops.items():
-        rows = [[cost.name, number(1e3 * cost.seconds / each.split.rounds, 3), number(cost.calls / each.split.rounds, 1)] for cost in costs]
+def ops_tables(arm: ArmProfile) -> list[TextTable]:
+    """Return a table of the slowest ops for each phase that has any."""
+    tables = []
+    for phase, ops in arm.split.ops.items():
+        rows = [
+            {"Op": op.name, "Ms a step": ms(op.seconds / arm.split.steps, 3), "Calls a step": number(op.calls / arm.split.steps, 1)}
+            for op in ops
+        ]
         if rows:
-            found.append(
-                TextTable(f"{each.title}, {phase}: the {TOP_OPS} that take most time", ["Op", "Ms a round", "Calls a round"], rows)
-            )
-    return found
+            tables.append(table(f"{arm.title}, {phase}: the {TOP_OPS} ops that take most time", rows))
+    return tables
 
 
-def frame(found: Sequence[Profile]) -> pd.DataFrame:
-    """One row a part of each method's round (``op`` empty) and one an op; milliseconds, share of the wall-clock, calls a round."""
-    return pd.DataFrame([row for each in found for row in _rows(each)])
+def frame(arms: Sequence[ArmProfile]) -> pd.DataFrame:
+    """Return one row for each part of each arm's step (``op`` is empty) and one for each op.
+
+    Columns: milliseconds a step, share of the wall-clock time, calls a step.
+    """
+    return pd.DataFrame([row for arm in arms for row in _rows(arm)])
 
 
-def _rows(each: Profile) -> Iterator[dict[str, Any]]:
-    split = each.split
-    parts = {**split.busy, "launch gaps": split.gaps, "host": split.host, "round": split.wall}
+def _rows(arm: ArmProfile) -> Iterator[dict[str, Any]]:
+    split = arm.split
+    parts = {**split.busy, "launch gaps": split.gaps, "host": split.host, "step": split.wall}
     counts = {"host reads": split.reads, "waits": split.waits}
     for part, seconds in parts.items():
-        yield {"method": each.arm, "part": part, "op": "", "ms": 1e3 * seconds / split.rounds, "share": seconds / split.wall}
-    yield {"method": each.arm, "part": "round without profiler", "op": "", "ms": 1e3 * each.plain_s}
+        yield {"arm": arm.arm, "part": part, "op": "", "ms": 1e3 * seconds / split.steps, "share": seconds / split.wall}
+    yield {"arm": arm.arm, "part": "step without profiler", "op": "", "ms": 1e3 * arm.plain_s}
     for part, count in counts.items():
-        yield {"method": each.arm, "part": part, "op": "", "calls": None if count is None else count / split.rounds}
+        yield {"arm": arm.arm, "part": part, "op": "", "calls": None if count is None else count / split.steps}
     for part in PHASES:
         for op in split.ops[part]:
-            facts = {"ms": 1e3 * op.seconds / split.rounds, "share": op.seconds / split.wall, "calls": op.calls / split.rounds}
-            yield {"method": each.arm, "part": part, "op": op.name, **facts}
-
-
-def _cells(each: Profile) -> list[str]:
-    split = each.split
-    times = [number(1e3 * each.plain_s), number(1e3 * split.wall / split.rounds)]
-    gaps = NONE if isnan(split.gaps) else percent(split.gaps / split.wall)
-    shares = [*(percent(split.busy[phase] / split.wall) for phase in PHASES), gaps, percent(split.host / split.wall)]
-    waits = NONE if split.waits is None else number(split.waits / split.rounds, 1)
-    return [each.title, str(split.rounds), *times, *shares, number(split.reads / split.rounds, 1), waits]
+            numbers = {"ms": 1e3 * op.seconds / split.steps, "share": op.seconds / split.wall, "calls": op.calls / split.steps}
+            yield {"arm": arm.arm, "part": part, "op": op.name, **numbers}

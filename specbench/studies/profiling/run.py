@@ -1,27 +1,29 @@
-"""Profiles arms: each answers one question of every category, first as it is, then under the torch profiler."""
+"""The profiling of arms: each answers one question of every category, first without and then under the torch profiler."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from methods.core.acceptance import Sampling
-from methods.core.clock import clock_for
-from methods.core.decode import StepTrace, decode
-from specbench.engines.own import Arm
-from specbench.measure import runner
-from specbench.measure.session import Session
+from methods.core.errors import UserError
+from specbench.config.options import RunConfig
+from specbench.engines.own import OwnEngine
+from specbench.engines.registry import refuse_engines
+from specbench.measure import measurer
+from specbench.measure.session import Session, prepare
+from specbench.studies.base import Conditions, decoded, first_prompts
 from specbench.studies.profiling import trace
-from specbench.studies.profiling.labels import ANSWER, LabelledDrafter, labelled
+from specbench.studies.profiling.labels import ANSWER, labelled
 from specbench.studies.profiling.split import Split, split
-from specbench.util.files import folder, whole
+from specbench.util.files import atomic_write, make_folder
 
 
 @dataclass(frozen=True)
-class Profile:
-    """One arm's rounds; ``plain_s`` is a round without the profiler, which slows what it watches."""
+class ArmProfile:
+    """One arm's steps; ``plain_s`` is a step without the profiler, which slows what it observes."""
 
     arm: str
     title: str
@@ -30,40 +32,58 @@ class Profile:
     trace: Path
 
 
-def run(session: Session, out: Path, console: Console) -> list[Profile]:
-    """Each arm's profile; traces go to ``out``. Raises UserError where they cannot be written."""
-    folder(out)
-    console.print(f"making {len(session.arms)} arms ready", markup=False)
-    runner.warm_up(session, console)
-    asked = [session.chat.encode(question.turns[:1], []) for question in session.suite.questions]
-    return [_profile(session, arm, asked, out, console) for arm in session.arms]
+@dataclass(frozen=True)
+class Profile:
+    """The profiles of a session's arms, and their conditions in one line."""
+
+    conditions: Conditions
+    sentence: str
+    arms: Sequence[ArmProfile]
 
 
-def _profile(session: Session, arm: Arm, asked: Sequence[list[int]], out: Path, console: Console) -> Profile:
-    console.print(f"profiling {arm.name}", markup=False)
-    sampling = Sampling(session.manifest.settings.max_new_tokens, stop_ids=session.stop_ids)
-    plain = [step for prompt in asked for step in _answer(arm, prompt, sampling)]
-    path = out / f"trace-{arm.name.replace(':', '-').replace('=', '-').replace(',', '-')}.json.gz"
-    found = traced(arm, asked, sampling, path)
-    seconds = sum(step.draft_s + step.verify_s + step.commit_s for step in plain)
-    facts = session.manifest.methods[arm.name]
-    return Profile(arm.name, facts.title, found, seconds / len(plain), path)
+def prepared(config: RunConfig) -> Session:
+    """Return a session with the first question of each category.
+
+    Raises UserError for another engine, for answers without a step, and for whatever ``prepare`` refuses.
+    """
+    refuse_engines(config.methods, "profile")
+    if config.max_new_tokens < 2:
+        raise UserError(f"--max-new-tokens is {config.max_new_tokens}; it must be at least 2: the first token takes no step")
+    return prepare(replace(config, limit=1))
 
 
-def traced(arm: Arm, asked: Sequence[list[int]], sampling: Sampling, path: Path) -> Split:
-    """What the arm's answers spend their rounds on; ``path`` gets the Chrome trace, gzipped."""
-    watched = arm._replace(target=labelled(arm.target), drafter=LabelledDrafter(arm.drafter))
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if arm.target.device.type == "cuda" else [])]
+def run(session: Session, out: Path, console: Console) -> Profile:
+    """Profile every arm and write its trace to ``out``. Raises UserError if that cannot be written."""
+    make_folder(out)
+    console.print(f"preparing {len(session.own)} arms: compiling kernels and warming up", markup=False)
+    measurer.warm_up(session, console)
+    prompts = first_prompts(session.chat, session.suite.questions)
+    arms = [_profile(session, engine, prompts, out, console) for engine in session.own]
+
+    settings, conditions = session.manifest.settings, Conditions.of_run(session.manifest)
+    questions = f"suite {settings.suite}, {len(prompts)} questions, first turns"
+    return Profile(conditions, conditions.sentence(questions, f"{settings.max_new_tokens} new tokens, greedy"), arms)
+
+
+def traced(engine: OwnEngine, prompts: Sequence[list[int]], sampling: Sampling, path: Path) -> Split:
+    """Return how an engine's answers spend the time of their steps; write the gzipped Chrome trace to ``path``."""
+    watched = labelled(engine)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if engine.target.device.type == "cuda" else [])]
     with profile(activities=kinds) as profiler:
-        for prompt in asked:
+        for prompt in prompts:
             with record_function(ANSWER):
-                _answer(watched, prompt, sampling)
-    with whole(path) as partial:
-        packed = partial.with_name(f"{path.name}.partial.gz")  # the profiler packs what is named so
+                decoded(watched, prompt, sampling)
+    with atomic_write(path) as partial:
+        packed = partial.with_name(f"{path.name}.partial.gz")  # the profiler compresses files whose names end with .gz
         profiler.export_chrome_trace(str(packed))
         packed.replace(partial)
     return split(trace.read(path))
 
 
-def _answer(arm: Arm, prompt: list[int], sampling: Sampling) -> list[StepTrace]:
-    return decode(arm.target, arm.drafter, arm.accept, prompt, sampling, clock_for(arm.target.device)).steps
+def _profile(session: Session, engine: OwnEngine, prompts: Sequence[list[int]], out: Path, console: Console) -> ArmProfile:
+    console.print(f"profiling {engine.name}", markup=False)
+    sampling = Sampling(session.manifest.settings.max_new_tokens, stop_ids=session.stop_ids)
+    plain = [step.total_s for prompt in prompts for step in decoded(engine, prompt, sampling).steps]
+    path = out / f"trace-{engine.name.replace(':', '-').replace('=', '-').replace(',', '-')}.json.gz"
+    profiled = traced(engine, prompts, sampling, path)
+    return ArmProfile(engine.name, session.manifest.arms[engine.name].title, profiled, sum(plain) / len(plain), path)

@@ -1,4 +1,4 @@
-"""A Chrome trace of the torch profiler as plain intervals. Times in seconds."""
+"""A Chrome trace of the torch profiler, read as plain intervals. Times are in seconds."""
 
 import gzip
 import json
@@ -14,30 +14,33 @@ LABELS = {"user_annotation"}
 COMPILED = "CompiledFxGraph"
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
+    """One interval of a trace."""
+
     name: str
     start: float
     end: float
-    correlation: int  # what links a call to the kernels it launched; -1 where there is none
+    correlation: int  # links a call to the kernels it launched; -1: none
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Events by kind, each kind in the order of their starts; those on the host are of the thread that decodes."""
+    """A trace's events by kind, each kind in order of start. Host events are those of the thread that decodes."""
 
-    labels: list[Event]
-    ops: list[Event]
-    calls: list[Event]
-    device: list[Event]
+    labels: list[TraceEvent]
+    ops: list[TraceEvent]
+    calls: list[TraceEvent]
+    device: list[TraceEvent]
 
 
 def read(path: Path) -> Trace:
-    """Of a gzipped trace with at least one label."""
+    """Read a gzipped trace that has at least one label."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        return of(json.load(file)["traceEvents"])
+        return from_rows(json.load(file)["traceEvents"])
 
 
-def of(rows: Iterable[dict[str, Any]]) -> Trace:
+def from_rows(rows: Iterable[dict[str, Any]]) -> Trace:
+    """Return the trace of ``traceEvents`` that hold at least one label."""
     whole = [row for row in rows if row.get("ph") == "X"]
     thread = next(row["tid"] for row in whole if row.get("cat") in LABELS)
     here = [row for row in whole if row["tid"] == thread]
@@ -45,13 +48,13 @@ def of(rows: Iterable[dict[str, Any]]) -> Trace:
     return Trace(_events(here, LABELS), _events(here, OPS), _events(here, CALLS), _events(on_device, ON_DEVICE))
 
 
-def _events(rows: Iterable[dict[str, Any]], kinds: set[str]) -> list[Event]:
+def _events(rows: Iterable[dict[str, Any]], kinds: set[str]) -> list[TraceEvent]:
     return sorted(_of_kind(rows, kinds), key=lambda event: (event.start, -event.end))
 
 
-def _of_kind(rows: Iterable[dict[str, Any]], kinds: set[str]) -> Iterator[Event]:
+def _of_kind(rows: Iterable[dict[str, Any]], kinds: set[str]) -> Iterator[TraceEvent]:
     for row in rows:
         if row.get("cat") in kinds:
             start = row["ts"] / 1e6
-            name = COMPILED if COMPILED in row["name"] else row["name"]  # without the hash, which differs from graph to graph
-            yield Event(name, start, start + row["dur"] / 1e6, row.get("args", {}).get("correlation", -1))
+            name = COMPILED if COMPILED in row["name"] else row["name"]  # without its hash, so that graphs are counted together
+            yield TraceEvent(name, start, start + row["dur"] / 1e6, row.get("args", {}).get("correlation", -1))

@@ -1,4 +1,4 @@
-"""Measures a device at its best, and what trees and rounds take on it: medians over many repeats, after a warm-up."""
+"""Measurement of a device's best rates, and of the times of trees and steps on it: medians over many repeats, after a warm-up."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,30 +6,32 @@ from statistics import median
 
 import torch
 
-from methods.core.acceptance import AcceptanceRule, Sampling
+from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
-from methods.core.decode import Drafter, StepTrace, decode
+from methods.core.decode import StepTrace
 from methods.core.target import Target
 from methods.core.tree import DraftTree
+from specbench.engines.own import OwnEngine
+from specbench.studies.base import decoded
 from specbench.studies.roofline.cost import Device
 
-COPIED = 512 * 2**20  # bytes: beyond any last-level cache that a core of a common machine can reach
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the multiplied matrices
+COPIED = 512 * 2**20  # bytes: larger than any last-level cache that a core of a common machine can reach
+SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the multiplied matrices
 BEST_OF = 7
-WARMUP = 3  # calls of each size: compilers and captures run in the first, allocators settle in the next
-IN_A_ROW = 4  # calls of one size, the first of which finds the caches full of another and does not count
-PASSES = (3, 25)  # over all sizes, at least and at most
-BUDGET_S = 30.0  # for the passes beyond the least
-SETTLING = 4  # rounds at the start of a text that are left out
+WARMUP = 3  # calls of each tree size: compilers and captures run in the first, allocators settle in the next
+IN_A_ROW = 4  # calls of one tree size; the first finds the caches full of another size and is not counted
+PASSES = (3, 25)  # least and most passes over all tree sizes
+BUDGET_S = 30.0  # seconds after which no further pass begins
+SETTLING = 4  # steps at the start of an answer that are left out
 
 
 def device_numbers(device: torch.device, dtype: torch.dtype) -> Device:
-    """The best of a few large copies (bytes read and written) and of a few large matrix products."""
+    """Return the best rates of a few large copies (bytes read and written) and a few large matrix products."""
     return Device(_bandwidth(device), _rate(device, dtype))
 
 
 def laps(call: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of ``repeats`` calls in a row; on CUDA between events that are read once, after the last."""
+    """Return the seconds of each of ``repeats`` calls in a row; on CUDA from events that are read after the last."""
     clock = clock_for(device)
     clock.mark()
     for _ in range(repeats):
@@ -39,44 +41,46 @@ def laps(call: Callable[[], object], repeats: int, device: torch.device) -> list
 
 
 @torch.inference_mode()
-def curve(target: Target, sizes: Sequence[int], past: int) -> dict[int, float]:
-    """T(n), seconds by n: the target scores a tree of n nodes after ``past`` committed tokens; 1 is a plain step.
+def curve(target: Target, tree_sizes: Sequence[int], past: int) -> dict[int, float]:
+    """Return T(n): the seconds of scoring a tree of n nodes, root included, after ``past`` committed tokens.
 
-    Sizes take turns, so that drift of the machine hits them alike. The trees are binary; the cost does not depend on that.
+    T(1) is a plain step. Sizes take turns, so that drift of the machine affects them alike. The trees
+    are binary; the time does not depend on their shape.
     """
     target.prefill(filler(past, target.config.vocab_size))
-    trees = {nodes: binary_tree(nodes, target.device) for nodes in sizes}
+    trees = {size: binary_tree(size, target.device) for size in tree_sizes}
     for tree in trees.values():
         laps(partial(target.score, tree, past), WARMUP, target.device)
-    found: dict[int, list[float]] = {nodes: [] for nodes in sizes}
+
+    times: dict[int, list[float]] = {size: [] for size in tree_sizes}
     fewest, passes, spent = *PASSES, 0.0
     for done in range(passes):
         if done >= fewest and spent > BUDGET_S:
             break
-        for nodes, tree in trees.items():
-            each = laps(partial(target.score, tree, past), IN_A_ROW, target.device)
-            found[nodes] += each[1:]
-            spent += sum(each)
-    return {nodes: median(seconds) for nodes, seconds in found.items()}
+        for size, tree in trees.items():
+            seconds = laps(partial(target.score, tree, past), IN_A_ROW, target.device)
+            times[size] += seconds[1:]
+            spent += sum(seconds)
+    return {size: median(seconds) for size, seconds in times.items()}
 
 
-def rounds(target: Target, drafter: Drafter, accept: AcceptanceRule, prompt: list[int], new_tokens: int) -> list[StepTrace]:
-    """The rounds of one greedy answer without its first few: what drafting, verifying and committing take in the steady state."""
-    result = decode(target, drafter, accept, prompt, Sampling(new_tokens), clock_for(target.device))
-    return result.steps[SETTLING:]
+def steps(engine: OwnEngine, prompt: list[int], new_tokens: int) -> list[StepTrace]:
+    """Return the steps of one greedy answer without the first few, so that their times are of the steady state."""
+    return decoded(engine, prompt, Sampling(new_tokens)).steps[SETTLING:]
 
 
 def filler(tokens: int, vocab: int) -> list[int]:
-    """A prompt of that length for timings that no token's value can change."""
+    """Return a prompt of that length, for times that do not depend on the values of tokens."""
     return [(7 * i + 3) % vocab for i in range(tokens)]
 
 
-def binary_tree(nodes: int, device: torch.device) -> DraftTree:
-    return DraftTree.of(list(range(nodes)), (-1, *((i - 1) // 2 for i in range(1, nodes))), device)
+def binary_tree(tree_size: int, device: torch.device) -> DraftTree:
+    """Return a binary draft tree of ``tree_size`` nodes, root included."""
+    return DraftTree.of(list(range(tree_size)), (-1, *((i - 1) // 2 for i in range(1, tree_size))), device)
 
 
 def _bandwidth(device: torch.device) -> float:
-    # Of zeros no page may be there yet: reading them would read one page of the system's, from cache.
+    # Not zeros: their pages may not exist yet, and reading them would read one page of the system's, from cache.
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     copy.copy_(source)
@@ -86,7 +90,7 @@ def _bandwidth(device: torch.device) -> float:
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
     side = SIDE[device.type]
     rng = torch.Generator(device).manual_seed(0)
-    # Of constants a GPU flips so few bits that it clocks higher than on any model.
+    # Not constants: on them a GPU flips so few bits that it clocks higher than on any model.
     a, b = (torch.randn(side, side, dtype=dtype, device=device, generator=rng) for _ in range(2))
     product = torch.empty_like(a)
     torch.mm(a, b, out=product)

@@ -1,25 +1,24 @@
-"""A roofline as files: JSON with everything, CSV with the rows, Markdown to read, and the figure."""
+"""A roofline as files: JSON with everything, CSV with the rows, Markdown, and the figure."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from specbench.report import markdown
-from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph
+from specbench.report.blocks import Block, Bullets, Figure
+from specbench.studies.base import ms, table, title_blocks, write_json, write_report
 from specbench.studies.roofline import figure
 from specbench.studies.roofline.cost import KNEE
 from specbench.studies.roofline.result import Drafted, Roofline
-from specbench.util.files import whole
 from specbench.util.table import NONE, TextTable, number, percent
 
 HOW = (
-    "The limit is the slower of moving the bytes at the device's copy bandwidth and of doing the arithmetic at its matrix-product rate, "
-    "both measured here. Counted are weights (each once a pass), cached keys and values, and 2 FLOPs a weight and row; not activations, "
-    "logits or launches.",
-    "A drafter's round is counted from the calls of its modules and of the target's head that its method really makes at its tree size, "
-    "each call reading its weights anew; rows that only pad to a fixed size count.",
-    "Seconds are medians over many repeats after a warm-up: of Target.score for trees, of whole answers' rounds for methods. V(n) is a "
-    "tree's T(n) over T(1); R is a method's draft, verify and commit over vanilla's.",
+    "Nodes are drafted nodes; a tree's size n counts the root too. T(n) is the time to score a tree of size n, V(n) = T(n) / T(1). The "
+    "step cost R is a method's whole step (draft, verify, commit) over vanilla's.",
+    "The limit is the slower of two times: moving the bytes at the device's copy bandwidth, and doing the arithmetic at its matrix-product "
+    "rate, both measured here. Bytes and FLOPs count weights (read once a pass), cached keys and values, and 2 FLOPs for each weight and "
+    "row. Activations, logits, and launches are not counted.",
+    "Drafting is counted from the calls of the drafter's modules and of the target's head that the method makes at its tree size. Each "
+    "call reads its weights anew; rows that pad to a fixed size count.",
+    "Times are medians over many repeats after a warm-up: of Target.score for trees, of the steps of whole answers for methods.",
 )
 FAST_READS = (
     "A share above 100 % means that weights were read faster than this device copies: from a last-level cache, or because reading alone "
@@ -27,82 +26,99 @@ FAST_READS = (
 )
 
 
-def write(found: Roofline, out: Path) -> None:
-    """``roofline.json``, ``.md``, ``.csv``, ``.png`` and ``.svg``. Raises UserError where they cannot be written."""
-    with whole(out / "roofline.json") as file:
-        file.write_text(json.dumps(found.json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with whole(out / "roofline.csv") as file:
-        found.frame().to_csv(file, index=False, float_format="%.6g")
-    png = figure.draw(found, out)
-    with whole(out / "roofline.md") as file:
-        file.write_text(markdown.render(blocks(found, png), out), encoding="utf-8")
+def write(roofline: Roofline, folder: Path) -> None:
+    """Write ``roofline.json``, ``.md``, ``.csv``, ``.png`` and ``.svg``. Raises UserError if they cannot be written."""
+    write_json(folder / "roofline.json", roofline.json())
+    png = figure.draw(roofline, folder)
+    write_report(folder, "roofline", blocks(roofline, png), roofline.frame())
 
 
-def blocks(found: Roofline, png: Path) -> list[Block]:
-    remarks = [FAST_READS] if (found.frame()["share_of_limit"] > 1).any() else []
+def blocks(roofline: Roofline, png: Path) -> list[Block]:
+    """Return the report's blocks; ``png`` is the figure."""
+    above_limit = [FAST_READS] if (roofline.frame()["share_of_limit"] > 1).any() else []
     picture = Figure(png, "V(n) and T(n), measured and at the limit", "Two panels: V(n) and T(n) over tree size")
     return [
-        Heading(1, f"Roofline of {found.facts['target']}"),
-        Paragraph(conditions(found)),
-        *([Paragraph(found.facts["note"], warning=True)] if found.facts["note"] else []),
-        Bullets(summary(found)),
-        *tables(found),
+        *title_blocks(f"Roofline of {roofline.conditions.target}", sentence(roofline), roofline.conditions.note),
+        Bullets(summary(roofline)),
+        *tables(roofline),
         picture,
-        Bullets([*HOW, *remarks]),
+        Bullets([*HOW, *above_limit]),
     ]
 
 
-def conditions(found: Roofline) -> str:
-    facts, where = found.facts, found.facts["environment"]
-    threads = "" if where["gpu"] else f", {where['threads']} threads"
-    return (
-        f"{facts['target']} ({facts['parameters'] / 1e6:,.0f} M parameters), {facts['dtype']}, back end {facts['backend']}, "
-        f"{facts['past']} committed tokens; {where['gpu'] or where['cpu']}{threads}, torch {where['torch']}, transformers "
-        f"{where['transformers']}"
-    )
+def sentence(roofline: Roofline) -> str:
+    """Return the conditions in one line."""
+    return roofline.conditions.sentence(f"{roofline.past} committed tokens")
 
 
-def summary(found: Roofline) -> list[str]:
-    bandwidth, rate = found.device
-    plain = found.verified[0]
-    peak = f"{found.peak_bytes / 2**20:,.0f} MiB" if found.peak_bytes else NONE
+def summary(roofline: Roofline) -> list[str]:
+    """Return the main results, one a line."""
+    bandwidth, rate = roofline.device
+    plain = roofline.verified[0]
+    peak = f"{roofline.peak_bytes / 2**20:,.0f} MiB" if roofline.peak_bytes else NONE
+    share = percent(plain.cost.seconds(roofline.device) / plain.seconds)
     return [
-        f"This device copies {bandwidth / 1e9:,.1f} GB/s and multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in {found.facts['dtype']}.",
-        f"A plain step takes {1e3 * plain.seconds:.2f} ms, {percent(plain.cost.seconds(found.device) / plain.seconds)} of the limit.",
-        f"Knee: {found.knee} nodes, the largest measured tree up to which V(n) stays within {KNEE}; at the limit {found.knee_at_limit} "
-        f"of {max(found.limit)}.",
-        f"Loading took {found.load_s:.1f} s, preparing (compiling, capturing, first calls) {found.prepare_s:.1f} s; peak memory {peak}.",
+        f"This device copies {bandwidth / 1e9:,.1f} GB/s and multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
+        f"{roofline.conditions.dtype}.",
+        f"A plain step takes {ms(plain.seconds)} ms, {share} of the limit.",
+        f"Knee: {roofline.knee} nodes, the largest measured tree up to which V(n) stays within {KNEE}; at the limit "
+        f"{roofline.knee_at_limit} of {max(roofline.limit)}.",
+        f"Loading took {roofline.load_s:.1f} s, preparing (compiling, capturing, first calls) {roofline.prepare_s:.1f} s; "
+        f"peak memory {peak}.",
     ]
 
 
-def tables(found: Roofline) -> list[TextTable]:
-    return [_trees(found), _methods(found)]
+def tables(roofline: Roofline) -> list[TextTable]:
+    """Return the table of trees and the table of methods."""
+    return [_trees(roofline), _methods(roofline)]
 
 
-def _trees(found: Roofline) -> TextTable:
-    headers = ["Nodes", "MB", "GFLOP", "Limit ms", "Measured ms", "V(n)", "V(n) at limit", "Share of limit", "Bound by"]
+def _trees(roofline: Roofline) -> TextTable:
     rows = []
-    for each in found.verified:
-        limit = each.cost.seconds(found.device)
-        ratios = [number(each.seconds / found.plain_s), number(limit / found.limit[1])]
-        cells = [number(each.cost.bytes / 1e6, 1), number(each.cost.flops / 1e9), number(1e3 * limit), number(1e3 * each.seconds)]
-        rows.append([str(each.nodes), *cells, *ratios, percent(limit / each.seconds), each.cost.bound(found.device)])
-    return TextTable("Verifying a tree of n nodes", headers, rows)
+    for tree in roofline.verified:
+        limit = tree.cost.seconds(roofline.device)
+        rows.append(
+            {
+                "Nodes": str(tree.nodes),
+                "Tree size n": str(tree.nodes + 1),
+                "MB": number(tree.cost.bytes / 1e6, 1),
+                "GFLOP": number(tree.cost.flops / 1e9),
+                "Limit ms": ms(limit),
+                "Measured ms": ms(tree.seconds),
+                "V(n)": number(tree.seconds / roofline.plain_s),
+                "V(n) at limit": number(limit / roofline.limit[0]),
+                "Share of limit": percent(limit / tree.seconds),
+                "Bound by": tree.cost.bound(roofline.device),
+            }
+        )
+    return table("Verifying a draft tree", rows)
 
 
-def _methods(found: Roofline) -> TextTable:
-    headers = ["Method", "Nodes", "Draft MB", "GFLOP", "Limit ms", "Draft ms", "Share of limit", "Verify ms", "Commit ms", "R"]
-    rows = [[each.title, str(each.nodes), *_draft(each, found), *_rest(each, found)] for each in found.drafted]
-    return TextTable("A round of each method (R: the whole round over vanilla's)", headers, rows)
+def _methods(roofline: Roofline) -> TextTable:
+    rows = [
+        {
+            "Method": drafted.title,
+            "Nodes": str(drafted.nodes),
+            "Tree size": str(drafted.nodes + 1),
+            **_drafting(drafted, roofline),
+            "Verify ms": ms(drafted.verify_s),
+            "Commit ms": ms(drafted.commit_s),
+            "R": number(roofline.step_cost(drafted)),
+        }
+        for drafted in roofline.drafted
+    ]
+    return table("A step of each method (step cost R: the whole step over vanilla's)", rows)
 
 
-def _draft(each: Drafted, found: Roofline) -> Sequence[str]:
-    limit = each.cost.seconds(found.device)
-    if not limit:  # a drafter without a model: nothing to be far from
-        return [NONE, NONE, NONE, number(1e3 * each.draft_s), NONE]
-    counts = [number(each.cost.bytes / 1e6, 1), number(each.cost.flops / 1e9)]
-    return [*counts, number(1e3 * limit), number(1e3 * each.draft_s), percent(limit / each.draft_s)]
-
-
-def _rest(each: Drafted, found: Roofline) -> Sequence[str]:
-    return [number(1e3 * each.verify_s), number(1e3 * each.commit_s), number(found.round_cost(each))]
+def _drafting(drafted: Drafted, roofline: Roofline) -> Mapping[str, str]:
+    limit = drafted.cost.seconds(roofline.device)
+    counted = {"Draft MB": NONE, "GFLOP": NONE, "Limit ms": NONE, "Draft ms": ms(drafted.draft_s), "Share of limit": NONE}
+    if not limit:  # a drafter without a model has no limit
+        return counted
+    return {
+        **counted,
+        "Draft MB": number(drafted.cost.bytes / 1e6, 1),
+        "GFLOP": number(drafted.cost.flops / 1e9),
+        "Limit ms": ms(limit),
+        "Share of limit": percent(limit / drafted.draft_s),
+    }

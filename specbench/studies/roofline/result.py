@@ -1,18 +1,19 @@
-"""What ``specbench roofline`` finds: facts and measurements, and the rows that are derived from them."""
+"""The result of `specbench roofline`: conditions and measurements, and the rows that are derived from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from specbench.studies.base import Conditions
 from specbench.studies.roofline.cost import KNEE, Cost, Device, knee
 
-VERIFY, DRAFT = "verify", "draft"  # what a row is about
+VERIFY, DRAFT = "verify", "draft"  # kinds of rows
 
 
 class Verified(NamedTuple):
-    """Scoring a tree of ``nodes``; 1 is a plain step."""
+    """The time to score a tree of ``nodes`` drafts; 0 is a plain step."""
 
     nodes: int
     cost: Cost
@@ -20,80 +21,90 @@ class Verified(NamedTuple):
 
 
 class Drafted(NamedTuple):
-    """A method's round, medians of seconds; ``cost`` is drafting's alone."""
+    """A method's step, as medians of seconds; ``cost`` is of drafting alone."""
 
-    method: str
+    arm: str
     title: str
-    nodes: int  # of its tree, root included
+    nodes: int  # drafts of its tree
     cost: Cost
     draft_s: float
     verify_s: float
     commit_s: float
 
     @property
-    def round_s(self) -> float:
+    def step_s(self) -> float:
+        """The seconds of the whole step."""
         return self.draft_s + self.verify_s + self.commit_s
 
 
 @dataclass(frozen=True)
 class Roofline:
-    facts: dict[str, Any]  # target, its note and parameters, dtype, device, backend, past, environment, git, argv, created
+    """The measurements of one target on one back end, and the device's limit for each."""
+
+    conditions: Conditions
+    past: int  # committed tokens before the trees
     device: Device
-    verified: Sequence[Verified]  # 1 node first
+    verified: Sequence[Verified]  # the plain step first
     drafted: Sequence[Drafted]  # vanilla first
-    limit: dict[int, float]  # the cost model's T(n) in seconds, for every n up to the largest measured
+    limit: dict[int, float]  # the cost model's seconds by drafted nodes, from 0 to the most measured
     load_s: float  # until the target and its drafters were in memory
-    prepare_s: float  # until everything had run once: compiling and capturing, where the back end does
+    prepare_s: float  # until everything had run once; includes compiling and capturing
     peak_bytes: int
 
     @property
     def plain_s(self) -> float:
+        """The seconds of scoring the root alone: T(1)."""
         return self.verified[0].seconds
 
-    def round_cost(self, each: Drafted) -> float:
-        """R, as ``metrics.round_cost`` has it: a whole round over vanilla's whole round."""
-        return each.round_s / self.drafted[0].round_s
+    def step_cost(self, drafted: Drafted) -> float:
+        """Return the step cost R: a method's whole step over vanilla's."""
+        return drafted.step_s / self.drafted[0].step_s
 
     @property
     def knee(self) -> int:
-        return knee({each.nodes: each.seconds / self.plain_s for each in self.verified})
+        """The most drafted nodes that are verified nearly for free, as measured."""
+        return knee({tree.nodes: tree.seconds / self.plain_s for tree in self.verified})
 
     @property
     def knee_at_limit(self) -> int:
-        return knee({nodes: seconds / self.limit[1] for nodes, seconds in self.limit.items()})
+        """The most drafted nodes that are verified nearly for free, by the cost model."""
+        return knee({nodes: seconds / self.limit[0] for nodes, seconds in self.limit.items()})
 
     def frame(self) -> pd.DataFrame:
-        """One row a tree size and one a drafter; V(n) of trees, and the round's cost R of methods."""
+        """Return one row for each tree, with V(n), and one for each method, with the step cost R."""
         rows = [
             {
                 "what": VERIFY,
-                "method": "",
-                "nodes": each.nodes,
-                **self._against_limit(each.cost, each.seconds),
-                "v": each.seconds / self.plain_s,
-                "v_predicted": each.cost.seconds(self.device) / self.limit[1],
+                "arm": "",
+                "nodes": tree.nodes,
+                "tree_size": tree.nodes + 1,
+                **self._against_limit(tree.cost, tree.seconds),
+                "v": tree.seconds / self.plain_s,
+                "v_predicted": tree.cost.seconds(self.device) / self.limit[0],
             }
-            for each in self.verified
+            for tree in self.verified
         ]
         rows += [
             {
                 "what": DRAFT,
-                "method": each.method,
-                "nodes": each.nodes,
-                **self._against_limit(each.cost, each.draft_s),
-                "verify_ms": 1e3 * each.verify_s,
-                "commit_ms": 1e3 * each.commit_s,
-                "round_cost": self.round_cost(each),
+                "arm": drafted.arm,
+                "nodes": drafted.nodes,
+                "tree_size": drafted.nodes + 1,
+                **self._against_limit(drafted.cost, drafted.draft_s),
+                "verify_ms": 1e3 * drafted.verify_s,
+                "commit_ms": 1e3 * drafted.commit_s,
+                "step_cost": self.step_cost(drafted),
             }
-            for each in self.drafted
+            for drafted in self.drafted
         ]
         return pd.DataFrame(rows)
 
     def json(self) -> dict[str, Any]:
-        """Everything, derived rows included; what a row lacks is null."""
+        """Return everything, derived rows included; what a row lacks is null."""
         frame = self.frame().astype(object)
         return {
-            **self.facts,
+            **asdict(self.conditions),
+            "past": self.past,
             "limits": self.device._asdict(),
             "knee": {"at_most": KNEE, "nodes": self.knee, "nodes_at_limit": self.knee_at_limit},
             "load_s": self.load_s,

@@ -1,1 +1,1 @@
-"""``specbench scale``: one method set over the cost-matched targets, smallest first: what grows with the target and what does not."""
+"""`specbench scale`: the same methods on the cost-matched targets, smallest first, to see what changes with the target's size."""

@@ -1,4 +1,4 @@
-"""The sweep's figure: R, V(n) and decode speedup over the target's size, measured points beside the cost model's curves."""
+"""The figure of a sweep: R, V(n) and decode speedup over the target's size, measured points beside the cost model's curves."""
 
 from pathlib import Path
 
@@ -13,32 +13,33 @@ from matplotlib.ticker import NullFormatter
 from specbench.report.figures import RC, STYLES, reach_of, save
 
 PANELS = {
-    "round_cost": "Round cost R, vanilla steps",
+    "step_cost": "Step cost R, vanilla steps",
     "verify_ratio": "V(n) at the method's tree size",
     "speedup_decode": "Decode speedup, MAT / R",
 }
 
 
 def draw(rows: pd.DataFrame, subtitle: str, folder: Path) -> Path:
-    """``scale.png`` with its SVG beside it."""
+    """Draw ``scale.png`` with an SVG beside it, and return the PNG's path."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(12, 4.8), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(
-            f"Cost-matched targets: what changes with size is what a round costs, not what is accepted\n{subtitle}",
+            f"Cost-matched targets: the cost of a step changes with size, acceptance does not\n{subtitle}",
             x=0.01,
             ha="left",
             fontsize=11,
         )
-        styles = dict(zip(rows["method"].unique(), STYLES[1:] + STYLES[:1], strict=False))
+        styles = dict(zip(rows["arm"].unique(), STYLES[1:] + STYLES[:1], strict=False))
         for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-            for method, (colour, marker, _) in styles.items():
-                _curve(axes, rows[rows["method"] == method], name, colour, marker)
+            for arm, (colour, marker, _) in styles.items():
+                _curve(axes, rows[rows["arm"] == arm], name, colour, marker)
             _finish(axes, rows, title)
-        titles = rows.drop_duplicates("method").set_index("method")["title"]
+
+        titles = rows.drop_duplicates("arm").set_index("arm")["title"]
         handles = [Line2D([], [], ls="", marker=marker, color=colour, ms=7) for colour, marker, _ in styles.values()]
         kinds = [Line2D([], [], color="#444444", lw=1.4)]
-        labels = [*(str(titles[method]) for method in styles), "the cost model's limit"]
+        labels = [*(str(titles[arm]) for arm in styles), "the cost model's limit"]
         figure.legend([*handles, *kinds], labels, loc="outside lower center", ncols=5, frameon=False)
         return save(figure, folder / "scale.png")
 

@@ -1,183 +1,171 @@
-"""Runs one method set over the targets, smallest first; each is an ordinary run, and what is done is not done again."""
+"""A sweep: runs of the same methods on several targets, smallest first. Each is an ordinary run, and finished runs are kept."""
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from methods import registry
-from methods.core.backend import backend as named_backend
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
 from methods.registry import Resolved
-from specbench import suites, targets
-from specbench.config.options import Options
+from specbench import targets
+from specbench.config.options import RunConfig
+from specbench.engines.registry import refuse_engines
 from specbench.measure import runner
-from specbench.measure.session import DEFAULT_BACKEND, prepare, resolve
+from specbench.measure.executor import LocalExecutor
+from specbench.measure.resolve import plan, suite_of
+from specbench.measure.session import load_target, prepare
 from specbench.store.manifest import FILE as MANIFEST
 from specbench.store.manifest import RunManifest
+from specbench.studies.base import engine_of, text_of, write_json
 from specbench.studies.roofline.cost import Cost, Device
 from specbench.studies.roofline.count import NEW_TOKENS, draft_cost
 from specbench.studies.roofline.measure import device_numbers
-from specbench.studies.roofline.run import text
 from specbench.studies.scale import sizes
 from specbench.targets.shapes import SHAPES
 from specbench.util import memory
-from specbench.util.files import whole
-from specbench.util.memory import make_room
+from specbench.util.memory import release_unused_memory
 
 FILE = "scale.json"
-COUNTED_PAST = 128  # tokens before the rounds in which the drafters' calls are counted
+SETTINGS = ("suite", "limit", "max_new_tokens", "dtype", "device", "backend")  # the same for every target, as the methods are
+COUNTED_PAST = 128  # tokens before the steps in which the drafters' calls are counted
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A sweep as asked for, defaults resolved."""
+class Request:
+    """A sweep as asked for, checked: settled settings, targets, and the methods by arm."""
 
-    methods: Sequence[str]
+    config: RunConfig
     targets: Sequence[str]
-    suite: str
-    limit: int
-    max_new_tokens: int
-    dtype: str
-    device: str
-    backend: str
+    methods: Mapping[str, Resolved]
 
     @classmethod
-    def of(
-        cls,
-        methods: Sequence[str],
-        names: Sequence[str],
-        suite: str,
-        limit: int,
-        max_new_tokens: int,
-        dtype: str | None,
-        device: str | None,
-        backend: str | None,
-    ) -> "Asked":
-        """Raises UserError for whatever no target could be run with."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        targets.check_device(device)
+    def of(cls, config: RunConfig, names: Sequence[str]) -> "Request":
+        """Check a request without loading anything. Raises UserError for whatever no target could be run with."""
         for name in names:
             if name not in SHAPES:
                 raise unknown("cost-matched target", name, SHAPES)
-        dtype = dtype or targets.default_dtype(device)
-        if dtype not in targets.DTYPES:
-            raise unknown("dtype", dtype, targets.DTYPES)
-        asked = cls(list(methods), list(names), suite, limit, max_new_tokens, dtype, device, backend or DEFAULT_BACKEND)
-        named_backend(asked.backend, torch.device(device))
-        asked.arms()
-        asked.options(names[0])
-        suites.load(suite, limit=limit)
-        return asked
+        if config.dtype and config.dtype not in targets.DTYPES:
+            raise unknown("dtype", config.dtype, targets.DTYPES)
+        refuse_engines(config.methods, "time")
+        planned = plan(replace(config, target=names[0]))
+        suite_of(planned.config)
+        return cls(planned.config, names, planned.methods)
 
-    def arms(self) -> dict[str, Resolved]:
-        return resolve(self.methods, (), self.device, self.backend)
-
-    def options(self, target: str) -> Options:
-        return Options(
-            methods=self.methods,
-            target=target,
-            suite=self.suite,
-            limit=self.limit,
-            max_new_tokens=self.max_new_tokens,
-            dtype=self.dtype,
-            device=self.device,
-            backend=self.backend,
-        )
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that all runs of a sweep share."""
+        return {"methods": list(self.methods), **{name: getattr(self.config, name) for name in SETTINGS}}
 
 
 @dataclass
-class Found:
-    """What a sweep knows beside the runs in its folder: ``scale.json``."""
+class Sweep:
+    """The results of a sweep beside the runs in its folder: ``scale.json``."""
 
-    asked: Asked
+    request: Request
     device: Device
     load_s: dict[str, float] = field(default_factory=dict)  # by target: until it and its drafters were in memory
-    draft: dict[str, dict[str, Cost]] = field(default_factory=dict)  # by target and arm: of one round's drafting
-    left_out: dict[str, str] = field(default_factory=dict)  # by target: why
+    draft: dict[str, dict[str, Cost]] = field(default_factory=dict)  # by target and arm: drafting in one step
+    left_out: dict[str, str] = field(default_factory=dict)  # the reason, by target
 
     @classmethod
-    def at(cls, out: Path, asked: Asked) -> "Found":
-        """What the folder holds, or a new one. Raises UserError where that is of another sweep."""
-        path = out / FILE
+    def read(cls, out: Path, request: Request) -> "Sweep":
+        """Return the sweep in a folder, or a new one. Raises UserError if the folder holds a sweep with other settings."""
+        path, config = out / FILE, request.config
         if not path.is_file():
-            return cls(asked, device_numbers(torch.device(asked.device), targets.DTYPES[asked.dtype]))
+            return cls(request, device_numbers(torch.device(config.device), targets.DTYPES[config.dtype]))
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            then, device = Asked(**stored["asked"]), Device(**stored["device"])
+            then = {name: stored["settings"][name] for name in request.settings}
             draft = {target: {arm: Cost(*cost) for arm, cost in costs.items()} for target, costs in stored["draft"].items()}
-            found = cls(asked, device, stored["load_s"], draft)
+            sweep = cls(request, Device(**stored["device"]), stored["load_s"], draft)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not what a sweep wrote ({error}); use another --out") from None
-        for name, value in asdict(asked).items():
-            if name != "targets" and value != getattr(then, name):
-                raise UserError(f"{out} holds a sweep with other settings ({name} {getattr(then, name)} -> {value}); choose another --out")
-        return found
+        for name, value in request.settings.items():
+            if value != then[name]:
+                raise UserError(f"{out} holds a sweep with other settings ({name} {then[name]} -> {value}); choose another --out")
+        return sweep
 
     def measured(self, out: Path) -> list[str]:
-        """The targets whose runs are finished, smallest first."""
+        """Return the targets whose runs are finished, smallest first."""
         return [name for name in sizes.smallest_first(SHAPES) if name in self.draft and _complete(out / name)]
 
     def write(self, out: Path) -> None:
-        with whole(out / FILE) as file:
-            file.write_text(json.dumps(asdict(self) | {"device": self.device._asdict()}, indent=1) + "\n", encoding="utf-8")
+        """Write ``scale.json``. Raises UserError if it cannot be written."""
+        content = {
+            "settings": self.request.settings,
+            "targets": list(self.request.targets),
+            "device": self.device._asdict(),
+            "load_s": self.load_s,
+            "draft": self.draft,
+            "left_out": self.left_out,
+        }
+        write_json(out / FILE, content)
 
 
-def sweep(asked: Asked, out: Path, console: Console) -> Found:
-    """Measure what the folder does not hold yet, a target a folder. Raises UserError where not even the smallest can be run."""
-    found = Found.at(out, asked)
-    measured = found.measured(out)
-    for name in sizes.smallest_first(asked.targets):
+def run(request: Request, out: Path, console: Console) -> Sweep:
+    """Measure what the folder does not hold yet, one run directory a target.
+
+    Raises UserError if not even the smallest target can be run.
+    """
+    sweep = Sweep.read(out, request)
+    config, measured = request.config, sweep.measured(out)
+    for name in sizes.smallest_first(request.targets):
         if name in measured:
             console.print(f"{name}: measured already", markup=False)
             continue
-        make_room()
+        release_unused_memory()
         try:
-            _check_room(name, asked)
-            with targets.within_memory(name, asked.dtype, asked.device):
-                _measure(name, found, out, console)
+            _check_memory(name, request)
+            with targets.within_memory(name, config.dtype, config.device):
+                _measure(name, sweep, out, console)
             measured.append(name)
         except UserError as error:
-            if not measured:  # what ails the smallest is not its size
+            if not measured:  # the smallest does not fail for its size
                 raise
-            found.left_out[name] = str(error)
+            sweep.left_out[name] = str(error)
             console.print(f"left out: {error}", markup=False, soft_wrap=True)
-    return found
+    return sweep
 
 
-def _check_room(name: str, asked: Asked) -> None:
-    """Raises UserError for a target that will not fit; better than a system that kills the process in the middle of building it."""
-    size, left = sizes.sized(name), memory.free(asked.device)
-    need = sizes.needed(size, asked.arms().values(), targets.DTYPES[asked.dtype], asked.device)
+def _check_memory(name: str, request: Request) -> None:
+    """Raise UserError for a target that will not fit, so that the system does not kill the process while it is built."""
+    config = request.config
+    need = sizes.needed(sizes.size_of(name), request.methods.values(), targets.DTYPES[config.dtype], config.device)
+    left = memory.free_memory(config.device)
     if need > left:
         raise UserError(
-            f"target {name} in {asked.dtype} with its drafters takes up to {need / 2**30:.1f} GiB, of which {asked.device} has "
+            f"target {name} in {config.dtype} with its drafters takes up to {need / 2**30:.1f} GiB, of which {config.device} has "
             f"{left / 2**30:.1f} free; choose a smaller --target or --dtype"
         )
 
 
-def _measure(name: str, found: Found, out: Path, console: Console) -> None:
-    console.print(f"{name}: {sizes.sized(name).parameters / 1e6:,.0f} M parameters", markup=False)
-    if name not in found.draft:
-        found.draft[name] = _draft_costs(name, found.asked)
-        make_room()
+def _measure(name: str, sweep: Sweep, out: Path, console: Console) -> None:
+    console.print(f"{name}: {sizes.size_of(name).parameters / 1e6:,.0f} M parameters", markup=False)
+    config = replace(sweep.request.config, target=name)
+    if name not in sweep.draft:
+        sweep.draft[name] = draft_costs(config, sweep.request.methods)
+        release_unused_memory()
     start = time.perf_counter()
-    session = prepare(found.asked.options(name))
-    found.load_s.setdefault(name, round(time.perf_counter() - start, 3))
-    found.write(out)
-    runner.run(session, out / name, console)
+    session = prepare(config)
+    sweep.load_s.setdefault(name, round(time.perf_counter() - start, 3))
+    sweep.write(out)
+    runner.run(LocalExecutor(session), out / name, console)
 
 
-def _draft_costs(name: str, asked: Asked) -> dict[str, Cost]:
-    """Counted on the eager back end, which alone runs modules as they are; so the target is built once more for it."""
-    loaded = targets.load(name, device=asked.device, dtype=asked.dtype, attention="sdpa")
-    target, prompt = Target(loaded.model, capacity=COUNTED_PAST + NEW_TOKENS), text(loaded, COUNTED_PAST)
-    return {arm: draft_cost(target, *registry.build(each, target, loaded.drafter_for(each)), prompt) for arm, each in asked.arms().items()}
+def draft_costs(config: RunConfig, methods: Mapping[str, Resolved]) -> dict[str, Cost]:
+    """Return by arm the cost of drafting in one step.
+
+    Calls can only be counted on the eager back end, so the target is loaded once more for it.
+    """
+    loaded = load_target(config)
+    target, prompt = Target(loaded.model, capacity=COUNTED_PAST + NEW_TOKENS), text_of(loaded, COUNTED_PAST)
+    return {arm: draft_cost(engine_of(method, loaded, target), prompt) for arm, method in methods.items()}
 
 
 def _complete(run_dir: Path) -> bool:

@@ -1,1 +1,4 @@
-"""``specbench tune``: tree options for this device, from what the target and the drafters cost here and how deep drafts are accepted."""
+"""`specbench tune`: tree sizes for this device, from measured costs and recorded acceptance."""
+
+MAX_NEW_TOKENS = 64  # of a recorded answer, by default
+PROMPTS = 20  # by default

@@ -1,4 +1,4 @@
-"""The prompts options are chosen on: any suite file but the questions that results are reported on."""
+"""The tuning prompts: any suite file, or held-out records of a corpus, but no question that results are reported on."""
 
 import hashlib
 import json
@@ -12,16 +12,17 @@ from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench import suites
-from specbench.cli.train import HELD_OUT_PROMPTS
 from specbench.suites import Suite
 from specbench.suites.suite import select
+from specbench.train.data import corpus
 from specbench.train.data.corpus import Source
 
 
 def load(suite_file: Path | None, data: Source | None, count: int, console: Console) -> Suite:
-    """About ``count`` prompts of one turn, as many of each category, from a suite file or from a corpus' held-out records.
+    """Return about ``count`` prompts of one turn, equally many of each category.
 
-    Raises UserError for any question of ``mini`` or Spec-Bench: numbers on a test set that chose the options say nothing.
+    They come from a suite file or from a corpus' held-out records. Raises UserError for any question of
+    ``mini`` or Spec-Bench: results on a test set that chose the options would be worthless.
     """
     if (suite_file is None) == (data is None):
         raise UserError(
@@ -38,38 +39,38 @@ def load(suite_file: Path | None, data: Source | None, count: int, console: Cons
 
 
 def write(suite: Suite, path: Path) -> None:
-    """The suite's first turns as a file that ``specbench run --suite-file`` takes."""
-    rows = ({"question_id": each.id, "category": each.category, "turns": list(each.turns)} for each in suite.questions)
+    """Write the suite as a file for ``specbench run --suite-file``."""
+    rows = ({"question_id": question.id, "category": question.category, "turns": list(question.turns)} for question in suite.questions)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _whole(suite_file: Path | None, data: Source | None, console: Console) -> Suite:
     if data is None:
         return suites.load("file", suite_file=suite_file)
-    from specbench.train.data import prompts
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "held_out.jsonl"
-        prompts.write(data, made, HELD_OUT_PROMPTS, console)
+        corpus.write_held_out_suite(data, made, console)
         return suites.load("file", suite_file=made)
 
 
 def fingerprint(text: str) -> str:
-    """Sixteen hex digits that do not depend on white space or case."""
+    """Return sixteen hex digits of a text, which do not depend on its white space or case."""
     return hashlib.sha256(" ".join(text.split()).casefold().encode()).hexdigest()[:16]
 
 
 def spec_bench_fingerprints() -> frozenset[str]:
-    """Of the 480 questions' first turns; the package holds no more of them."""
+    """Return the fingerprints of the first turns of Spec-Bench's 480 questions. The package holds no more of them."""
     return frozenset(resources.files(__package__).joinpath("spec_bench.txt").read_text(encoding="ascii").split())
 
 
 def _refuse_test_sets(suite: Suite, source: str) -> None:
-    mini, spec_bench = {fingerprint(question.turns[0]) for question in suites.load("mini").questions}, spec_bench_fingerprints()
+    mini = {fingerprint(question.turns[0]) for question in suites.load("mini").questions}
+    spec_bench = spec_bench_fingerprints()
     for question in suite.questions:
-        found = fingerprint(question.turns[0])
-        if found in mini or found in spec_bench:
+        mark = fingerprint(question.turns[0])
+        if mark in mini or mark in spec_bench:
             raise UserError(
-                f"{source}, question {question.id}, is {'the suite mini' if found in mini else 'Spec-Bench'}'s, and tuning on the test set "
+                f"{source}, question {question.id}, is {'the suite mini' if mark in mini else 'Spec-Bench'}'s, and tuning on the test set "
                 "makes its results worthless; use other prompts: specbench held-out --data FILE --out FILE"
             )

@@ -1,8 +1,8 @@
-"""Which settings a method could run with: as many candidates for every method, and the largest tree, from which all are cut."""
+"""Tree settings of a method: the candidates, equally many for every method, and the largest tree, from which all are cut."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,32 +12,51 @@ from methods.core.policies import GrownTree
 from methods.core.training import MAX_DEPTH
 from methods.core.weights import Trained
 from methods.registry import METHODS, Resolved
-from specbench.studies.tune.guess import Setting
+from specbench.config.arm import Arm
 
-CANDIDATES = 60  # settings looked at of every method; fewer only where its weights allow no more trees
-MOST = 63  # drafts: 64 nodes with the root
+CANDIDATES = 60  # settings of every method; fewer if its weights allow fewer trees
+MOST = 63  # nodes, which makes trees of size 64
 WIDTHS = (2, 4, 10)
-DEPTHS = 4  # choices of a depth
-# Drafts of the timed settings: with the root they make sizes that no back end pads.
+DEPTHS = 4  # candidate depths
+# Nodes of the timed settings: with the root they make tree sizes that no back end pads.
 KNOTS = (3, 7, 31, 63)
 GROWN_KNOT = 15
 
-UNTUNABLE = {"vanilla": "drafts nothing", "recycling": "learns from the trees it had verified, which no recording of others' holds"}
+UNTUNABLE = {"vanilla": "drafts nothing", "recycling": "learns from its own verified trees, which a recording of other trees lacks"}
 TUNABLE = tuple(name for name in METHODS if name not in UNTUNABLE)
+
+
+class Setting(NamedTuple):
+    """The tree options of a method; ``depth`` and ``width`` are 0 for a method without these options."""
+
+    nodes: int
+    depth: int = 0
+    width: int = 0
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The options as ``--set`` takes them."""
+        return {name: value for name, value in self._asdict().items() if value}
+
+    def arm(self, method: str) -> str:
+        """Return the name of an arm that runs a method at this setting, as in ``s4c:nodes=8,depth=3,width=2``."""
+        return f"{method}:{','.join(f'{name}={value}' for name, value in self.options.items())}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """The trees of one method: static ones or chains of up to ``most`` drafts, or with ``depths`` grown ones."""
+    """The trees of one method: static ones or chains of up to ``most`` nodes, or grown ones of some ``depths``."""
 
     most: int
     depths: tuple[int, ...] = ()
 
     @property
     def largest(self) -> Setting:
+        """The setting of the largest tree."""
         return Setting(self.most, self.depths[-1], WIDTHS[-1]) if self.depths else Setting(self.most)
 
     def candidates(self) -> list[Setting]:
+        """Return the settings to choose from."""
         if not self.depths:
             return [Setting(nodes) for nodes in spread(1, self.most, CANDIDATES)]
         shapes = [(depth, width) for depth in self.depths for width in WIDTHS]
@@ -48,7 +67,7 @@ class Space:
         ]
 
     def knots(self) -> list[Setting]:
-        """The settings, four if there are as many, at which rounds are timed; between them their cost is interpolated."""
+        """Return the settings, at most four, at which steps are timed; costs are interpolated between them."""
         if not self.depths:
             return [Setting(nodes) for nodes in sorted({min(nodes, self.most) for nodes in KNOTS})]
         ends = (self.depths[0], self.depths[-1])
@@ -56,36 +75,36 @@ class Space:
 
 
 def space_of(resolved: Resolved, trained: Trained | None) -> Space:
-    """The trees that a method and its weights allow."""
+    """Return the trees that a method and its weights allow."""
     if "depth" not in registry.options(resolved.name) or getattr(resolved.config, "policy", "grown") != "grown":
         return Space(len(trained.choices(MOST)) or MOST if trained else MOST)
     deepest = getattr(trained.module.architecture, "depth", MAX_DEPTH - 1) if trained else MAX_DEPTH - 1
-    deepest = max(deepest, resolved.config.depth)  # a layer that repeats drafts deeper than it was trained
+    deepest = max(deepest, resolved.config.depth)  # a recurrent layer can draft deeper than it was trained
     return Space(MOST, tuple(range(max(1, deepest - DEPTHS + 1), deepest + 1)))
 
 
-def refuse(names: Sequence[str]) -> None:
-    """Raise UserError for what is no method, a variant of one, or has no tree to tune."""
+def check_tunable(names: Sequence[str]) -> None:
+    """Raise UserError for a name that is no method, a variant of one, or a method without a tree to tune."""
     for name in names:
-        method, own = registry.split(name)
-        registry.method_named(method)
-        if own or ":" in name:
-            raise UserError(f"tune takes methods, not variants such as {name!r}; pass --method {method}")
-        if method not in TUNABLE:
-            raise UserError(f"{method} {UNTUNABLE[method]}, so that there is nothing to tune; choose from {', '.join(TUNABLE)}")
+        arm = Arm.parse(name)
+        registry.method_named(arm.method)
+        if ":" in name:
+            raise UserError(f"tune takes methods, not variants such as {name!r}; pass --method {arm.method}")
+        if arm.method not in TUNABLE:
+            raise UserError(f"{arm.method} {UNTUNABLE[arm.method]}, so that there is nothing to tune; choose from {', '.join(TUNABLE)}")
 
 
 def default_of(resolved: Resolved, space: Space) -> Setting:
-    """What the method runs with on this device unless told otherwise."""
+    """Return the method's default setting on this device."""
     config: Mapping[str, Any] = vars(resolved.config)
     return Setting(config["nodes"], config["depth"], config["width"]) if space.depths else Setting(config["nodes"])
 
 
 def spread(low: int, high: int, count: int) -> list[int]:
-    """``count`` different whole numbers from ``low`` to ``high``, each about as many times the one before; all where there are fewer."""
+    """Return ``count`` different whole numbers from ``low`` to ``high`` that grow by about equal factors; all if there are fewer."""
     if high - low + 1 <= count:
         return list(range(low, high + 1))
-    found = np.geomspace(low, high, count).round().astype(int).tolist()
+    numbers = np.geomspace(low, high, count).round().astype(int).tolist()
     for i in range(1, count):
-        found[i] = max(found[i], found[i - 1] + 1)
-    return [min(value, high - (count - 1 - i)) for i, value in enumerate(found)]
+        numbers[i] = max(numbers[i], numbers[i - 1] + 1)
+    return [min(value, high - (count - 1 - i)) for i, value in enumerate(numbers)]

@@ -1,4 +1,4 @@
-"""A chat record as a target reads it: in the target's own format, with the places of the assistant's answers."""
+"""Chat records in a target's own format, with the positions of the assistant's tokens."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,19 +12,24 @@ from specbench.targets.chat import Chat, Message
 
 
 class Rendered(NamedTuple):
+    """A conversation as text."""
+
     text: str
-    answers: tuple[int, ...]  # the character each answer starts at
+    answers: tuple[int, ...]  # the index of the character that each answer starts at
 
 
 class Tokens(NamedTuple):
-    """Token ids, uint16 where the vocabulary allows it, else uint32; and which are the assistant's, its end token included."""
+    """Token ids, and which of them are the assistant's, its end token included."""
 
-    tokens_T: np.ndarray
-    answer_T: np.ndarray
+    tokens_T: np.ndarray  # uint16 where the vocabulary allows it, else uint32
+    answer_T: np.ndarray  # bool
 
 
 class ChatFormat:
-    """Conversations as a target is talked to. ``stops`` are the ids that end an answer. Raises UserError without one."""
+    """A target's chat format for training text. ``stops`` are the ids that end an answer.
+
+    Raises UserError without any, and for a tokenizer that cannot tell the characters of its tokens.
+    """
 
     def __init__(self, chat: Chat, stops: frozenset[int]):
         tokenizer = chat.tokenizer
@@ -40,34 +45,39 @@ class ChatFormat:
         self._dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
 
     def render(self, messages: Sequence[Message], *, prompt: bool) -> Rendered | None:
-        """A conversation, or with ``prompt`` one that ends where the next answer starts; None where the template refuses it.
+        """Return a conversation as text, or None where the template refuses it.
 
-        An answer starts where the prompt before it ends. One whose prompt the template writes otherwise once more turns follow
-        has no such place, and does not count as one.
+        A ``prompt`` ends where the next answer starts. An answer starts where the prompt before it ends;
+        if the template renders that prompt differently once more turns follow, the answer is not counted.
         """
         try:
             text = self._chat.text(messages, prompt=prompt)
-            asked = [self._chat.text(messages[:i], prompt=True) for i, message in enumerate(messages) if message["role"] == "assistant"]
+            prompts = [self._chat.text(messages[:i], prompt=True) for i, message in enumerate(messages) if message["role"] == "assistant"]
         except TemplateError:
             return None
-        return Rendered(text, tuple(len(each) for each in asked if text.startswith(each)))
+        return Rendered(text, tuple(len(before) for before in prompts if text.startswith(before)))
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
-        encodings = self._backend.encode_batch([each.text for each in rendered], add_special_tokens=self._chat.adds_special)
-        found = []
-        for each, encoding in zip(rendered, encodings, strict=True):
+        """Tokenize conversations."""
+        encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=self._chat.adds_special)
+        tokens = []
+        for conversation, encoding in zip(rendered, encodings, strict=True):
             tokens_T = np.array(encoding.ids, self._dtype)
             ends_T = np.array([end for _, end in encoding.offsets], np.int64)
-            found.append(Tokens(tokens_T, self._answers(tokens_T, ends_T, each.answers)))
-        return found
+            tokens.append(Tokens(tokens_T, self._answer_mask(tokens_T, ends_T, conversation.answers)))
+        return tokens
 
-    def answered(self, asked: Tokens, answer: Sequence[int]) -> Tokens:
-        """A prompt with an answer the target wrote."""
-        written_T = np.array(answer, self._dtype)
-        return Tokens(np.concatenate([asked.tokens_T, written_T]), np.concatenate([asked.answer_T, np.ones(len(answer), bool)]))
+    def append_answer(self, prompt: Tokens, answer: Sequence[int]) -> Tokens:
+        """Return a prompt followed by an answer that the target generated."""
+        answer_T = np.array(answer, self._dtype)
+        return Tokens(np.concatenate([prompt.tokens_T, answer_T]), np.concatenate([prompt.answer_T, np.ones(len(answer), bool)]))
 
-    def _answers(self, tokens_T: np.ndarray, ends_T: np.ndarray, answers: Sequence[int]) -> np.ndarray:
-        """True from the first token that reaches into an answer to the first that ends one; the last of a text may have no end."""
+    def _answer_mask(self, tokens_T: np.ndarray, ends_T: np.ndarray, answers: Sequence[int]) -> np.ndarray:
+        """Return a mask that is true from the first token that reaches into an answer to the answer's stop token.
+
+        An answer without a stop token does not count, except at the end of the text. ``ends_T`` are the
+        characters at which tokens end, ``answers`` those at which answers start.
+        """
         answer_T = np.zeros(len(tokens_T), bool)
         firsts = [int((ends_T <= start).sum()) for start in answers]
         for first, bound in pairwise([*firsts, len(tokens_T)]):

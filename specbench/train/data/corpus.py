@@ -1,8 +1,8 @@
-"""The training corpus: chat records in, split into those to train on and those held out.
+"""The training corpus: chat records, split into those to train on and those held out.
 
 A record is one line of JSON, ``{"id", "category", "source", "messages": [{"role", "content"}, ...]}`` or ShareGPT's
 ``{"conversations": [{"from", "value"}, ...]}``, plain or xz-compressed, or a row of a data set of the Hugging Face hub
-(``hf:ID``). The split is by a hash of the first user message, so that two answers to one prompt never sit on both sides.
+(``hf:ID``). The split is by a hash of the first user message, so that two answers to the same prompt are always on the same side.
 """
 
 import hashlib
@@ -13,25 +13,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from methods.core.errors import UserError
 from specbench.suites import hub
 from specbench.targets.chat import Message
+from specbench.util import files
 
 HELD_OUT_SHARE = 0.005
+PROMPTS_PER_CATEGORY = 20  # of a held-out suite
 CATEGORY_WEIGHT = {"rag": 2.0, "summarization": 2.0}
 SOURCE_WEIGHT = {"opentriviaqa": 0.3}
-CATEGORY = "chat"  # of records that name none
+DEFAULT_CATEGORY = "chat"  # of records without a category
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
 
-Record = dict[str, Any]
+ChatRecord = dict[str, Any]
 Source = Path | str  # a file, or hf:ID, hf:ID:CONFIG, hf:ID@SPLIT
 
 
-def read(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterator[Record]:
-    """The training or the held-out records of a corpus, in its order, each with ``messages``.
+def read_records(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterator[ChatRecord]:
+    """Yield the training or the held-out records of a corpus in its order, each with ``messages``.
 
-    ShareGPT's often begin with an answer, which is left out; those of other speakers, or where nobody asks, are passed over.
-    Raises UserError naming the first that is no chat record, or that lacks a text under one of the keys ``needs``.
+    ShareGPT's records often begin with an answer, which is left out. Those with other speakers or
+    without a user turn are skipped. Raises UserError naming the first row that is not a chat record, or
+    whose value for one of the keys ``needs`` is not a text.
     """
     for where, text in _rows(source):
         try:
@@ -40,10 +45,10 @@ def read(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterat
             if not messages:
                 continue
             prompt = next(m["content"] for m in messages if m["role"] == "user")
-            texts = all(isinstance(m[key], str) for m in messages for key in ("role", "content"))
+            is_valid = all(isinstance(m[key], str) for m in messages for key in ("role", "content"))
         except (ValueError, KeyError, TypeError, StopIteration):
-            texts = False
-        if not texts:
+            is_valid = False
+        if not is_valid:
             raise UserError(
                 f"{where}: not a chat record; each line is one record, with messages (role, content) or ShareGPT's conversations "
                 "(from, value), and a user turn among them"
@@ -55,8 +60,11 @@ def read(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterat
             yield record | {"messages": messages}
 
 
-def _messages(record: Record) -> list[Message]:
-    """A record's turns; of ShareGPT's from the first user turn on, none where it has none or another speaker."""
+def _messages(record: ChatRecord) -> list[Message]:
+    """Return a record's turns; for ShareGPT's, its system turn and those from the first user turn on.
+
+    The list is empty where ShareGPT's record has no user turn or another speaker.
+    """
     if "conversations" not in record:
         return list(record["messages"])
     turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
@@ -64,15 +72,18 @@ def _messages(record: Record) -> list[Message]:
         return []
     messages = [{"role": SPEAKERS[speaker], "content": text} for speaker, text in turns]
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    return [message for message in messages[:first] if message["role"] == "system"] + messages[first:] if first < len(messages) else []
+    if first == len(messages):
+        return []
+    return [message for message in messages[:first] if message["role"] == "system"] + messages[first:]
 
 
 def _rows(source: Source) -> Iterator[tuple[str, Any]]:
-    """Each record with where it stands: a file's as a line of text, the hub's as what it is."""
+    """Yield (location, row) pairs; a file's row is a line of text, the hub's a dict."""
     if not _on_hub(source):
         yield from _lines(Path(source))
         return
-    for number, row in enumerate(hub.rows(str(source), "training data")):
+
+    for number, row in enumerate(hub.read_rows(str(source), "training data")):
         yield f"{source}, row {number}", row
 
 
@@ -88,12 +99,13 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def sha256(source: Source) -> str:
-    """Of a corpus file's bytes, or of a data set's rows as JSON. Raises UserError when there is none."""
+    """Return the hash of a corpus file's bytes, or of a data set's rows as JSON. Raises UserError without one."""
     if _on_hub(source):
         digest = hashlib.sha256()
         for _, row in _rows(source):
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
     path = Path(source)
     _check_file(path)
     try:
@@ -112,36 +124,57 @@ def _check_file(path: Path) -> None:
         raise UserError(f"corpus file {path} does not exist; pass --data FILE (JSONL, plain or .xz) or --data hf:OWNER/NAME")
 
 
-def too_small(source: Source, lacks: str) -> UserError:
-    """For a corpus in which something is looked for in vain."""
-    return UserError(f"corpus file {source} has no {lacks}; one prompt in {1 / HELD_OUT_SHARE:.0f} is held out: give thousands of records")
+def too_small_error(source: Source, missing: str) -> UserError:
+    """Return the error for a corpus that lacks what ``missing`` names."""
+    return UserError(
+        f"corpus file {source} has no {missing}; one prompt in {1 / HELD_OUT_SHARE:.0f} is held out: give thousands of records"
+    )
 
 
-def repeats(record: Record) -> int:
-    """How often a record is seen in one epoch: its weight, a fractional part drawn by a hash of its id."""
+def repeats(record: ChatRecord) -> int:
+    """Return how often a record occurs in an epoch: its weight, whose fractional part is drawn by a hash of its id."""
     weight = CATEGORY_WEIGHT.get(record.get("category", ""), 1.0) * SOURCE_WEIGHT.get(record.get("source", ""), 1.0)
     return int(weight) + (_uniform(str(record.get("id"))) < weight % 1)
 
 
 def chat_text(messages: list[Message]) -> str:
-    """A conversation in the shipped chat format; equal to what the shipped tokenizer's own chat template gives (tested)."""
+    """Return a conversation in the shipped chat format, as the shipped tokenizer's own chat template gives it."""
     return "<|bos|>" + "".join(f"<|{m['role']}|>{m['content'].strip()}<|end|>" for m in messages)
 
 
 def prompts(source: Source, *, held_out: bool) -> dict[str, list[list[Message]]]:
-    """Distinct conversations up to the assistant's last answer, by category, in an order that has nothing to do with content."""
-    found: dict[str, dict[str, list[Message]]] = defaultdict(dict)
-    for record in read(source, held_out=held_out):
-        asked = _asked(record["messages"])
-        by_hash = found[str(record.get("category") or CATEGORY)]
-        by_hash[hashlib.sha256((chat_text(asked) + "<|assistant|>").encode()).hexdigest()] = asked
-    return {category: [asked for _, asked in sorted(by_hash.items())] for category, by_hash in found.items()}
+    """Return distinct conversations, each up to its last user turn, by category and in the order of their hashes."""
+    conversations: dict[str, dict[str, list[Message]]] = defaultdict(dict)
+    for record in read_records(source, held_out=held_out):
+        prompt = _up_to_last_user_turn(record["messages"])
+        by_hash = conversations[str(record.get("category") or DEFAULT_CATEGORY)]
+        by_hash[hashlib.sha256((chat_text(prompt) + "<|assistant|>").encode()).hexdigest()] = prompt
+    return {category: [prompt for _, prompt in sorted(by_hash.items())] for category, by_hash in conversations.items()}
 
 
-def _asked(messages: list[Message]) -> list[Message]:
-    """Up to the last user turn, which is unanswered then."""
+def write_held_out_suite(source: Source, out: Path, console: Console, per_category: int = PROMPTS_PER_CATEGORY) -> None:
+    """Write ``per_category`` held-out prompts of one turn of each category to ``out``, in Spec-Bench's schema.
+
+    Options are chosen on these, since Spec-Bench itself is never tuned on.
+    """
+    files.check_writable(out)
+    rows = []
+    for category, conversations in sorted(prompts(source, held_out=True).items()):
+        texts = [messages[0]["content"] for messages in conversations if [m["role"] for m in messages] == ["user"]]
+        for number, text in enumerate(texts[:per_category]):
+            rows.append({"question_id": f"{category}-{number}", "category": category, "turns": [text]})
+    if not rows:
+        raise too_small_error(source, "held-out prompts of one user turn")
+
+    with files.atomic_write(out) as partial:
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    console.print(f"wrote {len(rows)} prompts to {out}")
+
+
+def _up_to_last_user_turn(messages: list[Message]) -> list[Message]:
     return messages[: max(i for i, message in enumerate(messages) if message["role"] == "user") + 1]
 
 
 def _uniform(text: str) -> float:
+    """Return a number in [0, 1) drawn by the text's hash."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

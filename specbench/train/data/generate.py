@@ -1,4 +1,4 @@
-"""Text the target itself writes: what drafters are trained on last, since it is what they will have to guess."""
+"""Text that the target itself generates. Drafters are trained on it last, since it is what they have to guess."""
 
 import itertools
 import json
@@ -16,14 +16,14 @@ from specbench.train.data.chat import ChatFormat, Tokens
 from specbench.train.distributed import World
 from specbench.util import files
 
-BATCH = 64
+BATCH = 64  # prompts answered together
 ENCODED_AT_ONCE = 256
 
 
-def write(
+def write_answers(
     model: PreTrainedModel,
     chat: ChatFormat,
-    asked: list[Tokens],
+    prompts: list[Tokens],
     *,
     max_new: int,
     temperature: float,
@@ -31,89 +31,93 @@ def write(
     world: World,
     console: Console,
 ) -> None:
-    """The target's answers to prompts, batch by batch into files of ``folder``; returns when all are there.
+    """Write the target's answers to prompts into files of ``folder``, one a batch; returns when all are written.
 
-    The processes share the batches out, and a rerun writes only those that are missing. Each has a seed of its own, so that
-    they do not depend on who writes them.
+    The processes share the batches, and a rerun writes only the missing ones. Each batch has its own seed,
+    so its answers do not depend on the process.
     """
-    files.folder(folder)
-    parts = batches(asked)
-    for number in range(world.rank, len(parts), world.size):
-        if not (path := _kept(folder, number)).is_file():
-            found = answers(model, chat, parts[number], max_new, temperature=temperature, seed=number)
-            with files.whole(path) as partial:
-                partial.write_text(json.dumps(found), encoding="ascii")
-        console.print(f"{folder.name}: answered {min(len(asked), (number + 1) * BATCH):,} of {len(asked):,} prompts")
+    files.make_folder(folder)
+    batches = split_batches(prompts)
+    for number in range(world.rank, len(batches), world.size):
+        if not (path := _answers_file(folder, number)).is_file():
+            answers = generate_answers(model, chat, batches[number], max_new, temperature=temperature, seed=number)
+            with files.atomic_write(path) as partial:
+                partial.write_text(json.dumps(answers), encoding="ascii")
+        console.print(f"{folder.name}: answered {min(len(prompts), (number + 1) * BATCH):,} of {len(prompts):,} prompts")
     world.wait()
 
 
-def collect(chat: ChatFormat, asked: list[Tokens], folder: Path) -> Tokens:
-    """The prompts and what ``write`` left of answers to them, as one text."""
-    written = (json.loads(_kept(folder, number).read_text(encoding="ascii")) for number in range(len(batches(asked))))
-    answered = zip(asked, itertools.chain.from_iterable(written), strict=True)
-    return texts.packed([chat.answered(prompt, answer) for prompt, answer in answered])
+def collect_text(chat: ChatFormat, prompts: list[Tokens], folder: Path) -> Tokens:
+    """Return the prompts and the answers that ``write_answers`` wrote, as one text."""
+    batches = (json.loads(_answers_file(folder, number).read_text(encoding="ascii")) for number in range(len(split_batches(prompts))))
+    answered = zip(prompts, itertools.chain.from_iterable(batches), strict=True)
+    return texts.pack([chat.append_answer(prompt, answer) for prompt, answer in answered])
 
 
-def batches(asked: list[Tokens]) -> list[list[Tokens]]:
-    return [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
+def split_batches(prompts: list[Tokens]) -> list[list[Tokens]]:
+    """Split prompts into those that are answered together."""
+    return [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
 
 
-def _kept(folder: Path, number: int) -> Path:
+def _answers_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.json"
 
 
-def prompts(chat: ChatFormat, source: corpus.Source, *, held_out: bool, per_category: int, max_prompt: int) -> list[Tokens]:
-    """Prompts up to the assistant's turn, shortest first (so that batches pad little); categories count alike.
+def choose_prompts(chat: ChatFormat, source: corpus.Source, *, held_out: bool, per_category: int, max_prompt: int) -> list[Tokens]:
+    """Return ``per_category`` prompts of each category, the shortest first, so that batches need little padding.
 
-    Those longer than ``max_prompt`` tokens are passed over, as are those the chat template does not take.
+    Prompts longer than ``max_prompt`` tokens are skipped, as are those that the chat template refuses.
     """
     chosen: list[Tokens] = []
     for conversations in corpus.prompts(source, held_out=held_out).values():
         fitting = (tokens for tokens in _encoded(chat, conversations) if len(tokens.tokens_T) <= max_prompt)
         chosen += itertools.islice(fitting, per_category)
     if not chosen:
-        raise corpus.too_small(source, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
+        raise corpus.too_small_error(source, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
     return sorted(chosen, key=lambda tokens: len(tokens.tokens_T))
 
 
 def _encoded(chat: ChatFormat, conversations: Iterable[list[Message]]) -> Iterator[Tokens]:
-    rendered = (each for asked in conversations if (each := chat.render(asked, prompt=True)))
+    rendered = (text for messages in conversations if (text := chat.render(messages, prompt=True)))
     while batch := list(itertools.islice(rendered, ENCODED_AT_ONCE)):
         yield from chat.encode(batch)
 
 
-def answers(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, *, temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
-    """The target's answers, greedy or drawn at a temperature from its whole distribution; the end token included where it came.
+def generate_answers(
+    model: Any, chat: ChatFormat, prompts: list[Tokens], max_new: int, *, temperature: float = 0.0, seed: int = 0
+) -> list[list[int]]:
+    """Return the target's answers, greedy or sampled at a temperature; the stop token is included where there is one.
 
-    Prompts too many for the device's memory are answered half by half.
+    If the device's memory is too small for all prompts together, they are answered half by half.
     """
     try:
-        return _together(model, chat, asked, max_new, temperature, seed)
+        return _generate_batch(model, chat, prompts, max_new, temperature, seed)
     except torch.OutOfMemoryError:
-        if len(asked) == 1:
+        if len(prompts) == 1:
             raise
-    halves = asked[: len(asked) // 2], asked[len(asked) // 2 :]
-    return [answer for half in halves for answer in answers(model, chat, half, max_new, temperature=temperature, seed=seed)]
+    halves = prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]
+    return [answer for half in halves for answer in generate_answers(model, chat, half, max_new, temperature=temperature, seed=seed)]
 
 
-def _together(model: Any, chat: ChatFormat, asked: list[Tokens], max_new: int, temperature: float, seed: int) -> list[list[int]]:
-    longest = max(len(prompt.tokens_T) for prompt in asked)
-    filler = min(chat.stops)  # never read: it is masked before a prompt, and cut off after an answer
-    ids = torch.full((len(asked), longest), filler)
+def _generate_batch(model: Any, chat: ChatFormat, prompts: list[Tokens], max_new: int, temperature: float, seed: int) -> list[list[int]]:
+    longest = max(len(prompt.tokens_T) for prompt in prompts)
+    padding = min(chat.stops)  # masked before a prompt, and cut off after an answer
+    ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(asked):
+    for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt.tokens_T) :] = torch.from_numpy(prompt.tokens_T.astype("int64"))
         mask[row, longest - len(prompt.tokens_T) :] = 1
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
     torch.manual_seed(seed)
     out = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new,
-        pad_token_id=filler,
+        pad_token_id=padding,
         eos_token_id=sorted(chat.stops),
         repetition_penalty=1.0,
-        **how,
+        **sampling,
     )
     return [_through_stop(row, chat.stops) for row in out[:, longest:].tolist()]
 

@@ -1,0 +1,100 @@
+"""Published speedups with their conditions, read from the TOML files of this package.
+
+None stands for a condition that the source leaves open.
+"""
+
+import datetime
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from methods.core.errors import unknown
+
+UNKNOWN = "unknown"
+DEVIATIONS = 2  # half-width of the range around a published point, in run-to-run standard deviations
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published range of speedups, ``low`` to ``high``, with its source and conditions.
+
+    ``value`` and ``spread`` (relative standard deviation) are set if the source gives a single number.
+    ``covers`` says which questions the number is over. ``metric`` names the definition in ``metrics.SPEEDUPS``
+    that the source used, ``judged_by`` the one that a run is judged by. ``tree`` holds options of the arm,
+    ``gpu`` words of the device's name, ``parameters`` the size of the target.
+    """
+
+    name: str
+    title: str
+    arm: str
+    low: float
+    high: float
+    range_from: str
+    covers: str | None
+    mat: float | None
+    source: str
+    address: str
+    date: datetime.date
+    note: str
+    suite: str
+    suite_sha256: str
+    questions: int
+    target: str | None
+    parameters: int | None
+    tree: dict[str, int] | None
+    drafter: str | None
+    drafter_sha256: str | None
+    template: str | None
+    template_sha256: str | None
+    turns: str | None
+    gpu: str | None
+    torch: str | None
+    dtype: str | None
+    temperature: float | None
+    max_new_tokens: int | None
+    batch_size: int | None
+    backend: str | None
+    lossless: bool | None
+    metric: str | None
+    judged_by: str
+    judged_because: str
+    value: float | None = None
+    spread: float | None = None
+
+    @property
+    def range_text(self) -> str:
+        """The range as ``2.26x-2.60x``, or a point with its range as ``1.71x (1.58x-1.84x)``."""
+        ends = f"{self.low:.2f}x-{self.high:.2f}x"
+        return ends if self.value is None else f"{self.value:.2f}x ({ends})"
+
+
+@cache
+def load_claims() -> dict[str, Claim]:
+    """Return every claim in the package, by name."""
+    folder = resources.files(__package__)
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    return {name: claim for file in files for name, claim in parse_claims(file.read_text(encoding="utf-8")).items()}
+
+
+def parse_claims(text: str) -> dict[str, Claim]:
+    """Return the claims of one TOML file by name. The table ``shared`` holds fields that all of them have."""
+    table = tomllib.loads(text)
+    return {name: _claim(name, table.get("shared", {}) | row) for name, row in table["claims"].items()}
+
+
+def claim_named(name: str) -> Claim:
+    """Return the claim of that name. Raises UserError if there is none."""
+    if name not in load_claims():
+        raise unknown("claim", name, load_claims())
+    return load_claims()[name]
+
+
+def _claim(name: str, row: Mapping[str, Any]) -> Claim:
+    fields: dict[str, Any] = {key: None if value == UNKNOWN else value for key, value in row.items()}
+    if "value" in fields:
+        margin = DEVIATIONS * fields["spread"]
+        fields |= {"low": fields["value"] * (1 - margin), "high": fields["value"] * (1 + margin)}
+    return Claim(name=name, **fields)

@@ -1,0 +1,131 @@
+"""The training data of a drafter: the corpus in the target's format, the target's own text, and its features of both."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from methods.core.errors import UserError
+from methods.core.training import Batch
+from specbench.targets import Loaded
+from specbench.train import features
+from specbench.train.batches import TrainingPhase, make_batch
+from specbench.train.data import generate, texts
+from specbench.train.data.chat import ChatFormat, Tokens
+from specbench.train.data.texts import Windows
+from specbench.train.distributed import World
+from specbench.train.loop import settings_hash
+from specbench.train.recipe import Job, Recipe
+
+MAX_PROMPT = 1024  # tokens
+HELD_OUT_PER_CATEGORY = 24
+HELD_OUT_BATCHES = 8
+MANY_READS = 4  # of the target's own text, beyond which a drafter overfits it
+
+
+def check_context(recipe: Recipe, context: int) -> None:
+    """Raise UserError where the target's context is too short for a window, or for the answers it is to generate."""
+    for option, tokens in (("seq", recipe.seq), ("max-new-tokens", recipe.max_new_tokens + 1)):
+        if tokens > context:
+            raise UserError(f"--{option} takes {tokens} tokens, more than the target's context of {context}; lower it")
+
+
+def load_windows(job: Job, loaded: Loaded, folder: Path, world: World, console: Console) -> dict[str, Windows]:
+    """Return the windows of the texts ``held_out``, ``own`` and ``corpus``, which are saved in ``folder``.
+
+    ``held_out`` and ``own`` are the target's answers to held-out and to training prompts.
+    """
+    recipe, model = job.recipe, loaded.model
+    chat = ChatFormat(loaded.chat, loaded.stop_ids)
+    max_prompt = min(MAX_PROMPT, model.config.max_position_embeddings - recipe.max_new_tokens)
+    own_folder = _own_text_folder(folder, recipe)
+    write_answers = partial(generate.write_answers, model, chat, max_new=recipe.max_new_tokens, temperature=recipe.temperature)
+
+    def own_text(name: str, per_category: int) -> Tokens:
+        prompts: list[Tokens] = []
+        if not world.synchronized(partial(texts.is_saved, own_folder, name)):
+            prompts = generate.choose_prompts(
+                chat, job.source, held_out=name == "held_out", per_category=per_category, max_prompt=max_prompt
+            )
+            write_answers(prompts, folder=own_folder / name, world=world, console=console)
+        collect = partial(generate.collect_text, chat, prompts, own_folder / name)
+        return world.leader_first(lambda: texts.load_or_make(own_folder, name, collect, console))
+
+    by_name = {"held_out": own_text("held_out", HELD_OUT_PER_CATEGORY)}
+    if recipe.regenerate:
+        by_name["own"] = own_text("own", recipe.regenerate)
+
+    make_corpus = partial(texts.of_corpus, job.source, chat, held_out=False, console=console)
+    by_name["corpus"] = world.leader_first(lambda: texts.load_or_make(folder, "corpus", make_corpus, console))
+    return {name: Windows(text, recipe.seq) for name, text in by_name.items()}
+
+
+def _own_text_folder(folder: Path, recipe: Recipe) -> Path:
+    """Return the folder of the target's own text and of everything that depends on it."""
+    settings = {"regenerate": recipe.regenerate, "max_new": recipe.max_new_tokens, "temperature": recipe.temperature}
+    return folder / f"written-{settings_hash(settings)}"
+
+
+def count_answer_tokens(windows: Mapping[str, Windows], vocab: int) -> Tensor:
+    """Return how often each token of the vocabulary is the assistant's in the training text."""
+    counts_V = np.zeros(vocab, np.int64)
+    for name, of_text in windows.items():
+        if name != "held_out":
+            counts_V += np.bincount(of_text.text.tokens_T[of_text.text.answer_T], minlength=vocab)
+    return torch.from_numpy(counts_V)
+
+
+def held_out_batches(loaded: Loaded, windows: Windows, rows: int, reads: tuple[int, ...]) -> list[Batch]:
+    """Return the batches on which acceptance is measured."""
+    batches = []
+    for i in range(HELD_OUT_BATCHES):
+        numbers_B = windows.numbers(i * rows, rows)
+        tokens_BT = windows.tokens(numbers_B).to(loaded.model.device)
+        target_features = features.compute(loaded.model, reads, tokens_BT)
+        batches.append(make_batch(loaded.model, tokens_BT, windows.answers(numbers_B), target_features))
+    return batches
+
+
+def training_phases(
+    job: Job, loaded: Loaded, windows: Mapping[str, Windows], reads: tuple[int, ...], folder: Path, world: World, console: Console
+) -> list[TrainingPhase]:
+    """Return the phases of a training, the corpus and then the target's own text, with the source of their features."""
+    recipe, model = job.recipe, loaded.model
+    steps = {name: count for name, count in zip(("corpus", "own"), recipe.steps(world.size), strict=True) if count}
+    for name, count in steps.items():
+        _print_reads(name, windows[name], count * recipe.step_tokens(world.size), recipe, console)
+
+    if not job.cache_features:
+        return [TrainingPhase(windows[name], partial(_compute, model, windows[name], reads), count) for name, count in steps.items()]
+
+    caches = {}
+    for name, count in steps.items():
+        path = _own_text_folder(folder, recipe) / f"features-{name}-{settings_hash({'seq': recipe.seq, 'reads': reads})}"
+        window_count = count * recipe.micro_batches(world.size) * recipe.rows
+        caches[name] = features.FeatureCache(path, windows[name], window_count, model.config, reads)
+    world.leader_first(lambda: features.reserve_disk(list(caches.values()), console))
+    for cache in caches.values():
+        cache.fill(model, recipe.rows, world, console)
+    model.base_model.set_submodule("layers", nn.ModuleList())  # no longer needed: frees their memory
+    return [TrainingPhase(windows[name], cache.at, steps[name]) for name, cache in caches.items()]
+
+
+def _print_reads(name: str, windows: Windows, tokens: int, recipe: Recipe, console: Console) -> None:
+    """Print how often a text is read, and a warning where that is too often."""
+    times = tokens / len(windows) / recipe.seq
+    console.print(f"{name}: {len(windows.text.tokens_T):,} tokens, read {times:.2f} times")
+    if name == "own" and times > MANY_READS:
+        console.print(
+            f"warning: the drafter will overfit the target's own text: it is read {times:.0f} times; have it answer more prompts "
+            f"(--regenerate, now {recipe.regenerate} of each category), or train on fewer --tokens",
+            soft_wrap=True,
+        )
+
+
+def _compute(model: PreTrainedModel, windows: Windows, reads: tuple[int, ...], numbers_B: np.ndarray) -> features.Features:
+    return features.compute(model, reads, windows.tokens(numbers_B).to(model.device))

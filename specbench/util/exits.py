@@ -1,0 +1,28 @@
+"""Exit codes of the command line, and the wrapper that gives them."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from methods.core.errors import UserError
+
+MISUSE = 2
+FAULT = 70  # sysexits' EX_SOFTWARE
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors into exit codes: a UserError into one line and ``MISUSE``, any other into a traceback and ``FAULT``.
+
+    Python's own exit code for an exception is 1, which means a failed check here.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(MISUSE) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(FAULT) from None

@@ -1,0 +1,92 @@
+"""The import graph of methods and specbench: `python -m tools.import_graph [CHECKOUT]` prints its figures.
+
+Every import counts, also those inside functions and those for type checking only.
+"""
+
+import ast
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+PACKAGES = ("methods", "specbench")
+Graph = dict[str, set[str]]
+
+
+def modules(root: Path) -> Graph:
+    """Return by module of the checkout the modules that it imports."""
+    files = {_name(path.relative_to(root)): path for package in PACKAGES for path in (root / package).rglob("*.py")}
+    return {name: _imported(path, files) - {name} for name, path in files.items()}
+
+
+def rooms(graph: Mapping[str, set[str]]) -> Graph:
+    """Return the graph of folders: the first level below each package, and the files of ``methods`` as one."""
+    found: Graph = {}
+    for name, imported in graph.items():
+        found.setdefault(_room(name), set()).update(map(_room, imported))
+    return {room: others - {room} for room, others in found.items()}
+
+
+def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the groups of nodes that import each other, directly or not; a group of one is no cycle."""
+    reachable = {node: _reachable(graph, node) for node in graph}
+    groups = {tuple(sorted(other for other in reachable[node] if node in reachable[other])) for node in graph}
+    return [list(group) for group in groups if len(group) > 1]
+
+
+def levels(graph: Mapping[str, set[str]]) -> int:
+    """Return how many levels an acyclic graph has."""
+    depth: dict[str, int] = {}
+
+    def below(node: str) -> int:
+        if node not in depth:
+            depth[node] = 1 + max(map(below, graph[node]), default=0)
+        return depth[node]
+
+    return max(map(below, graph))
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str:
+    package, *inner = module.split(".")
+    if package == "methods":
+        return "methods.core" if inner[:1] == ["core"] else "methods"
+    return ".".join([package, *inner[:1]])
+
+
+def _imported(path: Path, files: Mapping[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {name if (name := f"{node.module}.{alias.name}") in files else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & files.keys()
+
+
+def _reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    seen, left = {start}, [start]
+    while left:
+        new = graph[left.pop()] - seen
+        seen |= new
+        left += new
+    return seen
+
+
+def main() -> None:
+    """Print the figures of a checkout, this one by default."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
+    for what, graph in (("modules", modules(root)), ("folders", rooms(modules(root)))):
+        groups = cycles(graph)
+        within = sum(other in group for group in groups for node in group for other in graph[node])
+        depth = "no order of levels" if groups else f"{levels(graph)} levels"
+        edges = sum(map(len, graph.values()))
+        print(f"{what}: {len(graph)} nodes, {edges} edges, {depth}, {len(groups)} cycles with {within} edges in them")
+        for group in groups:
+            print(f"  {', '.join(group)}")
+
+
+if __name__ == "__main__":
+    main()
