@@ -3,9 +3,9 @@
 The full text was not available. The design is multi-head drafting with the two inputs that the
 abstract names. For the semantic one, a decoder layer reads [token embedding; target feature] of the
 tokens verified in the last step. For the syntactic one, light heads go one token deeper each, and
-every head reads the token that its branch drafted. Continuous verification tree: the next tree is rooted at the last accepted node,
-and the results of verification on the accepted path (keys and values moved in place, features) are
-the input of the next draft, with no recomputation.
+every head reads the token that its branch drafted. Continuous verification tree: the next tree is
+rooted at the last accepted node, and the results of verification on the accepted path (keys and
+values moved in place, features) are the input of the next draft, with no recomputation.
 """
 
 from collections.abc import Iterator

@@ -12,8 +12,8 @@ from importlib import resources
 from typing import Any
 
 from methods.core.errors import unknown
+from specbench.store.describe import UNKNOWN
 
-UNKNOWN = "unknown"
 DEVIATIONS = 2  # half-width of the range around a published point, in run-to-run standard deviations
 
 

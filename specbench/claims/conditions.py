@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench.claims.claim import UNKNOWN, Claim
+from specbench.claims.claim import Claim
 from specbench.config.arm import BASELINE
-from specbench.store.describe import COST_MATCHED
+from specbench.store.describe import COST_MATCHED, UNKNOWN
 from specbench.store.manifest import ArmFacts, RunManifest
 
 SAME, DIFFERS = "same", "differs"

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from specbench.analysis.stats import Estimate
-from specbench.claims.claim import UNKNOWN
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import DefinitionOutcome, Verdict
+from specbench.store.describe import UNKNOWN
 from specbench.util.table import TextTable, number
 from specbench.util.text import escape
 

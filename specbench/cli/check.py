@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from methods.core.errors import UserError
+from specbench.cli.common import console
 
 if TYPE_CHECKING:
     from specbench.lossless.differences import LosslessReport
 
-console = Console()
 baseline = typer.Typer(help="Write baseline files for the regression gate.", no_args_is_help=True)
 
 Runs = Annotated[

@@ -229,9 +229,9 @@ def _finished_turns(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
     if manifest.imported:
         raise UserError(f"{run_dir} is imported, so its settings and machine are unknown; the gate compares runs of `specbench run` only")
     recorded, torn = records.read(run_dir)
-    strangers = sorted({record.arm for record in recorded} - manifest.arms.keys())
-    if strangers:
-        raise UserError(f"{run_dir} holds records of {', '.join(strangers)}, no arm of its manifest; the files were edited, measure again")
+    others = sorted({record.arm for record in recorded} - manifest.arms.keys())
+    if others:
+        raise UserError(f"{run_dir} holds records of {', '.join(others)}, no arm of its manifest; the files were edited, measure again")
 
     planned, keys = manifest.units_total, {record.key for record in recorded}
     if torn or len(keys) < planned:

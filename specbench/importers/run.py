@@ -14,12 +14,12 @@ from specbench.config.options import RunConfig
 from specbench.importers import spec_bench
 from specbench.importers.spec_bench import AnswerFile
 from specbench.store import manifest, records
+from specbench.store.describe import UNKNOWN
 from specbench.store.manifest import ArmFacts, ImportSource, RunManifest, SuiteFacts, TargetFacts
 from specbench.store.records import Record
 from specbench.util.environment import Environment, GitState
 from specbench.util.files import check_writable
 
-UNKNOWN = "unknown"
 IMPORTED = "imported"  # label of a target of which nothing is known
 
 

@@ -34,6 +34,11 @@ class Plan:
     engines: dict[str, ResolvedEngine]  # the other arms
 
 
+def device_name(config: RunConfig) -> str:
+    """Return the device that was asked for, else CUDA if this machine has it, else the CPU."""
+    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def backend_name(config: RunConfig) -> str:
     """Return the back end of arms that choose none in their name."""
     return config.backend or (EAGER.name if config.device_map else os.environ.get(BACKEND_VARIABLE, DEFAULT_BACKEND))
@@ -49,7 +54,7 @@ def settle(config: RunConfig) -> RunConfig:
     if config.turns not in ("own", "shared"):
         raise unknown("value of --turns", config.turns, ("own", "shared"))
 
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_name(config)
     targets.check_device(device)
     backend = backend_name(config)
     if backend not in BACKENDS:
@@ -77,7 +82,7 @@ def plan(config: RunConfig) -> Plan:
     engines.check(list(resolved.values()), config)
 
     if config.device_map and any(method.backend != EAGER.name for method in methods.values()):
-        raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others make pieces ready for a single device")
+        raise UserError(f"--device-map needs the back end {EAGER.name} in every arm: the others prepare the target for a single device")
     stateful = [name for name, method in methods.items() if method.state]
     if stateful and config.repeats > 1:
         raise UserError(f"{stateful[0]} keeps state across questions, and a repeat would find its own answers there; leave out --repeats")

@@ -3,7 +3,7 @@
 from itertools import takewhile
 
 from specbench.claims import text
-from specbench.claims.claim import UNKNOWN, Claim, claim_named
+from specbench.claims.claim import Claim, claim_named
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import Verdict, judge
 from specbench.report.blocks import Block, Heading, Paragraph
@@ -15,8 +15,8 @@ CLAIM = "s4c"
 
 def judge_run(run: Run) -> Verdict | None:
     """Return the verdict on the claim; None for a run without the claim's arm."""
-    claim = claim_named(CLAIM)
-    return judge(claim, run.manifest, run.turns) if claim.arm in run.arms else None
+    claim = claim_shown(run)
+    return judge(claim, run.manifest, run.turns) if claim else None
 
 
 def claim_shown(run: Run) -> Claim | None:
@@ -29,7 +29,7 @@ def summary(run: Run, verdict: Verdict | None) -> list[Block]:
     """Return the verdict in sentences, with the names of the conditions that differ from the claim's."""
     if verdict is None:
         return [Paragraph(f"No published claim is judged, because the run has no {claim_named(CLAIM).arm} arm.")]
-    differing, unknown = verdict.conditions_with(DIFFERS), verdict.conditions_with(UNKNOWN)
+    differing, unknown = verdict.conditions_with(DIFFERS), verdict.conditions_with(describe.UNKNOWN)
     lines = [f"Conditions that differ: {_list(differing)}. Unknown conditions, counted as different: {_list(unknown)}."]
     first_sentence = describe.cost_matched([run.manifest])  # already at the top of the report
     return [_sentence(line) for line in [*_sentences(verdict), *lines] if line not in first_sentence]

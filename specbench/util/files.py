@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from methods.core.errors import UserError
 
 NEXT_STEP = "choose another place"
@@ -59,9 +57,3 @@ def atomic_write(path: Path, next_step: str = NEXT_STEP) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); {next_step}") from None
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write the array as a .npy file."""
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.save(file, array)

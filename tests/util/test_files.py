@@ -7,6 +7,7 @@ from torch import nn
 
 from methods.core.errors import UserError
 from specbench.train import loop
+from specbench.train.data import texts
 from specbench.util import files
 
 
@@ -50,9 +51,9 @@ def test_a_kill_while_saving_leaves_no_file_of_the_final_name(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            files.save_array(tmp_path / "work" / "own.npy", text)
+            texts.save_array(tmp_path / "work" / "own.npy", text)
     assert not (tmp_path / "work" / "own.npy").exists()
-    files.save_array(tmp_path / "work" / "own.npy", text)
+    texts.save_array(tmp_path / "work" / "own.npy", text)
     assert np.load(tmp_path / "work" / "own.npy").tolist() == [0, 1, 2, 3, 4]
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["own.npy"]
 

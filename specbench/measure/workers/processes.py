@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
@@ -62,12 +61,12 @@ class ProcessWorker:
 
 
 class ProcessPool:
-    """A ``WorkerPool`` on this machine. Raises UserError if it has fewer GPUs, or cores, than workers."""
+    """A ``WorkerPool`` on this machine; ``config`` names the device. Raises UserError if it has fewer GPUs, or cores, than workers."""
 
     def __init__(self, config: RunConfig, workers: int):
-        self.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = config.device
         self.facts: dict[str, Any] = {}
-        self._config, self._workers = replace(config, device=self.device), workers
+        self._config, self._workers = config, workers
         self._threads = max(1, torch.get_num_threads() // workers)
 
         cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()

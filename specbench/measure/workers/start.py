@@ -8,7 +8,7 @@ from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
-from specbench.measure.resolve import backend_name, resolve_methods, split_arms, suite_of
+from specbench.measure.resolve import backend_name, device_name, resolve_methods, split_arms, suite_of
 from specbench.measure.workers.driver import WorkerExecutor
 from specbench.measure.workers.on_ray import RayPool
 from specbench.measure.workers.processes import ProcessPool
@@ -27,7 +27,8 @@ def started(config: RunConfig, workers: int | None, ray_address: str | None, con
 
     check_shareable(config)
     suite = suite_of(config)
-    pool = RayPool(config, workers, ray_address) if ray_address else ProcessPool(config, workers)
+    on_this_machine = replace(config, device=device_name(config))
+    pool = RayPool(config, workers, ray_address) if ray_address else ProcessPool(on_this_machine, workers)
     executor = WorkerExecutor(pool, workers, suite, console)
     try:
         executor.load()

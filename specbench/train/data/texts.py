@@ -64,9 +64,15 @@ def load_or_make(folder: Path, name: str, make: Callable[[], Tokens], console: C
     if not is_saved(folder, name):
         console.print(f"making the {name} text")
         made = make()
-        files.save_array(folder / f"{name}.npy", made.tokens_T)
-        files.save_array(_answers_file(folder, name), made.answer_T)
+        save_array(folder / f"{name}.npy", made.tokens_T)
+        save_array(_answers_file(folder, name), made.answer_T)
     return Tokens(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(_answers_file(folder, name), mmap_mode="r"))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write the array as a .npy file."""
+    with files.atomic_write(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
 def _answers_file(folder: Path, name: str) -> Path:
