@@ -17,7 +17,7 @@ from methods.core.decode import Drafter
 from methods.core.policies import check_tree
 from methods.core.stack import Stack
 from methods.core.target import Scores, Target
-from methods.core.tree import MAX_NODES, DraftTree, shape_of
+from methods.core.tree import MAX_TREE_SIZE, DraftTree, shape_of
 from methods.core.weights import Trained
 
 # Mixed into the seed of the drafts. The target uses the seed itself, and acceptance is lossless only
@@ -48,7 +48,7 @@ class DraftModel:
     def __init__(self, model: PreTrainedModel, nodes: int, target: Target):
         prepared = target.backend.prepare(model)
         self.embed, self.lm_head = prepared.get_input_embeddings(), prepared.get_output_embeddings()
-        self.stack = Stack(prepared.base_model, model.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
+        self.stack = Stack(prepared.base_model, model.config, target.context + MAX_TREE_SIZE, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
 
         self.nodes, self.device, self.parents = nodes, target.device, tuple(range(-1, nodes))
@@ -74,7 +74,7 @@ class DraftModel:
     def draft(self, tokens: list[int]) -> DraftTree:
         """Read what was committed last and return a chain of the model's next tokens."""
         noise_KV = exponential(self.nodes, self.common, self.rng) if self.temperature > 0 else None
-        tree = self._draft(self._unread, noise_KV, self.temperature, self.cache.span(len(tokens) + MAX_NODES))
+        tree = self._draft(self._unread, noise_KV, self.temperature, self.cache.span(len(tokens) + MAX_TREE_SIZE))
         self.cache.length += self._unread.length
         return tree
 

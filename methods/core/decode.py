@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.core.acceptance import AcceptanceRule, Accepted, HostResult, Sampling, match, noise_for
 from methods.core.clock import Clock, HostClock
 from methods.core.target import ContextOverflow, Scores, Target
-from methods.core.tree import MAX_NODES, DraftTree
+from methods.core.tree import MAX_TREE_SIZE, DraftTree
 
 
 class Drafter(Protocol):
@@ -115,7 +115,7 @@ def warm_up(target: Target, drafter: Drafter, accept: AcceptanceRule, sampling: 
     rng = torch.Generator(target.device).manual_seed(0)
     target.warm_up(drafter.sizes, drafter.reads)
 
-    for length in target.lengths(MAX_NODES):
+    for length in target.lengths(MAX_TREE_SIZE):
         prompt = [0] * length
         tokens = [*prompt, *_begin(target, drafter, prompt, sampling, rng)]
         for _ in range(2):  # the first step reads what the prefill left, the second what a step left

@@ -18,7 +18,7 @@ from methods.core.kv_cache import head_dim
 from methods.core.published import CONFIG, Checkpoint
 from methods.core.stack import Stack
 from methods.core.target import Target, refuse
-from methods.core.tree import MAX_NODES
+from methods.core.tree import MAX_TREE_SIZE
 
 # Keys of a published drafter's config that describe its layer; all others are taken from the target.
 OWN_SHAPE = (
@@ -158,7 +158,7 @@ class FeatureStream:
 
     def __init__(self, layer: ReadingLayer, target: Target):
         self.layer, self.embed = layer, target.embed if layer.embed_tokens is None else layer.embed_tokens
-        self.stack = Stack(layer.body, layer.config, target.context + MAX_NODES, dtype=target.dtype, device=target.device)
+        self.stack = Stack(layer.body, layer.config, target.context + MAX_TREE_SIZE, dtype=target.dtype, device=target.device)
         self.cache = self.stack.cache
 
     def begin(self, prompt: list[int], features_TD: Tensor) -> None:
@@ -177,7 +177,7 @@ class FeatureStream:
 
     def span(self, tokens: list[int]) -> int:
         """Return how many rows of the cache to cover while a tree is drafted after ``tokens``."""
-        return self.cache.span(len(tokens) + MAX_NODES)
+        return self.cache.span(len(tokens) + MAX_TREE_SIZE)
 
     def read(self, accepted: Accepted, features_ND: Tensor, span: int) -> Tensor:
         """Read the tokens a step committed; return the layer's output at the last of them, 1D.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from methods.core.errors import UserError, check_range
-from methods.core.tree import MAX_NODES, DraftTree, grown_shape, shape_of
+from methods.core.tree import MAX_TREE_SIZE, DraftTree, grown_shape, shape_of
 
 Choice = tuple[int, ...]  # a node of a static tree by the ranks on its path: (0, 2) is the third guess after the best
 S = TypeVar("S")
@@ -40,11 +40,11 @@ def best_first(choices: Sequence[Choice]) -> tuple[Choice, ...]:
 
 def check_tree(nodes: int, depth: int = 1, width: int = 1) -> None:
     """Raise UserError for a tree that cannot be drafted or verified; for the methods' options."""
-    check_range("nodes", nodes, MAX_NODES - 1)
-    check_range("depth", depth, MAX_NODES - 1)
+    check_range("nodes", nodes, MAX_TREE_SIZE - 1)
+    check_range("depth", depth, MAX_TREE_SIZE - 1)
     check_range("width", width, MAX_WIDTH)
-    if (depth - 1) * width > MAX_NODES:  # the spare rows of a drafter's cache
-        raise UserError(f"depth {depth} x width {width} grows too large a tree; keep (depth - 1) x width within {MAX_NODES}")
+    if (depth - 1) * width > MAX_TREE_SIZE:  # the spare rows of a drafter's cache
+        raise UserError(f"depth {depth} x width {width} grows too large a tree; keep (depth - 1) x width within {MAX_TREE_SIZE}")
 
 
 class Expand(Protocol[S]):

@@ -12,7 +12,7 @@ from methods.core.attention import KERNELS
 from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
 from methods.core.stack import Stack
-from methods.core.tree import MAX_NODES, DraftTree, padded
+from methods.core.tree import MAX_TREE_SIZE, DraftTree, padded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
@@ -48,7 +48,7 @@ class Target:
 
         prepared: Any = backend.prepare(model)
         self.embed, self.lm_head = prepared.get_input_embeddings(), prepared.get_output_embeddings()
-        self.stack = Stack(prepared.base_model, self.config, self.context + MAX_NODES, dtype=self.dtype, device=self.device)
+        self.stack = Stack(prepared.base_model, self.config, self.context + MAX_TREE_SIZE, dtype=self.dtype, device=self.device)
         self.cache = self.stack.cache
         assert backend is EAGER or len(self.cache.buffers) == 1, "only the eager back end runs a target on several devices"
         self._forward = backend.capture(self._score)

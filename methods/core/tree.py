@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PADDING = -1  # token of a node that only fills a tree up to a fixed size; never accepted
-MAX_NODES = 128  # size of the largest tree, root included
+MAX_TREE_SIZE = 128  # size of the largest tree, root included
 
 
 class Shape(NamedTuple):

@@ -49,14 +49,15 @@ class Trained(Generic[M]):
 
 
 def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accuracy: RankAccuracy, facts: dict[str, Any]) -> None:
-    """Write a drafter's weights in bf16; ``facts`` are stored in the header but not used by ``load``."""
+    """Write a drafter's weights in bf16; ``facts`` are stored in the header but not used by ``load``.
+
+    A process killed meanwhile leaves a broken file: callers write to another name first.
+    """
     parameters = sum(tensor.numel() for tensor in module.state_dict().values())
     header = {"kind": kind, "architecture": asdict(architecture), "rank_accuracy": rank_accuracy, "parameters": parameters, **facts}
 
     tensors = {name: _in(torch.bfloat16, tensor.detach()).contiguous() for name, tensor in module.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": FORMAT, "about": json.dumps(header)})
-    partial.replace(path)
+    save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(header)})
 
 
 def load(path: Path, kind: str, module_type: type[M], architecture_type: type, target: PreTrainedConfig) -> Trained[M]:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from methods.core.errors import UserError
 from specbench.cli.common import console
 
 if TYPE_CHECKING:
@@ -37,10 +36,11 @@ def check(
     from specbench.gate import outputs, snapshot
     from specbench.gate.baseline import load_baseline
     from specbench.gate.rules import GateResult, run_checks
+    from specbench.util.files import check_writable, write_text
 
-    for file in (junit, markdown):
+    for option, file in (("--junit", junit), ("--markdown", markdown)):
         if file:
-            _check_writable(file)
+            check_writable(file, option=option)
     base_numbers = load_baseline(base)
     pooled = snapshot.read_runs(runs)
     numbers = snapshot.take_snapshot(pooled)
@@ -48,9 +48,9 @@ def check(
     result = GateResult(numbers.source, base_numbers.source, run_checks(pooled, numbers, base_numbers, explain), warnings)
 
     if junit:
-        _write(junit, outputs.junit(result))
+        write_text(junit, outputs.junit(result))
     if markdown:
-        _write(markdown, outputs.markdown(result))
+        write_text(markdown, outputs.markdown(result))
     if as_json:
         print(outputs.to_json(result))
     else:
@@ -87,25 +87,3 @@ def explain(run_dir: Path) -> "LosslessReport":
     from specbench.lossless import divergence
 
     return divergence.explain(run_dir)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise UserError if the file cannot be written, before minutes of work. Leaves no new file behind."""
-    new = not path.exists()
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    if new:
-        path.unlink()
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path} ({error.strerror}); choose another place")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from None

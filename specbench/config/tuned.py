@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from methods.core.errors import UserError, unknown
-from specbench.util.files import atomic_write
+from specbench.util.files import write_text
 
 FACTS = ("target", "target_sha256", "dtype", "device", "backend")  # must be the same in a run
 NEXT_STEP = "tune for this run (specbench tune), or leave --config out"
@@ -68,8 +68,7 @@ def write(path: Path, methods: Mapping[str, Mapping[str, int]], tuned_on: Mappin
     for method, options in methods.items():
         lines += ["", *(f"# {line}" for line in tables.get(method, ())), f"[methods.{method}]"]
         lines += [f"{name} = {value}" for name, value in options.items()]
-    with atomic_write(path) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _toml(value: str | int) -> str:

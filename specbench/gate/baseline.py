@@ -18,6 +18,7 @@ from specbench.gate import snapshot
 from specbench.gate.outputs import one_line
 from specbench.gate.rules import Explain, Outcome, check_failed_turns, check_losslessness
 from specbench.gate.snapshot import ArmNumbers, DepthAcceptance, PooledRuns, Snapshot, changed_facts
+from specbench.util.files import write_text
 
 SCHEMA = 1
 FOLDER = Path("baselines")
@@ -88,11 +89,7 @@ def write_baseline(baseline: Snapshot, path: Path) -> None:
         "arms": arms,
         "questions": questions,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_one_fact_a_line(facts), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the baseline {path} ({error.strerror}); choose another --out") from None
+    write_text(path, _one_fact_a_line(facts), "choose another --out")
 
 
 def read_baseline(path: Path) -> Snapshot:

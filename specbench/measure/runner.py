@@ -43,7 +43,7 @@ def _measure_missing(executor: Executor, run_dir: Path, console: Console) -> Non
             with contextlib.closing(records.Writer(run_dir)) as writer, progress:
                 executor.measure(done, writer.write, progress)
         except BaseException:
-            with contextlib.suppress(OSError):  # on a full disk the manifest keeps saying "running"
+            with contextlib.suppress(UserError):  # on a full disk the manifest keeps saying "running"
                 write_status("interrupted")
             raise
     if manifest.status != "complete":

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from math import isnan, nan
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.util.environment import Environment, GitState
+from specbench.util.files import write_text
 
 SCHEMA = 2
 FILE = "manifest.json"
@@ -141,14 +141,10 @@ class RunManifest:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     def write(self, run_dir: Path) -> None:
-        """Replace the file atomically: a process killed at any moment leaves the old manifest or the new one."""
-        temporary = run_dir / f".{FILE}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, "status": self.status, **_jsonable(asdict(self))}, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(run_dir / FILE)
+        """Replace the file atomically. Raises UserError where it cannot be written."""
+        stored = {"schema": SCHEMA, "status": self.status, **_jsonable(asdict(self))}
+        text = json.dumps(stored, indent=1, ensure_ascii=False) + "\n"
+        write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:

@@ -30,7 +30,7 @@ from specbench.suites import Question
 from specbench.targets import Loaded, drafters
 from specbench.targets.chat import Chat
 from specbench.util.environment import Environment, GitState, environment, git_state
-from specbench.util.files import atomic_write
+from specbench.util.files import atomic_write, write_text
 from specbench.util.table import TextTable, number
 
 
@@ -169,14 +169,12 @@ def write_report(folder: Path, name: str, blocks: Sequence[Block], rows: pd.Data
     """Write ``NAME.csv`` and ``NAME.md``. Raises UserError if they cannot be written."""
     with atomic_write(folder / f"{name}.csv") as file:
         rows.to_csv(file, index=False, float_format="%.6g")
-    with atomic_write(folder / f"{name}.md") as file:
-        file.write_text(markdown.render(blocks, folder), encoding="utf-8")
+    write_text(folder / f"{name}.md", markdown.render(blocks, folder))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file without NaN. Raises UserError if it cannot be written."""
-    with atomic_write(path) as file:
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def show(console: Console, lines: Iterable[str], tables: Iterable[TextTable], written: str) -> None:

@@ -140,7 +140,8 @@ def _train(
     if world.is_leader:
         facts = {"target_sha256": data["target"], "tokens": recipe.tokens, "lr": recipe.lr, "options": asdict(architecture)}
         facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": settings}
-        weights.save(job.out, job.kind, module, architecture, rank_accuracy(module, held_out, recipe.positions), facts)
+        with files.atomic_write(job.out) as partial:
+            weights.save(partial, job.kind, module, architecture, rank_accuracy(module, held_out, recipe.positions), facts)
         console.print(f"wrote {job.out}", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Atomic file writes: a killed process never leaves a half-written file under the final name."""
+"""Atomic file writes: a killed process or machine never leaves a half-written file under the final name."""
 
 import os
 import tempfile
@@ -54,6 +54,14 @@ def atomic_write(path: Path, next_step: str = NEXT_STEP) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); {next_step}") from None
+
+
+def write_text(path: Path, text: str, next_step: str = NEXT_STEP) -> None:
+    """Write a text file atomically, in UTF-8. Raises UserError as ``atomic_write`` does."""
+    with atomic_write(path, next_step) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -304,12 +304,15 @@ def test_misuse_exits_with_code_two(base, tmp_path):
     assert call("check", base)[0] == 2
     assert call("check", base, "--baseline", tmp_path / "none")[0] == 2
     assert call("check", tmp_path / "none", "--baseline", base)[0] == 2
-    assert call("check", base, "--baseline", base, "--junit", tmp_path / "none" / "junit.xml")[0] == 2
+    (tmp_path / "file").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot, "read_runs", lambda runs: pytest.fail("judged before it was known where to write"))
-        for option, place in (("--junit", tmp_path / "none" / "x"), ("--markdown", tmp_path)):
+        for option, place, reason in (
+            ("--junit", tmp_path / "file" / "x", "choose another --junit"),
+            ("--markdown", tmp_path, "name a file"),
+        ):
             code, complaint = call("check", base, "--baseline", base, option, place)
-            assert (code, f"cannot write {place}" in complaint) == (2, True)
+            assert (code, str(place) in complaint, reason in complaint) == (2, True, True)
     assert call("check", tmp_path / "none", "--baseline", base, "--markdown", tmp_path / "left.md")[0] == 2
     assert not (tmp_path / "left.md").exists()
     assert "one baseline file, or run directories only" in call("check", base, "--baseline", base, "--baseline", tmp_path / "x.json")[1]

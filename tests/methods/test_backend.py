@@ -30,7 +30,7 @@ from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Stat
 from methods.core.decode import warm_up
 from methods.core.errors import UserError
 from methods.core.target import Target
-from methods.core.tree import MAX_NODES, DraftTree
+from methods.core.tree import MAX_TREE_SIZE, DraftTree
 from methods.registry import METHODS
 
 SWITCHES = [
@@ -237,7 +237,7 @@ def test_modules_share_their_tensors_and_the_original_stays_as_it_is(fp32):
 def test_tree_sizes_cover_every_tree_and_are_few():
     static = Static(CPU)
     assert [static.tree_size(size) for size in TREE_SIZES] == list(TREE_SIZES)
-    assert static.tree_size(MAX_NODES) == MAX_NODES
+    assert static.tree_size(MAX_TREE_SIZE) == MAX_TREE_SIZE
     assert static.tree_size(7) == 8
     assert Eager().tree_size(7) == 7
 

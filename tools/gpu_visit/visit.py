@@ -15,7 +15,7 @@ from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.studies.base import write_json
 from specbench.util.environment import environment, git_state
-from specbench.util.files import atomic_write
+from specbench.util.files import write_text
 from tools import gpu_visit
 
 SETTINGS = "settings.json"
@@ -79,8 +79,7 @@ class Visit:
 
     def end(self, outcome: str) -> None:
         """Write the outcome in one line; ``make`` loses the exit code."""
-        with atomic_write(self.out / OUTCOME) as file:
-            file.write_text(outcome + "\n", encoding="utf-8")
+        write_text(self.out / OUTCOME, outcome + "\n")
 
     def claim(self) -> None:
         """Store the identity in the folder. Raises UserError if the folder holds a visit with another one."""

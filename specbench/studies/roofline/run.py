@@ -14,7 +14,7 @@ from methods.core.backend import EAGER, Backend, backend
 from methods.core.decode import StepTrace
 from methods.core.errors import UserError
 from methods.core.target import Target
-from methods.core.tree import MAX_NODES
+from methods.core.tree import MAX_TREE_SIZE
 from methods.registry import Resolved
 from specbench import targets
 from specbench.config.options import RunConfig
@@ -30,7 +30,7 @@ from specbench.util.memory import PeakMemory, release_unused_memory
 
 NEW_TOKENS = 64  # of an answer whose steps are timed
 ANSWERS = 3
-MOST = MAX_NODES - 1  # drafted nodes of the largest tree
+MOST = MAX_TREE_SIZE - 1  # drafted nodes of the largest tree
 
 
 def run(config: RunConfig, console: Console, past: int = PAST, nodes: Sequence[int] = NODES) -> Roofline:

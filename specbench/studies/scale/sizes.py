@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from methods.core import weights
 from methods.core.kv_cache import head_dim
-from methods.core.tree import MAX_NODES
+from methods.core.tree import MAX_TREE_SIZE
 from methods.registry import Resolved
 from specbench import targets
 from specbench.targets import drafters
@@ -52,7 +52,7 @@ def needed(size: TargetSize, arms: Collection[Resolved], dtype: torch.dtype, dev
     backends = {arm.backend for arm in arms}
     copies = 2 if device == "cpu" and "static" in backends else 1
     config = size.config
-    rows = config.max_position_embeddings + MAX_NODES
+    rows = config.max_position_embeddings + MAX_TREE_SIZE
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * rows * len(backends)
     return round(SPARE * dtype.itemsize * (copies * (size.parameters + _drafters(size, arms)) + cache))
 
