@@ -4,18 +4,36 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 os.environ["SPECBENCH_BACKEND"] = "eager"  # compiling takes seconds a shape: the tests of the static back end ask for it
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is: no test asks the hub
 
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from specbench.cli import common
 
 torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="Rewrite the files under tests/golden.")
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """Write empty figures: drawing takes seconds a run. Tests that look at figures override this fixture."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch):
+    """Give tables 250 columns, so that no line is wrapped. The commands' console read its width when it was made."""
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(common.console, "width", 250)
 
 
 @pytest.fixture

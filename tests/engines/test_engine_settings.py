@@ -63,8 +63,7 @@ def test_draft_model_with_another_tokenizer_is_refused(options, tmp_path):
     assert "draft model" in refusal(prepare, dataclasses.replace(assisted, drafters={"hf-assisted": tmp_path}))
 
 
-def test_methods_command_lists_engines_and_what_they_need(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_methods_command_lists_engines_and_what_they_need(capsys, wide_terminal):
     assert ended(["methods"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ENGINES)

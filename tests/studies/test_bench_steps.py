@@ -170,10 +170,9 @@ def test_floors_grow_with_the_tree():
     assert many[0] == few[0] or many[0] > few[0]
 
 
-def test_the_command_prints_and_writes_its_findings(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_writes_its_findings(tmp_path, monkeypatch, capsys, wide_terminal):
     target = str(write_target(tmp_path / "target", context=4096))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(decoding, "MAX_NEW_TOKENS", 4)
     asked = []
     monkeypatch.setattr(overhead, "overhead", lambda dtypes, device, console: asked.append(dtypes) or ([FAST], RATIOS))

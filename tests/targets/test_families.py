@@ -85,8 +85,7 @@ def test_mistral_v0_1_is_refused_because_of_its_sliding_window(tmp_path):
     assert family_of("mistralai/Mistral-7B-Instruct-v0.1") is families.OTHER
 
 
-def test_the_targets_command_lists_families_and_their_drafters(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_targets_command_lists_families_and_their_drafters(capsys, wide_terminal):
     with pytest.raises(SystemExit):
         main(["targets"])
     told = capsys.readouterr().out
