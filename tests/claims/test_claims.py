@@ -155,6 +155,8 @@ def test_every_shipped_claim_is_complete():
 @pytest.mark.parametrize("name", LEADERBOARD)
 def test_leaderboard_rows_are_points_with_a_stated_spread(name):
     claim = claim_named(name)
+    assert claim.value is not None
+    assert claim.spread is not None
     assert (claim.value, claim.mat) == LEADERBOARD[name]
     assert claim.arm == name.split("-")[0]
     assert claim.target == name.partition("-")[2] + "-v1.3"

@@ -94,6 +94,7 @@ def test_the_readmes_numbers_are_the_reports():
     assert all(row == [full[row[0]][place] for place in places] for row in rows if set(row[0]) != {"-"})
     verdict = next(line for line in report.splitlines() if "under different conditions: S4C (reconstruction) measured " in line)
     measured = re.search(r"S4C \(reconstruction\) measured \S+ \[\S+ \S+\]", verdict)
+    assert measured
     assert measured[0] in " ".join(section.split())
 
 

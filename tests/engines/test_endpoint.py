@@ -5,6 +5,7 @@ import io
 import re
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -243,16 +244,19 @@ def test_unknown_host_is_a_server_error(monkeypatch):
 def test_steps_without_drafts_are_counted():
     totals = [[0] * 5, [1, 101, 10, 30, 50]]
     texts = ["\n".join(f"{name} {value}" for name, value in zip(dataclasses.astuple(VLLM), values, strict=True)) for values in totals]
-    client = SimpleNamespace(get=lambda path: texts.pop(0))
+    client: Any = SimpleNamespace(get=lambda path: texts.pop(0))
     counters = Counters(client, VLLM)
-    assert counters.drafting_since(counters.read(), 101) == Drafting(70, 30, 50), "10 steps with drafts and 60 without"
+    before = counters.read()
+    assert before is not None
+    assert counters.drafting_since(before, 101) == Drafting(70, 30, 50), "10 steps with drafts and 60 without"
 
 
 def test_unreadable_counters_do_not_fail_an_answer():
     def silent(path):
         raise ServerError("it did not answer in time")
 
-    counters = Counters(SimpleNamespace(get=silent), VLLM)
+    client: Any = SimpleNamespace(get=silent)
+    counters = Counters(client, VLLM)
     assert counters.read() is None
     assert counters.drafting_since({}, 3) is None
 

@@ -139,7 +139,9 @@ def test_every_output_format_agrees_and_escapes_names():
     result = GateResult("new", "base", checks, ["Versions differ: <b>."])
     suite = ET.fromstring(outputs.junit(result).encode())
     assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "0", "2"]
-    assert suite.find("testcase[2]/failure").get("message") == "q\ufffd[x](http://y) `z` & *w*"
+    failure = suite.find("testcase[2]/failure")
+    assert failure is not None
+    assert failure.get("message") == "q\ufffd[x](http://y) `z` & *w*"
     assert [each.get("message") for each in suite.iter("skipped")] == ["inconclusive: few", "not applicable: hot"]
     text = outputs.markdown(result)
     assert text.startswith("## specbench check: fail\n")

@@ -1,6 +1,7 @@
 """Run directories for the gate, and calls of its commands."""
 
 import json
+from typing import Any
 
 import numpy as np
 import typer
@@ -45,7 +46,7 @@ def answers(*, questions=QUESTIONS, repeats=1, slower=1.0, noise=0.0, rate=0.7, 
     for repeat in range(repeats):
         rng = np.random.default_rng(7)  # greedy: every repeat and every side accepts alike
         for index in range(questions):
-            at = {"category": ("qa", "rag")[index % 2], "repeat": repeat}
+            at: dict[str, Any] = {"category": ("qa", "rag")[index % 2], "repeat": repeat}
             drafts = accepts(rng, rate, depth)
             found.append(turn("vanilla", f"q{index}", [0] * (TOKENS - 1), step_s=scaled((0, 0.01, 0), noisy, 1, noise), **at))
             for arm in ("medusa", "medusa#2") if again else ("medusa",):

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +52,7 @@ class Server:
     requests: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float64)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float64)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.totals = dict.fromkeys(self.counters, 100)
         self.lock = threading.Lock()

@@ -4,6 +4,7 @@ Medusa's and EAGLE's layouts, as their authors' repositories on the hub have the
 """
 
 import json
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ H, I = 32, 48  # noqa: E741 (a width, as in the layouts' facts)
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_size": H, "intermediate_size": I, "num_hidden_layers": 1, "num_attention_heads": 4}
 BASE = {"medusa_num_heads": 2, "medusa_num_layers": 1, "base_model_name_or_path": "someone/target"}
 # Layout -> kind, config.json, arguments of the tensors' shapes.
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "medusa": ("medusa", BASE, {"heads": 4, "blocks": 1}),  # configs of published weights count two heads, whatever the file has
     "medusa-2-blocks": ("medusa", BASE | {"medusa_num_layers": 2, "medusa_num_heads": 3}, {"heads": 3, "blocks": 2}),
     "eagle": ("eagle", LLAMA, {"bias": True}),
@@ -44,7 +45,7 @@ def tensors_of(layout, target):
 
 def medusa_shapes(vocab, heads, blocks):
     """Return the tensor shapes of Medusa heads."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for h in range(heads):
         for r in range(blocks):
             shapes |= {f"{h}.{r}.linear.weight": (H, H), f"{h}.{r}.linear.bias": (H,)}

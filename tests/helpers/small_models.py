@@ -3,6 +3,7 @@
 import copy
 import importlib
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ CAPACITY = 256
 PROMPT = list(range(3, 15))
 OTHER_PROMPT = [40, 2, 40, 2, 17, 40, 2]
 RANK_ACCURACY = ((0.5, 0.2, 0.1, 0.05),) * 4
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -47,7 +48,7 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-FAMILIES = {
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
@@ -226,6 +227,12 @@ class Watched:
             return logits_WV, state
 
         return self.policy.grow(root, logits_WV, state, watched)
+
+
+def watch_policy(drafter):
+    """Have the drafter's tree policy note the logits it is given."""
+    drafter.policy = watched = Watched(drafter.policy)
+    return watched
 
 
 class Follow:

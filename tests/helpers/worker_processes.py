@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from helpers.consoles import printed
 from helpers.tiny_target import write_suite, write_target
 from specbench.config.options import RunConfig
 from specbench.measure import measurer
@@ -45,7 +46,7 @@ def small_config(folder: Path) -> RunConfig:
     )
 
 
-def forked() -> multiprocessing.context.BaseContext:
+def forked() -> multiprocessing.context.ForkServerContext:
     """Return a context that forks workers from a server; spawned ones would import torch each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["specbench.measure.workers.worker_session", "helpers.worker_processes"])
@@ -62,8 +63,7 @@ def run_by_two(config: RunConfig, run_dir: Path) -> str:
     console = quiet()
     with started(config, 2, None, console) as executor:
         run(executor, run_dir, console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return printed(console)
 
 
 def records_without_times(run_dir: Path) -> list[Record]:

@@ -7,6 +7,7 @@ from math import inf, isnan
 
 import pytest
 import torch
+from helpers.consoles import printed
 from helpers.scripted_records import failed, turn, write_run
 from helpers.small_models import CPU, taken
 from helpers.tiny_target import write_suite, write_target
@@ -263,7 +264,12 @@ def test_equal_divergences_of_arms_and_repeats_take_one_forward(run, monkeypatch
     def watched(options):
         session = true(options)
         prefill = session.target.prefill
-        session.target.prefill = lambda prompt: asked.append(prompt) or prefill(prompt)
+
+        def noted(prompt):
+            asked.append(prompt)
+            return prefill(prompt)
+
+        monkeypatch.setattr(session.target, "prefill", noted)
         return session
 
     monkeypatch.setattr(reference, "prepare", watched)
@@ -370,7 +376,7 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away():
     with progress.show_progress(console, "first differences put to the target") as on_progress:
         on_progress(0, 8)
         on_progress(3, 8)
-    drawn = console.file.getvalue()
+    drawn = printed(console)
     assert "first differences put to the target" in drawn
     assert "38%" in drawn
     assert drawn.endswith("\x1b[2K")  # the line it stood in, erased

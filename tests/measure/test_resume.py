@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.consoles import printed
 from helpers.tiny_target import write_suite, write_target
 from rich.console import Console
 
@@ -120,7 +121,7 @@ def test_torn_last_line_is_dropped_with_a_notice(options, undisturbed, tmp_path,
     (tmp_path / "manifest.json").write_bytes((undisturbed / "manifest.json").read_bytes())
     console = quiet()
     run(LocalExecutor(prepare(options)), tmp_path, console)
-    assert "dropped a torn last record" in console.file.getvalue()
+    assert "dropped a torn last record" in printed(console)
     assert records_without_times(tmp_path) == records_without_times(undisturbed)
 
 
@@ -210,4 +211,4 @@ def test_change_of_the_environment_is_printed(undisturbed, tmp_path):
     dataclasses.replace(old, environment=dataclasses.replace(old.environment, cpu="abacus")).write(tmp_path)
     console = quiet()
     rundir.open_run(old, tmp_path, console)
-    assert f"times may not compare: cpu abacus -> {old.environment.cpu}" in console.file.getvalue()
+    assert f"times may not compare: cpu abacus -> {old.environment.cpu}" in printed(console)

@@ -8,9 +8,11 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.consoles import printed
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
 from rich.console import Console
 
@@ -123,14 +125,15 @@ def test_prompts_and_answers_are_those_of_generate(options, tmp_path):
     found = measured(session, tmp_path)
     question = next(q for q in session.suite.questions if q.id == "n1")
     answers: list[str] = []
+    model: Any = session.model  # transformers types its mixed-in `generate` as a tensor
     for turn in range(3):
         prompt = session.chat.encode(question.turns[: turn + 1], answers)
         record = found["pld", "n1", turn, 0]
         assert record.prompt_sha256 == chat.ids_sha256(prompt)
         assert record.prompt_tokens == len(prompt)
-        truth = session.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
+        truth = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
         assert record.output_ids == truth.tolist()
-        answers.append(session.tokenizer.decode(truth, skip_special_tokens=True))
+        answers.append(str(session.tokenizer.decode(truth, skip_special_tokens=True)))
 
 
 @pytest.mark.parametrize("turns", ["own", "shared"])
@@ -215,7 +218,7 @@ def test_failed_warm_up_is_printed_and_the_run_goes_on(options, tmp_path):
     warmed = chat.ids_sha256(session.chat.encode(session.warmup[0].turns[:1], []))
     console = Console(file=io.StringIO(), width=200)
     run(LocalExecutor(with_arm(session, Failing(warmed, RuntimeError("no kernel")))), tmp_path, console)
-    assert "pld failed to warm up: RuntimeError: no kernel" in console.file.getvalue()
+    assert "pld failed to warm up: RuntimeError: no kernel" in printed(console)
     assert RunManifest.read(tmp_path).status == "complete"
 
 
@@ -292,10 +295,10 @@ def test_progress_without_a_terminal_prints_a_line_after_an_interval(monkeypatch
     with contextlib.nullcontext(shown):
         now[0] += progress.LINE_EVERY_S / 2
         shown.add(dataclasses.replace(ok, question_id="2"))
-        assert console.file.getvalue() == ""
+        assert printed(console) == ""
         now[0] += progress.LINE_EVERY_S / 2
         shown.add(Record("b", "1", "c", 0, 0, "error", error="RuntimeError: bad"))
-    lines = console.file.getvalue().splitlines()
+    lines = printed(console).splitlines()
     assert lines == [
         "b, question 1, turn 1: RuntimeError: bad",
         "3/6 turns, 0:00:45 left: a 2.5 tokens/s MAT 2.00, b - tokens/s MAT -",

@@ -71,7 +71,7 @@ def test_two_workers_give_the_same_records_as_one_process(config, expected, tmp_
     assert len({device_kind(device) for (device,) in devices.values()}) == 1
     manifest = RunManifest.read(tmp_path)
     assert (manifest.status, manifest.environment.workers, manifest.environment.threads) == ("complete", 2, 1)
-    assert sorted(one.worker for one in manifest.prepared) == [0, 1]
+    assert sorted((one.worker for one in manifest.prepared), key=str) == [0, 1]
     assert all(one.seconds > 0 and one.device.endswith(f"#cpu worker {one.worker}") for one in manifest.prepared)
     assert manifest.fingerprint() == prepare(config).manifest.fingerprint()
     assert "all 28 turns are measured" in run_by_two(config, tmp_path)
@@ -146,6 +146,7 @@ def test_interrupted_run_is_resumed_by_another_number_of_workers(config, expecte
 def test_workers_end_when_their_parent_is_killed(config, tmp_path):
     parent = forked().Process(target=run_to_be_killed, args=(replace(config, max_new_tokens=200, repeats=50), tmp_path))
     parent.start()
+    assert parent.pid is not None
     wait_until(lambda: count_records(tmp_path) >= 2)
     workers = children_of(parent.pid)
     os.kill(parent.pid, signal.SIGKILL)
@@ -201,8 +202,8 @@ def test_missing_ray_is_a_user_error(config, monkeypatch):
 
 def cluster(*nodes, init=lambda *asked, **named: None):
     resources = [{"Alive": True, "Resources": node} for node in nodes]
-    nodes = [*resources, {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}]
-    return SimpleNamespace(init=init, nodes=lambda: nodes, shutdown=nodes.clear, __version__="2")
+    listed = [*resources, {"Alive": False, "Resources": {"CPU": 99, "GPU": 99}}]
+    return SimpleNamespace(init=init, nodes=lambda: listed, shutdown=listed.clear, __version__="2")
 
 
 def unreachable(*asked, **named):

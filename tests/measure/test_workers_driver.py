@@ -76,7 +76,7 @@ def test_answers_that_have_arrived_at_ctrl_c_are_kept(config, loaded):
     executor, pool = scripted(suite_of(config), *ready, (0, KeyboardInterrupt()), (1, records[1]), (0, records[0]))
     executor.load()
     executor.warm_up(quiet())
-    kept = []
+    kept: list[Record] = []
     with pytest.raises(KeyboardInterrupt):
         executor.measure([], kept.append, NO_PROGRESS)
     assert kept == [records[1], records[0]]
@@ -100,6 +100,6 @@ def test_lost_device_ends_its_worker_and_the_question_is_tried_again(config, loa
     executor.load()
     executor.warm_up(quiet())
     with pytest.raises(KeyboardInterrupt):
-        executor.measure([], pytest.fail, NO_PROGRESS)
+        executor.measure([], lambda record: pytest.fail(f"{record} arrived"), NO_PROGRESS)
     assert pool.stopped == [0, 0]
     assert [call[2] for call in pool.calls if call[:2] == (0, "answer")] == ["a1", "a1", "n1"]

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from helpers.consoles import printed
 from helpers.worker_processes import quiet, records_without_times, small_config
 
 from specbench.measure.executor import LocalExecutor
@@ -43,7 +44,7 @@ def test_local_ray_cluster_gives_the_same_records_as_one_process_even_if_an_acto
     with started(config, 2, "local", console) as executor:
         run(executor, tmp_path / "ray", console)
     assert len(pids) == 3
-    assert "worker 0: ended (" in console.file.getvalue()
+    assert "worker 0: ended (" in printed(console)
     assert records_without_times(tmp_path / "ray") == records_without_times(tmp_path / "local")
     found = records.read(tmp_path / "ray")[0]
     assert all(len({r.device for r in found if r.question_id == question}) == 1 for question in {r.question_id for r in found})

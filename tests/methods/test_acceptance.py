@@ -76,7 +76,6 @@ def bonus_without_residual(tree, logits_NV, temperature, noise):
 
 def every_sibling_against_p(tree, logits_NV, temperature, noise):
     """Forgets that p becomes the residual after a rejected sibling."""
-    said = None
     for child in (1, 2):
         lone = plant([0, int(tree.tokens_N[child])], (-1, 0), tree.q_NV[:2])
         its_own = noise._replace(uniform_N=noise.uniform_N[[0, child]], exponential_NV=noise.exponential_NV[[child, 0]])

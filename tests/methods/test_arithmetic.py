@@ -1,5 +1,7 @@
 """A wrong drafter still decodes losslessly: what it says is recomputed from the papers' formulas, path by path, without a cache."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.small_models import (
@@ -16,12 +18,13 @@ from helpers.small_models import (
     small_model,
     small_target,
     trained,
+    watch_policy,
 )
 from torch.nn import functional as F
 
 from methods.core.training import Batch
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 S4C = [{"heads": heads, "prefix": prefix} for heads in ("recurrent", "hydra", "independent") for prefix in ("layer", "none")]
 HYDRA = [{"prefix": "layer", "layers": 3}, {"prefix": "none", "layers": 1}]
 VARIANTS = [
@@ -105,7 +108,7 @@ def test_every_guess_of_a_tree_is_recomputed_from_scratch(name, options, attenti
     model, target = small_model(attention=attention), small_target(attention=attention)
     module = trained(KIND[name], model, **options).module
     drafter, _ = build(name, target, **options, **DEEP.get(name, {}))
-    drafter.policy = watched = Watched(drafter.policy)
+    watched = watch_policy(drafter)
     checked = []
 
     def check(tokens, tree):

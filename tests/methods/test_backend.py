@@ -130,7 +130,12 @@ def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
     captures, record = [], Replayed._record
-    monkeypatch.setattr(Replayed, "_record", lambda captured, args: captures.append(args) or record(captured, args))
+
+    def recording(captured, args):
+        captures.append(args)
+        return record(captured, args)
+
+    monkeypatch.setattr(Replayed, "_record", recording)
     target = Target(small_model(), capacity=200, backend=Replaying())
     drafter, accept = build(name, target, **options)
     warm_up(target, drafter, accept, Sampling(1))
@@ -205,8 +210,12 @@ def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
         reads.attending = False
         return out
 
+    def listing(tensor):
+        reads.seen.append("tolist")
+        return tolist(tensor)
+
     monkeypatch.setattr(attention, "attend", attending)
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.seen.append("tolist") or tolist(tensor))
+    monkeypatch.setattr(torch.Tensor, "tolist", listing)
     drafter, accept = build(name, target, **options)
     run(target, drafter, PROMPT, 3, accept)  # static trees are brought to the device once
     reads.seen.clear()

@@ -145,7 +145,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(length):
     clock = HandClock()
     target = CountingTarget(clock, context=30)
     with pytest.raises(ContextOverflow, match=f"{length} tokens .* context of 30"):
-        decode(target, Scripted(clock, []), match, list(range(length)), Sampling(4), clock)
+        decode(cast(Target, target), Scripted(clock, []), match, list(range(length)), Sampling(4), clock)
     assert target.calls == []
     assert clock.marks == []
 
@@ -157,7 +157,7 @@ def test_nan_logits_end_the_turn_with_an_error(when, monkeypatch):
     real = getattr(target, when)
     monkeypatch.setattr(target, when, lambda *asked: Scores(real(*asked).logits_NV * float("nan"), torch.zeros(1, 1)))
     with pytest.raises(FloatingPointError):
-        decode(target, Scripted(clock, [(1, 1)] * 3), match, [7], Sampling(4), clock)
+        decode(cast(Target, target), Scripted(clock, [(1, 1)] * 3), match, [7], Sampling(4), clock)
 
 
 def test_a_seed_fixes_the_draws():

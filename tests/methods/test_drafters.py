@@ -1,5 +1,7 @@
 """A drafter that has gone through many steps drafts like a fresh one begun on the same text."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.small_models import (
@@ -57,7 +59,7 @@ def test_a_conversation_leaves_no_state_for_the_next(name, options):
     text, target = greedy_text(prompt=tuple(OTHER_PROMPT)), small_target()
     lived, fresh = (build(name, target, **options)[0] for _ in range(2))
     run(target, Beside(Oracle(greedy_text(), RIGHTS), [lived], lambda tokens, tree: None), PROMPT, 40)
-    trees = {}
+    trees: dict[object, list] = {}
     for drafter in (lived, fresh):
         seen = trees[drafter] = []
         run(target, Beside(Oracle(text, RIGHTS), [drafter], lambda tokens, tree, seen=seen: seen.append(told(tree))), OTHER_PROMPT, 20)
@@ -68,7 +70,8 @@ def test_a_conversation_leaves_no_state_for_the_next(name, options):
 def test_s4cs_continuous_tree_equals_its_fresh_tree():
     """Reading the whole text again in each step changes only the cost."""
     target = small_target()
-    drafters, reads = [build("s4c", target, tree=tree)[0] for tree in ("continuous", "fresh")], ([], [])
+    drafters = [build("s4c", target, tree=tree)[0] for tree in ("continuous", "fresh")]
+    reads: tuple[list[int], list[int]] = ([], [])
 
     def compare(tokens, continuous, fresh):
         assert told(continuous) == told(fresh)
@@ -84,7 +87,7 @@ def test_s4cs_continuous_tree_equals_its_fresh_tree():
 def test_a_step_reads_only_what_the_previous_step_committed(name):
     target = small_target()
     drafter, _ = build(name, target)
-    read = []
+    read: list[int] = []
 
     def note(tokens, tree):
         assert int(drafter.stream.cache.length) == len(tokens) - 1
@@ -111,7 +114,8 @@ def watch(stream, read):
 
 def looked_up(text, nodes=4, max_ngram=3):
     drafter = PromptLookup(Config(nodes, max_ngram), CPU)
-    drafter.begin(text[:-1], None, None, None)
+    unread: Any = None
+    drafter.begin(text[:-1], unread, unread, unread)
     tree = drafter.draft(text)
     assert tree.size in drafter.sizes
     return told(tree)[0][1:]

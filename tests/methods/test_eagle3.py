@@ -1,6 +1,7 @@
 """EAGLE-3's arithmetic from its published tensors in plain torch, its vocabulary, and what it leaves of other arms' rounds."""
 
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from helpers.small_models import (
     SHAPE,
     Beside,
     Oracle,
-    Watched,
     build,
     greedy_text,
     paths_of,
@@ -22,6 +22,7 @@ from helpers.small_models import (
     spread,
     told,
     trained,
+    watch_policy,
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -33,7 +34,7 @@ from methods.core.weights import Trained
 from specbench.targets.shapes import ModelShape
 from specbench.targets.widen import fill, widened
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 GROWN = {"nodes": 12, "depth": 4, "width": 4}
 RIGHTS = (2, 0, 3, 1)
 LAYERS, READS, EPS = 8, (2, 4, 5), 1e-3
@@ -59,7 +60,7 @@ def test_every_guess_of_a_tree_is_recomputed_from_the_published_tensors(vocabula
     target = Target(model, capacity=100)
     drafter, _ = build("eagle3", target, vocabulary=vocabulary, **GROWN)
     assert drafter.reads == READS
-    drafter.policy = watched = Watched(drafter.policy)
+    watched = watch_policy(drafter)
     depths = []
 
     def check(tokens, tree):
@@ -94,6 +95,7 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens():
     counts_V = torch.zeros(64, dtype=torch.long)
     counts_V[[63, 5, 40]] = torch.tensor([9, 7, 8])
     module.choose_vocabulary(counts_V)
+    assert module.tokens_U is not None
     assert module.tokens_U.tolist() == [*range(30), 40, 63]
     assert module.d2t.tolist() == [0] * 30 + [10, 32]
     assert eagle3.Module(small_model().config, eagle3.Architecture()).tokens_U is None
@@ -160,7 +162,8 @@ def test_a_widened_one_reads_the_small_targets_layers(vocabulary):
     assert wide.lm_head.out_features == (vocabulary or 90)
     trees = []
     for model, weights in ((small, narrow), (large, Trained(wide.eval().requires_grad_(False), RANK_ACCURACY, narrow.sha256))):
-        target, seen = Target(model, capacity=100), []
+        target = Target(model, capacity=100)
+        seen: list[tuple[list[int], list[int]]] = []
         drafter, _ = registry.build(registry.resolve("eagle3", {"nodes": "12", "depth": "4", "width": "4"}, "cpu"), target, weights)
         run(target, Beside(Oracle(deep_text(), RIGHTS), [drafter], lambda _, tree, seen=seen: seen.append(told(tree))), PROMPT, 14)
         trees.append(seen)

@@ -1,11 +1,12 @@
 """EAGLE-3 checkpoints as they are published, through the path a user takes."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from helpers.eagle3_reference import reference_logits
-from helpers.small_models import PROMPT, Beside, Oracle, Watched, run, trained
+from helpers.small_models import PROMPT, Beside, Oracle, run, trained, watch_policy
 from helpers.tiny_target import write_target
 from safetensors.torch import save_file
 
@@ -71,7 +72,7 @@ def loaded(folder, drafter):
     return targets.load(str(folder), device="cpu", dtype="fp64", attention="sdpa", drafter_files={"eagle3": drafter} if drafter else {})
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "all tokens, safetensors": ({}, {}, "model.safetensors"),
     "all tokens, named": ({}, {"draft_vocab_size": V}, "model.safetensors"),
     "a pickle of a draft vocabulary": ({"drafted": 40}, {"draft_vocab_size": 40}, "pytorch_model.bin"),
@@ -96,7 +97,7 @@ def test_a_published_checkpoint_drafts_by_its_own_tensors_and_changes_no_text(ca
     text = found.model.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=12, eos_token_id=None)[0].tolist()
     assert run(target, drafter, PROMPT, 12, accept).tokens == text[len(PROMPT) :]
 
-    drafter.policy = watched = Watched(drafter.policy)
+    watched = watch_policy(drafter)
     exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     theta, depths = config.get("rope_theta", 10000.0), []
 

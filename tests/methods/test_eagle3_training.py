@@ -1,6 +1,7 @@
 """EAGLE-3 learns at training time what it will see when it drafts."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from methods.core.training import Batch
 from specbench.train import loop
 
 READS = (0, 1)  # of a target of two layers
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def batch_of(model, rows, answer_BT=None):

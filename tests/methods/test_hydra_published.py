@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.small_models import PROMPT, Beside, Oracle, Watched, features_of, run
+from helpers.small_models import PROMPT, Beside, Oracle, features_of, run, watch_policy
 from helpers.tiny_target import write_target
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -102,7 +102,7 @@ def test_a_published_checkpoint_drafts_by_its_own_tensors_and_changes_no_text(ar
     text = model.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=20, eos_token_id=None)[0].tolist()
     assert run(target, drafter, PROMPT, 20, accept).tokens == text[len(PROMPT) :]
 
-    drafter.policy = watched = Watched(drafter.policy)
+    watched = watch_policy(drafter)
     exact, depths = {name: tensor.double() for name, tensor in tensors.items()}, []
 
     def check(tokens, tree):

@@ -42,9 +42,10 @@ def grown(policy, after):
 
 def reference_grown(nodes, depth, width, after):
     """Every guess of every expanded node with its cumulative log q; then the best of them."""
-    scores, beam = {}, [((), 0.0)]
+    scores: dict[tuple[int, ...], float] = {}
+    beam: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for _ in range(depth):
-        level = {}
+        level: dict[tuple[int, ...], float] = {}
         for path, score in beam:
             logq_V = torch.log_softmax(after(path), dim=-1).tolist()
             for token in sorted(range(V), key=lambda token: -logq_V[token])[:width]:
@@ -106,7 +107,7 @@ def test_a_static_tree_takes_the_ranks_it_names(choices):
     tree = grown(StaticTree(choices), logits_after)
     expected = set()
     for choice in choices:
-        path = ()
+        path: tuple[int, ...] = ()
         for rank in choice:
             path += (int(logits_after(path).argsort(descending=True)[rank]),)
         expected.add(path)

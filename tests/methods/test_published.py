@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.published_drafters import LAYOUTS, REFERENCE, tensors_of, write
-from helpers.small_models import CAPACITY, PROMPT, Beside, Oracle, Watched, features_of, run
+from helpers.small_models import CAPACITY, PROMPT, Beside, Oracle, features_of, run, watch_policy
 from helpers.tiny_target import write_target
 from safetensors.torch import save_file
 
@@ -63,7 +63,7 @@ def test_a_published_layout_drafts_losslessly_what_its_tensors_say(layout, name,
     text = greedy(target.model, 24)
     assert run(ready, drafter, PROMPT, 20, accept).tokens == text[len(PROMPT) :][:20]
 
-    drafter.policy = watched = Watched(drafter.policy)
+    watched = watch_policy(drafter)
     wide, checked = {each: tensor.double() for each, tensor in tensors.items()}, []
 
     def check(tokens, tree):
@@ -206,6 +206,7 @@ def test_a_drafter_tells_where_it_is_from_and_methods_share_it(folder, model, tm
     assert drafter_of(folder, "eagle", path).sha256 == drafter.sha256
     assert drafter.module.layer.fc.weight.dtype == torch.float64
     shipped = targets.load("tiny", device="cpu", dtype="bf16", attention="sdpa").drafter_for(resolve("eagle", {}, "cpu"))
+    assert shipped is not None
     assert shipped.source == "drafters/eagle.safetensors"
 
 

@@ -65,7 +65,7 @@ class Reference:
         self.learn(tree.tokens_N.tolist(), scores.logits_NV)
 
     def draft(self, tokens):
-        found = {(): tokens[-1]}
+        found: dict[tuple[int, ...], int] = {(): tokens[-1]}
         for choice in self.choices:
             found[choice] = self.after.get(found[choice[:-1]], [PADDING] * SUCCESSORS)[choice[-1]]
         return list(found.values())

@@ -1,6 +1,7 @@
 """One forward over a tree says what one forward over each of its paths says; models that cannot do that are refused."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ BUSHY = plant([5, 9, 1, 9, 30, 22, 9, 63, 0], (-1, 0, 0, 1, 2, 2, 4, 4, 7))
 CHAIN = DraftTree.chain([4, 4, 4, 17], CPU)
 LONE = DraftTree.chain([6], CPU)
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def check(model, scores, committed, tree):

@@ -59,6 +59,8 @@ def example_method(tmp_path, monkeypatch):
     file = tmp_path / "example.py"
     file.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(method.module, file)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, method.module, module)
     spec.loader.exec_module(module)

@@ -155,7 +155,7 @@ def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
         git("commit", "-q", "--allow-empty", "-m", name, at=at)
         shas[name] = git("rev-parse", "HEAD")
 
-    said = []
+    said: list[str] = []
 
     def chosen(event, asked=""):
         output = tmp_path / "output"

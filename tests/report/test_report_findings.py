@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -28,7 +29,7 @@ from specbench.report.run import load_runs
 )
 def test_the_fastest_arm_is_called_faster_only_if_the_interval_says_so(low, high, said):
     best = {"arm": "b", "speedup": 1.2, "speedup_low": low, "speedup_high": high, "mat": 2.0, "step_cost": 1.5, "questions": 9}
-    run = SimpleNamespace(
+    run: Any = SimpleNamespace(
         overall={"a": best | {"arm": "a", "speedup": 0.5}, "b": best}, drafting={"a", "b"}, engines={}, arms={"a": "A", "b": "B"}
     )
     (line,) = findings.fastest(run)
@@ -38,7 +39,8 @@ def test_the_fastest_arm_is_called_faster_only_if_the_interval_says_so(low, high
 
 @pytest.mark.parametrize(("low", "high", "farther"), [(0.996, 1.009, "0.9 %"), (0.98, 1.009, "2.0 %")])
 def test_the_noise_is_the_farther_end(low, high, farther):
-    (line,) = findings.noise(SimpleNamespace(noise={"s4c": Estimate(1.003, low, high)}, arms={"s4c": "S4C"}))
+    run: Any = SimpleNamespace(noise={"s4c": Estimate(1.003, low, high)}, arms={"s4c": "S4C"})
+    (line,) = findings.noise(run)
     assert f"differ by up to {farther}. " in line
 
 
@@ -144,7 +146,7 @@ def test_the_claimed_range_is_drawn_only_beside_the_arm_that_is_judged(tmp_path,
     rows = [turn(name, q, [0] * 90 if name == "vanilla" else [2] * 30) for q in "abcd" for name in names]
     (run,) = load_runs([write_run(tmp_path / "run", rows, methods={name: LONG.get(name, "S4C") for name in names})])
     assert (verdict.claim_shown(run) is not None) == drawn
-    labels = []
+    labels: list[str] = []
     with patch.object(figures, "save", lambda figure, path: labels.extend(text.get_text() for text in figure.legends[0].texts)):
         context = figures.FigureContext(run.shown, run.categories, "s", verdict.claim_shown(run))
         figures.draw(run.comparison, run.split, run.acceptance, run.along, context, tmp_path)

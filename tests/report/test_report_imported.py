@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import nan
+from typing import Any
 
 from helpers.scripted_records import turn, write_run
 from rich.console import Console
@@ -17,7 +18,7 @@ def imported(method, question):
     """A turn of known token counts and wall time only."""
     whole = turn(method, question, ACCEPTED[method], prompt=f"unknown, {method}")
     steps = Steps(accepted=whole.steps.accepted, emitted=whole.steps.emitted)
-    unknown = {"output_ids": [], "prompt_tokens": 0, "prefill_s": 0.0, "peak_bytes": 0, "stop": ""}
+    unknown: dict[str, Any] = {"output_ids": [], "prompt_tokens": 0, "prefill_s": 0.0, "peak_bytes": 0, "stop": ""}
     return replace(whole, **unknown, tokens=13, output_text="their words", steps=steps)
 
 
@@ -35,8 +36,7 @@ def test_unknown_stays_unknown(tmp_path):
         imported=[ImportSource("theirs", "theirs.jsonl", "a" * 64, [])],
     )
     manifest = RunManifest.read(run)
-    open_facts = {"lossless": None}
-    replace(manifest, arms={name: replace(facts, **open_facts) for name, facts in manifest.arms.items()}).write(run)
+    replace(manifest, arms={name: replace(facts, lossless=None) for name, facts in manifest.arms.items()}).write(run)
     text = build([run], tmp_path / "out", Console(record=True)).with_suffix(".md").read_text(encoding="utf-8")
     assert "ossy" not in text.split("### Definitions")[0]
     assert "| Theirs | — | — | — | — | — | — | — | — | — |" in text

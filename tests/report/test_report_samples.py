@@ -58,6 +58,7 @@ def test_a_text_that_the_tokenizer_does_not_give_back_is_not_cut():
 def test_the_shipped_tokenizer_cuts_an_answer_and_nothing_is_lost(tmp_path):
     (run,) = load_runs([write_run(tmp_path / "run", [])])
     whole = samples.target_decoder(run.manifest)
+    assert whole is not None
     ids = [46, 664, 3370, 263, 1037, 681, 290, 749, 343, 373, 500, 681, 19, 1]  # the last is the stop token, which has no text
     record = replace(turn("s4c", "1", [2, 1, 0, 2, 3], ids=ids), output_text=whole(ids))
     found = samples.pieces(record, whole)

@@ -95,7 +95,7 @@ def test_hostile_text_is_text_in_markdown(line, tmp_path):
     kinds = {token.type for token in parsed}
     assert not kinds & {"html_block", "blockquote_open", "ordered_list_open", "code_block", "hr"}
     assert [token.tag for token in parsed if token.type == "heading_open"] == ["h1", "h2", "h3", "h4"]
-    texts = [" ".join("".join(child.content for child in token.children).split()) for token in parsed if token.type == "inline"]
+    texts = [" ".join("".join(child.content for child in token.children or []).split()) for token in parsed if token.type == "inline"]
     assert texts.count(flat(line)) == 3 + 1 + 1 + 5 + 1  # headings, paragraph, bullet, cells, the sample's title
     assert f"{flat(line)}:" in texts
     fences = [token.content for token in parsed if token.type == "fence"]

@@ -3,6 +3,7 @@ import io
 from dataclasses import replace
 from itertools import pairwise
 from math import nan
+from typing import Any
 
 import pytest
 import torch
@@ -130,14 +131,16 @@ def test_the_trees_are_those_the_reference_drafts(subject, size, depth):
     subject = steps.SUBJECTS[subject]
     target = Target(steps.random_model(subject.layers, torch.float32, CPU), capacity=64)
     engine = steps.random_engine(subject.arm, target)
+    drafter: Any = engine.drafter
     taken = measure.steps(engine, measure.filler(8, 2000), measure.SETTLING + 4)
     assert {step.tree_size for step in taken} == {size}
-    assert engine.drafter.policy.depth == depth  # of the levels drafted: random guesses are so even that the best are shallow
+    assert drafter.policy.depth == depth  # of the levels drafted: random guesses are so even that the best are shallow
 
 
 def test_random_drafters_are_the_same_in_every_dtype():
     targets = [Target(steps.random_model(1, dtype, CPU), capacity=64) for dtype in (torch.float32, torch.bfloat16)]
-    one, other = (list(steps.random_engine("medusa:nodes=63", target).drafter.heads.parameters()) for target in targets)
+    drafters: list[Any] = [steps.random_engine("medusa:nodes=63", target).drafter for target in targets]
+    one, other = (list(drafter.heads.parameters()) for drafter in drafters)
     assert all(torch.equal(a.to(torch.bfloat16), b) for a, b in zip(one, other, strict=True))
 
 
@@ -146,14 +149,20 @@ def test_every_subject_is_timed_on_both_back_ends(monkeypatch):
     monkeypatch.setattr(overhead, "NEW_TOKENS", 12)
     monkeypatch.setattr(overhead, "ANSWERS", 2)
     order, answer = [], measure.steps
+
+    def noted(*given):
+        order.append("answer")
+        return answer(*given)
+
     monkeypatch.setattr(OwnEngine, "warm_up", lambda engine, sampling: order.append("warm"))
-    monkeypatch.setattr(measure, "steps", lambda *given: order.append("answer") or answer(*given))
+    monkeypatch.setattr(measure, "steps", noted)
     times, verified = overhead.overhead(["bf16"], CPU, Console(file=io.StringIO()))
     assert order == (["warm", "answer"] * 2 + ["answer"] * 4) * 2
     assert [(each.subject.layers, each.backend) for each in times] == [(1, "eager"), (1, "static"), (2, "eager"), (2, "static")]
     for each in times:
         assert 2 * 2 <= len(each.steps) <= 2 * (11 - measure.SETTLING)
         assert each.verify_floor_s > each.draft_floor_s > 0
+        assert each.split is not None
         assert each.split.steps == 11
         assert each.split.ops["draft"][0].seconds > 0
     for one, other in pairwise(times[:2]):
@@ -175,7 +184,12 @@ def test_the_command_prints_and_writes_its_findings(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decoding, "MAX_NEW_TOKENS", 4)
     asked = []
-    monkeypatch.setattr(overhead, "overhead", lambda dtypes, device, console: asked.append(dtypes) or ([FAST], RATIOS))
+
+    def noted(dtypes, device, console):
+        asked.append(dtypes)
+        return [FAST], RATIOS
+
+    monkeypatch.setattr(overhead, "overhead", noted)
     call(bench, "--target", target, "--dtype=fp32", "--device=cpu")
     assert asked == [["fp32", "bf16"]], "the run's own dtype first"
     printed = " ".join(capsys.readouterr().out.split())

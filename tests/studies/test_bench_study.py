@@ -3,6 +3,7 @@ import io
 import re
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,12 @@ def test_each_side_answers_once_before_pairs_are_timed(session, monkeypatch):
     def counted(make):
         def made(*given, **options):
             side = make(*given, **options)
-            return lambda prompt: asked.append(side) or side(prompt)
+
+            def answer(prompt):
+                asked.append(side)
+                return side(prompt)
+
+            return answer
 
         return made
 
@@ -221,7 +227,8 @@ def test_the_share_is_wall_clock_time_outside_decoding(now):
 
 
 def test_a_run_that_fails_is_not_timed():
-    watch = Stopwatch(inner=None)
+    unused: Any = None
+    watch = Stopwatch(inner=unused)
     with pytest.raises(UserError, match="a, question 1: out of memory"):
         watch.add(Record("a", "1", "c", 0, 0, "error", error="out of memory"))
 

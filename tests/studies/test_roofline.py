@@ -6,6 +6,7 @@ import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ class Scripted:
 
 def test_the_curve_is_the_median_of_settled_calls(now, monkeypatch):
     monkeypatch.setattr(measure, "IN_A_ROW", 2)  # every other call is an unsettled one
-    target = Scripted(now)
+    target: Any = Scripted(now)
     assert measure.curve(target, [1, 5, 8], 7) == {1: 1, 5: 5, 8: 8}
     assert len(target.prompt) == 7
     assert {past for _, past in target.calls} == {7}
@@ -108,7 +109,7 @@ def test_the_curve_is_the_median_of_settled_calls(now, monkeypatch):
 
 def test_sizes_take_turns_and_a_slow_device_gets_fewer_passes(now, monkeypatch):
     monkeypatch.setattr(measure, "PASSES", (2, 9))
-    target = Scripted(now)
+    target: Any = Scripted(now)
     measure.curve(target, [1, 4], 3)
     timed = [size for size, _ in target.calls][2 * measure.WARMUP :]
     assert timed == ([1] * measure.IN_A_ROW + [4] * measure.IN_A_ROW) * 2
@@ -247,7 +248,12 @@ def test_nodes_are_those_of_a_methods_options(target, quick, monkeypatch):
     """``--nodes 3`` and ``--set nodes=3`` are trees of the same size."""
     sizes = []
     curve = measure.curve
-    monkeypatch.setattr(measure, "curve", lambda target, given, past: sizes.extend(given) or curve(target, given, past))
+
+    def noted(target, given, past):
+        sizes.extend(given)
+        return curve(target, given, past)
+
+    monkeypatch.setattr(measure, "curve", noted)
     found = run(config(target, "eager", "vanilla"), common.console, past=40, nodes=[3])
     drafter, _ = build("medusa", small_target(), nodes=3)
     assert sizes == [1, *drafter.sizes]
@@ -263,7 +269,8 @@ def only_explicit_collections():
 
 
 def test_the_target_before_is_freed_before_the_next_is_loaded(target, quick, monkeypatch, only_explicit_collections):
-    load, loaded = targets.load, []
+    load = targets.load
+    loaded: list[weakref.ref] = []
 
     def watched(*given, **options):
         assert [each() for each in loaded] == [None] * len(loaded)
@@ -280,7 +287,16 @@ def test_the_target_before_is_freed_before_the_next_is_loaded(target, quick, mon
 def test_methods_are_warm_before_their_steps_are_timed(target, quick, monkeypatch):
     order = []
     steps, warm_up = measure.steps, OwnEngine.warm_up
-    monkeypatch.setattr(OwnEngine, "warm_up", lambda engine, sampling: order.append("warm") or warm_up(engine, sampling))
-    monkeypatch.setattr(measure, "steps", lambda *given: order.append("timed") or steps(*given))
+
+    def warming(engine, sampling):
+        order.append("warm")
+        return warm_up(engine, sampling)
+
+    def timing(*given):
+        order.append("timed")
+        return steps(*given)
+
+    monkeypatch.setattr(OwnEngine, "warm_up", warming)
+    monkeypatch.setattr(measure, "steps", timing)
     run(config(target, "eager", "pld"), common.console, past=8, nodes=[0])
     assert order == ["warm", "timed"] * 2 + ["timed"] * 2 * running.ANSWERS

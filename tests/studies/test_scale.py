@@ -66,6 +66,8 @@ def test_parameters_are_those_of_the_target_that_is_built():
     loaded = targets.load("tiny-160m", device="cpu", dtype="fp32", attention="sdpa")
     assert sizes.size_of("tiny-160m").parameters == loaded.parameters
     medusa, eagle = (loaded.drafter_for(ARMS[name]) for name in ("medusa", "eagle"))
+    assert medusa is not None
+    assert eagle is not None
     trained = sum(parameter.numel() for each in (medusa, eagle) for parameter in each.module.parameters())
     config = sizes.size_of("tiny-160m").config
     cache = 2 * config.num_hidden_layers * 128 * (config.max_position_embeddings + 128)

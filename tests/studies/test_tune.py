@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from methods import registry
 from methods.core.acceptance import Sampling
-from methods.core.backend import EAGER
+from methods.core.backend import EAGER, Eager
 from methods.core.errors import UserError
 from methods.core.policies import best_choices, static_tree
 from methods.core.target import Target
@@ -184,7 +185,7 @@ def test_costs_between_the_timed_settings_are_linear():
 
 
 def test_t_of_n_is_linear_between_sizes_and_uses_the_padded_size():
-    class Padding:
+    class Padding(Eager):
         name = "padding"
 
         def tree_size(self, nodes):
@@ -197,8 +198,13 @@ def test_t_of_n_is_linear_between_sizes_and_uses_the_padded_size():
 
 def test_engines_are_warm_before_their_steps_are_timed(target, monkeypatch):
     order, decoded = [], cost.decoded
+
+    def noted(*given):
+        order.append("decode")
+        return decoded(*given)
+
     monkeypatch.setattr(OwnEngine, "warm_up", lambda engine, sampling: order.append("warm"))
-    monkeypatch.setattr(cost, "decoded", lambda *given: order.append("decode") or decoded(*given))
+    monkeypatch.setattr(cost, "decoded", noted)
     engines = {name: OwnEngine(name, target, *build("vanilla", target)) for name in ("a", "b")}
     cost.beside_verifying(VerifyCost({1: 0.0}, EAGER), engines, [PROMPT])
     assert order == ["warm", "decode"] * 2 + ["decode"] * 2
@@ -239,9 +245,9 @@ def test_tuning_on_the_test_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "spec_bench_fingerprints", lambda: {prompts.fingerprint("how  much is 2\nand 2?")})
     with pytest.raises(UserError, match="question n2, is Spec-Bench's"):
         prompts.load(file, None, 1, quiet())
-    for both in ((None, None), (file, file)):
+    for suite_file, data in ((None, None), (file, file)):
         with pytest.raises(UserError, match="pass either --suite-file FILE"):
-            prompts.load(*both, 20, quiet())
+            prompts.load(suite_file, data, 20, quiet())
 
 
 def test_there_is_a_fingerprint_for_every_question_of_spec_bench():
@@ -256,7 +262,7 @@ def test_the_config_file_has_the_facts_of_a_checkout_that_is_not_installed(monke
 
     monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
     monkeypatch.setattr(base, "git_state", lambda: GitState("12ab", True))
-    loaded = SimpleNamespace(name="t", note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
+    loaded: Any = SimpleNamespace(name="t", note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
     conditions = Conditions.of_target(loaded, RunConfig(dtype="fp32", backend="eager"))
     facts = tuned_on(conditions, "0", Suite("s", "", (), "1"), 7)
     assert (facts["recorded_tokens"], facts["git_sha"], facts["git_dirty"]) == (7, "12ab", True)
@@ -304,7 +310,8 @@ def only_explicit_collections():
 def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, monkeypatch, only_explicit_collections, wide_terminal):
     folder, out = write_target(tmp_path / "target", context=4096), tmp_path / "tuned.toml"
     suite = write_suite(tmp_path / "suite.jsonl")
-    load, loaded, weights = targets.load, [], []
+    load, loaded = targets.load, []
+    weights: list[weakref.ref] = []
 
     def watched(*given, **named):
         loaded.append(not any(each() is not None for each in weights))

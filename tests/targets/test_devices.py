@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_the_report_counts_questions_on_mixed_devices(tmp_path):
 
 def test_the_gate_compares_only_runs_of_one_kind_and_worker_count(tmp_path):
     rows = answers()
-    on = {"environment": {"gpu": NEW, "torch": "2.13", "python": "3.11"}}
+    on: dict[str, Any] = {"environment": {"gpu": NEW, "torch": "2.13", "python": "3.11"}}
     base = gated_run(tmp_path / "base", [replace(row, device=f"{NEW} #GPU-1") for row in rows], **on)
     kinds = np.where(np.arange(len(rows)) < len(rows) // 2, OLD, NEW)
     mixed = gated_run(tmp_path / "mixed", [replace(row, device=f"{kind} #GPU-1") for row, kind in zip(rows, kinds, strict=True)], **on)

@@ -2,9 +2,9 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
-import torch
 from helpers.tiny_target import write_target
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -57,7 +57,7 @@ def test_a_folder_is_recognised_by_its_name_the_cache_around_it_or_its_config(tm
 
 def test_a_familys_template_and_stop_tokens_are_the_default(tmp_path):
     folder = write_target(tmp_path / "vicuna-7b-v1.3")
-    options = {"device": "cpu", "dtype": "fp32", "attention": "sdpa"}
+    options: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "attention": "sdpa"}
     found = targets.load(str(folder), **options)
     assert found.chat.template == "vicuna_v1.1"
     assert targets.load(str(folder), template="chat", **options).chat.template == "chat"
@@ -79,7 +79,7 @@ def test_mistral_v0_1_is_refused_because_of_its_sliding_window(tmp_path):
     folder = write_target(tmp_path / "Mistral-7B-Instruct-v0.1")
     old = json.loads((folder / "config.json").read_text())
     shape = {key: old[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
-    MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=4096)).to(torch.float32).save_pretrained(folder)
+    MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=4096)).float().save_pretrained(folder)
     with pytest.raises(UserError, match=r"'mistral' has sliding_attention layers.*sliding_window null"):
         targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
     assert family_of("mistralai/Mistral-7B-Instruct-v0.1") is families.OTHER

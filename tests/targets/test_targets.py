@@ -179,7 +179,7 @@ def test_a_training_with_bad_options_is_refused(folder, tmp_path):
 
 def test_a_model_card_needs_a_target_trained_by_specbench(folder, tmp_path):
     with pytest.raises(UserError, match=r"holds no training.json: a card is written for a target trained by"):
-        card.write_card(folder, tmp_path / "corpus.jsonl", None)
+        card.write_card(folder, tmp_path / "corpus.jsonl", Console(quiet=True))
 
 
 def test_nan_logits_deep_in_the_tree_fail_the_turn():

@@ -1,10 +1,23 @@
 """A widened target or drafter gives the small one's logits, in fp64 to 1e-9."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from helpers.small_models import OTHER_PROMPT, PROMPT, RANK_ACCURACY, SHAPE, Beside, Oracle, Watched, run, spread, told, trained
+from helpers.small_models import (
+    OTHER_PROMPT,
+    PROMPT,
+    RANK_ACCURACY,
+    SHAPE,
+    Beside,
+    Oracle,
+    run,
+    spread,
+    told,
+    trained,
+    watch_policy,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods import registry
@@ -16,7 +29,7 @@ from specbench.targets.shapes import SHAPES, ModelShape
 from specbench.targets.widen import AXES, fill, wide_config, widened
 from specbench.train.drafter import KINDS
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 V = SHAPE["vocab_size"]
 PAD = 60
 SHAPES_OF = {  # small key/value heads (of 4 query heads, 8 wide) -> large shapes
@@ -80,9 +93,10 @@ def test_a_widened_drafter_drafts_the_small_ones_trees(name, options, case):
 
     steps = []
     for model, weights in ((small, narrow), (large, wide)):
-        target, seen = Target(model, capacity=100), []
+        target = Target(model, capacity=100)
+        seen: list[tuple] = []
         drafter, _ = registry.build(resolved, target, weights)
-        drafter.policy = watched = Watched(drafter.policy)
+        watched = watch_policy(drafter)
 
         def note(tokens, tree, watched=watched, seen=seen):
             seen.append((told(tree), watched.logits))

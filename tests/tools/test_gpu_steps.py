@@ -176,7 +176,12 @@ def test_the_roofline_has_every_method_on_static_and_vanilla_on_eager(visit, mon
 def test_tuning_takes_the_runs_methods_and_the_prompts_given(tmp_path, monkeypatch):
     asked, written = [], []
     tuning = SimpleNamespace(methods=[], conditions=SimpleNamespace(note=""), measured={})
-    monkeypatch.setattr(tune_run, "run", lambda *given: asked.append(given) or tuning)
+
+    def noted(*given):
+        asked.append(given)
+        return tuning
+
+    monkeypatch.setattr(tune_run, "run", noted)
     monkeypatch.setattr(tune_report, "write", lambda tuning, path: written.append(path))
     visit = visit_to(tmp_path, Path(__file__))
     do(visit, "tune")

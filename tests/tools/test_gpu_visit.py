@@ -41,7 +41,8 @@ class ScriptedVisit:
 
     def __init__(self, out, seconds=100.0, needs=None, **script):
         self.visit, self.needs = Visit(SETTINGS, out, seconds), needs or {}
-        self.early = self.may_use_all = ()
+        self.early: tuple[str, ...] = ()
+        self.may_use_all: tuple[str, ...] = ()
         (out / "script").write_text(json.dumps(script))
         (out / "stub.py").write_text(STUB)
         self.printed = Console(record=True, quiet=False, width=200, file=open("/dev/null", "w"))  # noqa: SIM115

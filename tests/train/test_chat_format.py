@@ -2,10 +2,12 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.chat_records import TEMPLATES, tokenizer_of, write_corpus
+from helpers.consoles import printed
 from rich.console import Console
 
 from methods.core.errors import UserError
@@ -67,7 +69,7 @@ BEFORE += "The assistant gives helpful, detailed, and polite answers to the user
 def test_the_vicuna_template_gives_the_same_text_in_training_as_in_a_run():
     tokenizer, _ = format_of("vicuna")
     chat = Chat(tokenizer, "vicuna_v1.1")
-    transcriber = ChatFormat(chat, frozenset({tokenizer.eos_token_id}))
+    transcriber: Any = ChatFormat(chat, frozenset({tokenizer.eos_token_id}))
     [tokens] = transcriber.encode([transcriber.render(MESSAGES, prompt=False)])
     told = f"{BEFORE} USER: {MESSAGES[0]['content']} ASSISTANT: {MESSAGES[1]['content']}</s>"
     assert tokenizer.decode(tokens.tokens_T.tolist()) == f"{told}USER: {MESSAGES[2]['content']} ASSISTANT: {MESSAGES[3]['content']}</s>"
@@ -100,7 +102,7 @@ def test_records_that_the_template_refuses_are_left_out_and_reported(tmp_path):
     file = write_corpus(tmp_path / "c.jsonl", 50)  # every fifth has a system turn
     console = Console(file=io.StringIO(), width=200)
     text = texts.of_corpus(file, chat, held_out=False, console=console)
-    assert "left out 10 records whose turns the target's chat template does not take" in console.file.getvalue()
+    assert "left out 10 records whose turns the target's chat template does not take" in printed(console)
     assert text.answer_T.any()
 
 
@@ -117,7 +119,7 @@ def test_a_tokenizer_without_a_stop_token_or_character_offsets_is_refused():
 def test_a_vocabulary_above_16_bits_is_stored_in_32(monkeypatch):
     tokenizer, _ = format_of("chatml")
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: 2**16 + 1)
-    chat = ChatFormat(Chat(tokenizer), frozenset({tokenizer.eos_token_id}))
+    chat: Any = ChatFormat(Chat(tokenizer), frozenset({tokenizer.eos_token_id}))
     asked, *_ = chat.encode([chat.render(MESSAGES, prompt=False)])
     assert chat.append_answer(asked, [2**16]).tokens_T[-1] == 2**16
     assert texts.pack([asked, asked]).tokens_T.dtype == np.uint32

@@ -181,7 +181,12 @@ def test_answers_generated_in_batches_equal_those_of_single_prompts(corpus_file,
         assert text == alone
     (tmp_path / "own" / "00001.json").unlink()
     written = []
-    monkeypatch.setattr(model, "generate", lambda ids, **options: written.append(len(ids)) or torch.cat([ids, ids[:, -1:]], dim=1))
+
+    def repeated(ids, **options):
+        written.append(len(ids))
+        return torch.cat([ids, ids[:, -1:]], dim=1)
+
+    monkeypatch.setattr(model, "generate", repeated)
     generate.write_answers(model, chat, prompts, **how)
     assert written == [3]
 
@@ -221,7 +226,7 @@ def test_answers_at_a_temperature_are_sampled_with_a_seed(corpus_file, monkeypat
 
 
 def split_at(tokens, marker):
-    parts = []
+    parts: list[list[int]] = []
     for token in tokens:
         if token == marker:
             parts.append([])

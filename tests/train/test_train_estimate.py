@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.small_models import SHAPE, small_model
 from helpers.tiny_target import write_target
+from rich.console import Console
 from transformers import LlamaConfig
 
 from methods.core.errors import UserError
@@ -102,6 +103,6 @@ def test_an_estimate_loads_nothing(kind, tmp_path, monkeypatch, capsys):
 
 def test_an_estimate_of_an_unknown_target_or_method_is_refused(tmp_path):
     with pytest.raises(UserError, match="none' is neither a folder here nor a hub id"):
-        estimate.print_estimate(job("medusa", tmp_path / "none", tmp_path), None)
+        estimate.print_estimate(job("medusa", tmp_path / "none", tmp_path), Console(quiet=True))
     with pytest.raises(UserError, match="unknown trainable method 'medsua'"):
-        estimate.print_estimate(job("medsua", tmp_path, tmp_path), None)
+        estimate.print_estimate(job("medsua", tmp_path, tmp_path), Console(quiet=True))

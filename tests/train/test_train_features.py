@@ -36,8 +36,10 @@ def test_deep_features_are_the_inputs_of_the_layers(family):
         out = target.base_model(input_ids=tokens_BT, output_hidden_states=True)
     found = features.compute(target, READS, tokens_BT)
     assert torch.equal(found.last_BTD, out.last_hidden_state)
+    assert found.deep_BTD is not None
     assert torch.equal(found.deep_BTD, torch.cat(out.hidden_states[:2], dim=-1))
     only = features.compute(target, (1,), tokens_BT)
+    assert only.deep_BTD is not None
     assert torch.equal(only.deep_BTD, out.hidden_states[1])
     assert features.compute(target, (), tokens_BT).deep_BTD is None
     assert not any(layer._forward_pre_hooks for layer in target.model.layers)
@@ -57,12 +59,15 @@ def test_cached_features_equal_the_computed_ones_in_bf16(reads, tmp_path):
         assert torch.equal(stored.last_BTD, computed.last_BTD.bfloat16().float())
         assert (stored.deep_BTD is None) == (not reads)
         if reads:
+            assert stored.deep_BTD is not None
+            assert computed.deep_BTD is not None
             assert torch.equal(stored.deep_BTD, computed.deep_BTD.bfloat16().float())
     assert os.path.getsize(made.path) == made.bytes == 5 * 12 * 32 * (1 + len(reads)) * 2
 
 
 def test_an_interrupted_cache_is_completed_by_several_processes(tmp_path, monkeypatch):
-    computed, compute = [], features.compute
+    compute = features.compute
+    computed: list[int] = []
 
     def noted(target, reads, tokens_BT):
         if len(computed) == 2:

@@ -98,7 +98,7 @@ def test_a_trained_drafter_guesses_better_and_runs_losslessly(kind, place, tmp_p
     with pytest.raises(SystemExit) as end:
         main([*run, "--out", str(tmp_path / "run"), *(f"--method={name}" for name in methods)])
     assert not end.value.code
-    outputs = {}
+    outputs: dict[tuple[str, int], dict[str, list[int]]] = {}
     for record in records.read(tmp_path / "run")[0]:
         outputs.setdefault((record.question_id, record.turn), {})[record.arm] = record.output_ids
     assert all(len(answers) == 1 + len(methods) and len(set(map(tuple, answers.values()))) == 1 for answers in outputs.values())

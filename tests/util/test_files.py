@@ -27,9 +27,9 @@ def stepped(device, state_file):
 def test_a_checkpoint_is_read_on_the_cpu(tmp_path, monkeypatch):
     devices, load = [], torch.load
 
-    def recorded(*args, map_location=None, **options):
+    def recorded(path, *, map_location=None, **options):
         devices.append(map_location)
-        return load(*args, map_location=map_location, **options)
+        return load(path, map_location=map_location, **options)
 
     monkeypatch.setattr(torch, "load", recorded)
     assert [stepped("cpu", tmp_path / "state.pt") for _ in range(2)] == [0, 1]
