@@ -24,9 +24,10 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(autouse=True)
-def figures(monkeypatch):
-    """Write empty figures: drawing takes seconds a run. Tests that look at figures override this fixture."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+def figures(request, monkeypatch):
+    """Write empty figures, because drawing takes seconds a run, unless the test is marked ``figures``."""
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
 
 
 @pytest.fixture

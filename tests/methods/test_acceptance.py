@@ -11,7 +11,7 @@ from methods.core.acceptance import RULES, Sampling, match, noise_for, probabili
 from methods.core.tree import PADDING, DraftTree, padded
 
 V = 5
-DRAWS = 4000
+DRAWS = 2000
 TEMPERATURE = 0.7
 SAMPLING = Sampling(1, TEMPERATURE)
 PASSES, FAILS = 1e-3, 1e-6

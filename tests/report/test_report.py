@@ -69,6 +69,7 @@ def complete(tmp_path_factory):
     return run, base / "out" / "first", *report([run], base / "out", drawn=True)
 
 
+@pytest.mark.figures
 def test_a_complete_run(complete):
     _, folder, text, shown = complete
     assert text.startswith("# specbench report\n\n## Run first\n\nComplete: all 12 turns were answered.\n\n### Verdict\n\n")
@@ -98,6 +99,7 @@ def test_the_verdict_comes_first_and_its_details_later(complete, tmp_path):
     assert "The verdict in detail" not in text
 
 
+@pytest.mark.figures
 def test_figures_repeat_byte_for_byte(complete, tmp_path):
     (run,) = load_runs([complete[0]])
     context = figures.FigureContext(run.shown, run.categories, findings.subtitle(run), verdict.claim_shown(run))

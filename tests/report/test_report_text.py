@@ -103,6 +103,7 @@ def test_hostile_text_is_text_in_markdown(line, tmp_path):
     assert fences[2] == f"{visible(line)}{markdown.BAR}{visible(line)}\n"
 
 
+@pytest.mark.figures
 def test_a_hostile_run_in_every_format(evil_run, tmp_path):
     path = build([evil_run], tmp_path / "out", Console(record=True))
     found = elements(path.read_text(encoding="utf-8"))
@@ -121,6 +122,7 @@ def test_a_hostile_run_in_every_format(evil_run, tmp_path):
         assert "\x00" not in svg.read_text(encoding="utf-8")
 
 
+@pytest.mark.figures
 def test_the_page_is_self_contained_readable_and_small(tmp_path):
     rows = [replace(turn(m, f"{i}", ACCEPTED[m] * 8, category=f"c{i % 6}"), output_text="word " * 60) for i in range(12) for m in ACCEPTED]
     methods = {"vanilla": "Vanilla", "s4c": "S4C"}
