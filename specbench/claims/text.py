@@ -12,8 +12,7 @@ from specbench.analysis.stats import Estimate
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import DefinitionOutcome, Verdict
 from specbench.store.describe import UNKNOWN
-from specbench.util.table import TextTable, number
-from specbench.util.text import escape
+from specbench.util.text import TextTable, escape, number
 
 SCHEMA = 2
 Part = str | TextTable  # a paragraph or a table

@@ -21,7 +21,7 @@ def agree(
     """
     from specbench.lossless import text
     from specbench.lossless.divergence import explain
-    from specbench.util.progress import show_progress
+    from specbench.measure.progress import show_progress
 
     with show_progress(Console(stderr=True), WORK) as on_progress:
         report = explain(run_dir, on_progress)

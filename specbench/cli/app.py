@@ -20,8 +20,8 @@ from specbench.cli.scale import scale
 from specbench.cli.train import card, held_out, train
 from specbench.cli.tune import tune
 from specbench.cli.verify import verify
+from specbench.util.environment import configure_thread_waiting
 from specbench.util.exits import exit_codes
-from specbench.util.threads import configure_thread_waiting
 
 app = typer.Typer(
     name="specbench",

@@ -28,7 +28,7 @@ def targets() -> None:
     """
     from specbench.targets import TARGETS
     from specbench.targets.families import FAMILIES, hub_ids
-    from specbench.targets.shapes import SHAPES
+    from specbench.targets.widen import SHAPES
 
     here = Table("target", "what it is")
     for name in TARGETS:

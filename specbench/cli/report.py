@@ -31,7 +31,7 @@ def report(
 
 def write_report(runs: Sequence[Path], out: Path, show_prompts: bool) -> None:
     """Write the report of runs and print its path. Raises UserError if it cannot be written."""
-    from specbench.report.build import build
+    from specbench.report.compose import build
 
     try:
         written = build(runs, out, console, show_prompts=show_prompts)

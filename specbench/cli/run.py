@@ -14,7 +14,7 @@ from specbench.config.options import RunConfig
 from specbench.util.exits import INTERRUPTED
 
 if TYPE_CHECKING:
-    from specbench.measure.executor import Executor
+    from specbench.measure.runner import Executor
 
 Workers = Annotated[
     int | None, typer.Option(metavar="N", help="Share the questions among N GPUs, or among N processes on a CPU. Default: one process.")
@@ -59,9 +59,9 @@ def resume(
 def measure(config: RunConfig, out: Path | None, workers: int | None, ray_address: str | None) -> None:
     """Measure a run in this process or by workers, then write its report. ``out`` None: a directory under results/."""
     from specbench.measure import runner
-    from specbench.measure.executor import LocalExecutor
+    from specbench.measure.runner import LocalExecutor
     from specbench.measure.session import prepare
-    from specbench.measure.workers.start import started
+    from specbench.measure.workers.driver import started
     from specbench.util.files import check_writable
 
     check_writable(out or RESULTS, folder=True)

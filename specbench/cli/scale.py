@@ -36,7 +36,7 @@ def scale(
     from specbench.studies.base import show
     from specbench.studies.scale import report
     from specbench.studies.scale.sweep import Request, run
-    from specbench.targets.shapes import SHAPES
+    from specbench.targets.widen import SHAPES
     from specbench.util.files import check_writable
 
     check_writable(out, folder=True)

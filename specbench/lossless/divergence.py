@@ -6,6 +6,7 @@ The target is evaluated again, in fp32, after the tokens that both arms agree on
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from methods.core.errors import UserError
 from specbench.analysis.agreement import arms_without_ids, first_divergence
 from specbench.config.arm import BASELINE
-from specbench.lossless.differences import LIKELIEST, ROUNDINGS, ArmAgreement, Divergence, LosslessReport, rounding
-from specbench.lossless.reference import load_reference_target
+from specbench.lossless.differences import LIKELIEST, REFERENCE_DTYPE, ROUNDINGS, ArmAgreement, Divergence, LosslessReport, rounding
+from specbench.measure.resolve import suite_of
+from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
@@ -146,3 +148,47 @@ def _divergence(parting: _Parting, logits_V: torch.Tensor, tokenizer: PreTrained
         shortfall=first - lower,
         tolerance=ROUNDINGS * precision * magnitude(logits_V),
     )
+
+
+def load_reference_target(manifest: RunManifest) -> Session:
+    """Load the run's target without drafters, in fp32, on this machine's device.
+
+    Raises UserError if the target or the suite is missing or is not the run's.
+    """
+    _check_same("suite", manifest.suite.sha256, _suite_sha256(manifest))
+    vanilla_only = replace(
+        manifest.settings,
+        dtype=REFERENCE_DTYPE,
+        device="",
+        methods=[BASELINE],
+        aa=None,
+        overrides=[],
+        drafters={},
+        tuned=None,
+        base_url=None,
+    )
+    session = prepare(vanilla_only)
+    _check_same("target", str(manifest.target.weights_sha256), str(session.manifest.target.weights_sha256))
+    return session
+
+
+def _check_same(what: str, then: str, now: str) -> None:
+    if then != now:
+        raise UserError(f"the {what} of the run (sha256 {then[:12]}) is not the one here ({now[:12]}); restore it to judge divergences")
+
+
+def _suite_sha256(manifest: RunManifest) -> str:
+    """Return the checksum of the local suite.
+
+    Replaces the hint in ``suites.load`` errors: it suggests a `run` option, useless for an existing run.
+    """
+    file = manifest.settings.suite_file
+    try:
+        return suite_of(replace(manifest.settings, limit=None, categories=[])).sha256
+    except UserError as error:
+        reason, _, advice = str(error).rpartition("; ")
+        if file:
+            advice = f"put the run's questions back at {file}, where its manifest has them"
+        elif manifest.suite.name == "spec-bench":
+            advice = "set SPECBENCH_DATA to a folder that holds an unchanged spec_bench/question.jsonl"
+        raise UserError(f"{reason}; {advice}") from None

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from specbench.lossless.differences import REFERENCE_DTYPE, ROUNDINGS, ArmAgreement, Divergence, LosslessReport, rounding
-from specbench.util.table import NONE, TextTable, number, percent
+from specbench.util.text import NONE, TextTable, number, percent
 
 SCHEMA = 2
 

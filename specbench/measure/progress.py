@@ -1,7 +1,8 @@
-"""Progress of a running measurement: each arm's tokens/s and MAT so far, and the time left."""
+"""Progress displays: of a running measurement, with each arm's tokens/s and MAT so far, and of other countable work."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from specbench.store.records import Record
-from specbench.util.progress import LINE_EVERY_S
 
 DRAW_EVERY_S = 0.25  # on a terminal
+LINE_EVERY_S = 30.0  # seconds between progress lines where there is no terminal
 
 
 class Sink(Protocol):
@@ -121,3 +122,23 @@ class RunProgress:
         for name, tally in self._tallies.items():
             table.add_row(name, str(tally.turns), str(tally.failed), tally.speed, tally.mat)
         return table
+
+
+@contextmanager
+def show_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows progress: a bar, or occasional lines without a terminal."""
+    last_shown = time.perf_counter()
+
+    def print_line(done: int, total: int) -> None:
+        nonlocal last_shown
+        if time.perf_counter() - last_shown >= LINE_EVERY_S:
+            last_shown = time.perf_counter()
+            console.print(f"{done}/{total} {what}", markup=False, highlight=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield print_line
+        return
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

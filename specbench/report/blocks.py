@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.util.table import TextTable
+from specbench.util.text import TextTable
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from specbench.report.blocks import Block, Bullets, Heading, Paragraph
 from specbench.report.run import Run
 from specbench.store import describe
 from specbench.store.manifest import RunManifest, differences
-from specbench.util.table import NONE, TextTable
+from specbench.util.text import NONE, TextTable
 
 ENVIRONMENT_FACTS = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
 NO_RATIOS = "Every speedup is over vanilla of the same run. Numbers of different runs are not divided by one another."

@@ -10,7 +10,7 @@ from specbench.report import tables
 from specbench.report.run import Run
 from specbench.store import describe
 from specbench.store.records import device_kind
-from specbench.util.table import TextTable, number, percent
+from specbench.util.text import TextTable, number, percent
 
 SHOWN_FAILURES = 20
 LOOPING = 0.2  # share of repeated 4-grams from which a warning is shown

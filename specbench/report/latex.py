@@ -3,8 +3,7 @@ r"""The main and per-category numbers as LaTeX tables, to include with \input. T
 from specbench.report import findings, tables
 from specbench.report.run import Run
 from specbench.store import describe
-from specbench.util.table import NONE, TextTable
-from specbench.util.text import visible
+from specbench.util.text import NONE, TextTable, visible
 
 SIGNS = {sign: f"\\{sign}" for sign in "{}$&%#_"} | {
     "\\": r"\textbackslash{}",

@@ -6,8 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, Sample, SampleAnswer, Terms
-from specbench.util.table import TextTable
-from specbench.util.text import escape, visible
+from specbench.util.text import TextTable, escape, visible
 
 BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"  # begins a step
 

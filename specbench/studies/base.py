@@ -31,7 +31,7 @@ from specbench.targets import Loaded, drafters
 from specbench.targets.chat import Chat
 from specbench.util.environment import Environment, GitState, environment, git_state
 from specbench.util.files import atomic_write, write_text
-from specbench.util.table import TextTable, number
+from specbench.util.text import TextTable, number
 
 
 @dataclass(frozen=True)

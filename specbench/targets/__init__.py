@@ -3,7 +3,7 @@
 A target folder is a transformers checkpoint with its tokenizer and, beside them, ``drafters/KIND.safetensors``.
 """
 
-from specbench.targets.device import DTYPES, check_device, default_dtype, default_name, within_memory
+from specbench.targets.placement import DTYPES, check_device, default_dtype, default_name, within_memory
 from specbench.targets.target import SHIPPED, TARGETS, Loaded, load, shipped_folder
 
 __all__ = [

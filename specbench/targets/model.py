@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specbench.targets import families
 from specbench.targets.chat import Chat
-from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import SHAPES
 
 
 @dataclass(frozen=True)

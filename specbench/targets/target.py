@@ -17,10 +17,9 @@ from methods.core.weights import Trained
 from methods.registry import Resolved
 from specbench.targets import checkpoint, drafters, families, hub, placement
 from specbench.targets.chat import Chat
-from specbench.targets.device import DTYPES, check_device, within_memory
 from specbench.targets.model import TargetModel
-from specbench.targets.shapes import SHAPES
-from specbench.targets.widen import widened
+from specbench.targets.placement import DTYPES, check_device, within_memory
+from specbench.targets.widen import SHAPES, widened
 
 SHIPPED = "tiny"
 TARGETS = (SHIPPED, *SHAPES)

@@ -1,4 +1,4 @@
-"""Function-preserving embedding of a small model into a large shape.
+"""Cost-matched targets: a small model embedded in the shape of a large one, without a change to what it computes.
 
 The result writes the small model's tokens and costs as much as the large one.
 
@@ -9,6 +9,7 @@ times sqrt(d / D) and eps times d / D undo that.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
-from specbench.targets.shapes import ModelShape
 
 # What each axis of a parameter indexes, by the end of its name. "stream" is the hidden width, or a multiple of it.
 AXES = {
@@ -48,6 +48,29 @@ AXES = {
 HEADS = ("lm_head.weight", "out.weight")  # output layers over the vocabulary
 SPREAD = 0.02  # standard deviation of the filler weights
 NEVER = -10_000.0  # logit bias that excludes a filler token at any temperature
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shape of a model. ``query`` and ``key`` are the widths of all heads together; the head width is the shipped target's."""
+
+    like: str  # the model that has this shape
+    hidden: int
+    layers: int
+    query: int
+    key: int
+    intermediate: int
+    vocab: int
+
+
+SHAPES = {
+    "tiny-160m": ModelShape("Llama-160M", 768, 12, 768, 768, 3072, 32000),
+    "tiny-1b": ModelShape("TinyLlama-1.1B", 2048, 22, 2048, 256, 5632, 32000),
+    "tiny-7b": ModelShape("Vicuna-7B", 4096, 32, 4096, 4096, 11008, 32000),
+    "tiny-8b": ModelShape("Llama-3-8B", 4096, 32, 4096, 1024, 14336, 128256),
+    "tiny-13b": ModelShape("Vicuna-13B", 5120, 40, 5120, 5120, 13824, 32000),
+    "tiny-33b": ModelShape("Vicuna-33B", 6656, 60, 6656, 6656, 17920, 32000),
+}
 
 
 def wide_config(small: PreTrainedConfig, shape: ModelShape, name: str) -> LlamaConfig:

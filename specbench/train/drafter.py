@@ -21,11 +21,11 @@ from methods.core.training import MAX_DEPTH, Batch
 from methods.registry import METHODS, parse_option
 from specbench import targets
 from specbench.targets import placement
-from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import SHAPES
 from specbench.train import drafter_data, loop
-from specbench.train.batches import TrainingBatches
 from specbench.train.data import corpus
 from specbench.train.distributed import World, join_world
+from specbench.train.drafter_data import TrainingBatches
 from specbench.train.recipe import Job
 from specbench.util import files
 

@@ -1,6 +1,13 @@
-"""Escaping of text from models, files and servers before it is shown."""
+"""Text for the terminal and for Markdown: escaping, formatted numbers, and tables of them."""
 
 import re
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+import rich.box
+import rich.table
+from rich.text import Text
 
 # Characters that GitHub's Markdown takes for markup. An underscore inside a word and a lone bracket are harmless.
 MARKUP = re.compile(r"[\\|`*~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[\[(:]")
@@ -13,6 +20,10 @@ UNPRINTABLE = re.compile(
     + "]"
 )
 
+NONE = "\N{EM DASH}"
+NUMBER = re.compile(rf"(?:[+-]?[\d.,]+\s?(?:[x%]|of)?(?:[\s,/].*)?|{NONE})", re.DOTALL)
+MIN_WIDTH = 20  # characters of a cell that a narrow terminal keeps on one line
+
 
 def visible(text: str) -> str:
     """Return the text with a replacement sign for every character that a document cannot show."""
@@ -23,3 +34,58 @@ def escape(text: str) -> str:
     """Return the text on one line, escaped so that it can neither leave a Markdown table cell nor become markup."""
     plain = visible(text.replace("\r", "\n")).replace("&", "&amp;").replace("<", "&lt;")
     return " ".join(MARKUP.sub(r"\\\g<0>", plain).split())
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Headers and rows of formatted cells; the first column names the row."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+
+    @property
+    def sides(self) -> list[Literal["left", "right"]]:
+        """The alignment of each column: numbers to the right, words to the left."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headers)
+        return ["right" if column and all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
+
+    def drop_if_empty(self, header: str) -> "TextTable":
+        """Return the table without the column if it is empty in every row."""
+        column = self.headers.index(header)
+        if any(cells[column] != NONE for cells in self.rows):
+            return self
+        rows = [[*cells[:column], *cells[column + 1 :]] for cells in self.rows]
+        return TextTable(self.title, [*self.headers[:column], *self.headers[column + 1 :]], rows)
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, without its title."""
+        rule = ["---:" if side == "right" else "---" for side in self.sides]
+        return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
+
+    def rich(self) -> rich.table.Table:
+        """Return the table for a rich console."""
+        table = rich.table.Table(
+            title=Text(self.title),
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        longest = [max(map(len, column)) for column in zip(*self.rows, strict=True)] or [0] * len(self.headers)
+        for header, side, width in zip(self.headers, self.sides, longest, strict=True):
+            table.add_column(Text(header), justify=side, min_width=min(width, MIN_WIDTH), overflow="fold")
+        for cells in self.rows:
+            table.add_row(*map(Text, cells))
+        return table
+
+
+def number(value: float, digits: int = 2, unit: str = "") -> str:
+    """Format a number with thousands separators, or a dash where it is not finite."""
+    return f"{value:,.{digits}f}{unit}" if isfinite(value) else NONE
+
+
+def percent(value: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return number(100 * value, 1, " %")

@@ -15,7 +15,7 @@ from specbench.claims.verdict import EXIT_CODES, judge
 from specbench.cli.verify import verify
 from specbench.store.manifest import RunManifest
 from specbench.store.records import read
-from specbench.util.table import TextTable
+from specbench.util.text import TextTable
 
 
 def test_model_text_cannot_become_markup(tmp_path):

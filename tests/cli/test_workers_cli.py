@@ -11,13 +11,12 @@ from helpers.worker_processes import count_records, quiet, records_without_times
 
 from specbench.cli import app
 from specbench.cli import run as run_command
-from specbench.measure.executor import LocalExecutor
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
+from specbench.util.environment import SPIN_COUNT
 from specbench.util.exits import INTERRUPTED
-from specbench.util.threads import SPIN_COUNT
 
 torch.set_num_threads(1)
 
@@ -39,7 +38,13 @@ def test_ctrl_c_ends_every_process_and_the_run_can_be_resumed(tmp_path):
     command = [sys.executable, "-m", "specbench", *arguments, "--workers", "2", "--out", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"OMP_NUM_THREADS": "2"}
     started = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs ignore it
     )
     with started:
         wait_until(lambda: count_records(out) >= 6 or started.poll() is not None)

@@ -21,8 +21,7 @@ from specbench.engines.endpoint import counters
 from specbench.engines.endpoint.client import Client, ServerError
 from specbench.engines.endpoint.counters import VLLM, Counters, drafting_of_timings, parse_metrics
 from specbench.lossless.divergence import explain
-from specbench.measure.executor import LocalExecutor
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest

@@ -20,10 +20,9 @@ from specbench.cli import app
 from specbench.config.arm import BASELINE
 from specbench.config.options import RunConfig
 from specbench.engines.registry import ENGINES
-from specbench.measure.executor import LocalExecutor
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
-from specbench.report import build, figures
+from specbench.report import compose, figures
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 
@@ -181,7 +180,7 @@ def test_every_report_format_marks_other_engines(run_dir, tmp_path, monkeypatch)
 
     monkeypatch.setattr(figures, "draw", noted)
     console = Console(file=io.StringIO(), width=300)
-    build.build([run_dir], tmp_path, console)
+    compose.build([run_dir], tmp_path, console)
     folder = tmp_path / "file-target"
     mark = "(different engine: transformers generate "
     for text in (printed(console), (tmp_path / "report.md").read_text(), (folder / "tables.tex").read_text()):

@@ -22,7 +22,7 @@ from specbench.config.options import RunConfig
 from specbench.measure import measurer
 from specbench.measure.runner import run
 from specbench.measure.workers import processes
-from specbench.measure.workers.start import started
+from specbench.measure.workers.driver import started
 from specbench.store import records
 from specbench.store.records import Record
 

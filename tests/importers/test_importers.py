@@ -18,7 +18,7 @@ from specbench.analysis.metrics import comparison, tokens_per_s
 from specbench.cli.import_answers import import_answers
 from specbench.importers.run import import_spec_bench
 from specbench.lossless import divergence
-from specbench.report import build
+from specbench.report import compose
 from specbench.store import records
 from specbench.store.manifest import RunManifest, differences
 from specbench.suites import schema
@@ -277,7 +277,7 @@ def test_the_manifest_has_unknown_settings_and_names_the_files(files, tmp_path):
 
 def test_an_import_can_be_reported_but_not_compared_token_by_token(files, tmp_path):
     done = imported(files, tmp_path)
-    build.build([done.run_dir], tmp_path / "report", Console(file=io.StringIO(), width=200))
+    compose.build([done.run_dir], tmp_path / "report", Console(file=io.StringIO(), width=200))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Imported from Spec" in text
     assert "100.0 % of" not in text

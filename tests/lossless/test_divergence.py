@@ -19,17 +19,16 @@ from methods.core.tree import DraftTree
 from specbench.cli.agree import agree
 from specbench.config.options import RunConfig
 from specbench.engines.own import OwnEngine
-from specbench.lossless import divergence, reference, text
+from specbench.lossless import divergence, text
 from specbench.lossless.differences import ArmAgreement, Divergence, LosslessReport
 from specbench.lossless.divergence import explain, magnitude
-from specbench.measure import runner
-from specbench.measure.executor import LocalExecutor
+from specbench.measure import progress, runner
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.suites import spec_bench
-from specbench.targets.shapes import SHAPES, ModelShape
-from specbench.util import progress
+from specbench.targets.widen import SHAPES, ModelShape
 
 torch.set_num_threads(1)
 TOKENS = 60
@@ -123,7 +122,7 @@ def logits_after(session, theirs, position, question="Say 0 0 0."):
 
 
 def test_a_sound_verifier_agrees_and_no_target_is_loaded(sound, monkeypatch, capsys):
-    monkeypatch.setattr(reference, "prepare", None)
+    monkeypatch.setattr(divergence, "prepare", None)
     [arm] = explain(sound).arms
     assert (arm.arm, arm.compared, arm.same, arm.share, arm.other_prompt, arm.unanswered) == ("pld", 8, 8, 1.0, 0, 0)
     assert arm.divergences == ()
@@ -259,7 +258,7 @@ def test_equal_divergences_of_arms_and_repeats_take_one_forward(run, monkeypatch
     again = [{**one, "repeat": 1} for one in lines]
     (run / records.FILE).write_text("".join(json.dumps(one) + "\n" for one in (*lines, *again)))
     asked = []
-    true = reference.prepare
+    true = divergence.prepare
 
     def watched(options):
         session = true(options)
@@ -272,7 +271,7 @@ def test_equal_divergences_of_arms_and_repeats_take_one_forward(run, monkeypatch
         monkeypatch.setattr(session.target, "prefill", noted)
         return session
 
-    monkeypatch.setattr(reference, "prepare", watched)
+    monkeypatch.setattr(divergence, "prepare", watched)
     assert [each.repeat for each in explain(run).divergences] == [0, 1]
     assert len(asked) == 1
 

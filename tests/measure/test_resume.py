@@ -20,8 +20,7 @@ from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
-from specbench.measure.executor import LocalExecutor
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store import records, rundir
 from specbench.store.manifest import RunManifest
@@ -38,7 +37,7 @@ from pathlib import Path
 from rich.console import Console
 from specbench import targets
 from specbench.measure import runner
-from specbench.measure.executor import LocalExecutor
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
 for line in sys.stdin:

@@ -23,9 +23,8 @@ from methods.vanilla import Vanilla
 from specbench.config.options import RunConfig
 from specbench.engines.own import OwnEngine
 from specbench.measure import progress
-from specbench.measure.executor import LocalExecutor
 from specbench.measure.progress import RunProgress
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.schedule import Unit, schedule, turn_seed
 from specbench.measure.session import Session, prepare
 from specbench.store import records

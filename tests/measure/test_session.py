@@ -12,8 +12,7 @@ from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.config.tuned import Tuned
 from specbench.measure import resolve, session
-from specbench.measure.executor import LocalExecutor
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
 

@@ -25,12 +25,11 @@ from helpers.worker_processes import (
 )
 
 from methods.core.errors import UserError
-from specbench.measure.executor import LocalExecutor
 from specbench.measure.progress import RunProgress
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
-from specbench.measure.workers import on_ray, processes, start
-from specbench.measure.workers.start import started
+from specbench.measure.workers import driver, on_ray, processes
+from specbench.measure.workers.driver import started
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.store.records import device_kind
@@ -189,9 +188,9 @@ def test_wrong_settings_are_refused_before_a_worker_starts(config, monkeypatch, 
     ],
 )
 def test_arms_that_workers_cannot_share_are_refused(config, method, message):
-    start.check_shareable(replace(config, methods=["recycling", "hf-generate"]))
+    driver.check_shareable(replace(config, methods=["recycling", "hf-generate"]))
     with pytest.raises(UserError, match=message):
-        start.check_shareable(replace(config, methods=[method]))
+        driver.check_shareable(replace(config, methods=[method]))
 
 
 def test_missing_ray_is_a_user_error(config, monkeypatch):

@@ -8,12 +8,11 @@ import torch
 from helpers.consoles import printed
 from helpers.worker_processes import quiet, records_without_times, small_config
 
-from specbench.measure.executor import LocalExecutor
 from specbench.measure.progress import RunProgress
-from specbench.measure.runner import run
+from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
+from specbench.measure.workers.driver import started
 from specbench.measure.workers.on_ray import RayPool
-from specbench.measure.workers.start import started
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 

@@ -36,7 +36,7 @@ from methods.draft_model import DraftModel
 from methods.registry import resolve
 from specbench import targets
 from specbench.config.options import RunConfig
-from specbench.measure.executor import LocalExecutor
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.runner import run as measure
 from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest

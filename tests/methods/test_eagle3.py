@@ -31,8 +31,7 @@ from methods.core.errors import UserError
 from methods.core.stack import Stack
 from methods.core.target import Target
 from methods.core.weights import Trained
-from specbench.targets.shapes import ModelShape
-from specbench.targets.widen import fill, widened
+from specbench.targets.widen import ModelShape, fill, widened
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 GROWN = {"nodes": 12, "depth": 4, "width": 4}

@@ -13,7 +13,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench.analysis.stats import FEWEST
 from specbench.report import figures, findings, verdict
-from specbench.report.build import build
+from specbench.report.compose import build
 from specbench.report.run import load_runs
 from specbench.store.manifest import Start
 from specbench.store.records import FILE
@@ -264,5 +264,5 @@ def test_a_narrow_terminal_loses_no_digit(complete, tmp_path):
 
 def test_a_report_imports_no_torch():
     """Loading torch takes seconds, and a report only reads files."""
-    script = "import sys, specbench.cli.report, specbench.report.build; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    script = "import sys, specbench.cli.report, specbench.report.compose; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,7 +14,7 @@ from rich.console import Console
 from specbench.analysis.frames import OVERALL
 from specbench.analysis.stats import Estimate
 from specbench.report import figures, findings, tables, verdict
-from specbench.report.build import build
+from specbench.report.compose import build
 from specbench.report.run import load_runs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from helpers.scripted_records import turn, write_run
 from rich.console import Console
 
-from specbench.report.build import build
+from specbench.report.compose import build
 from specbench.store.manifest import ImportSource, RunManifest
 from specbench.store.records import Steps
 

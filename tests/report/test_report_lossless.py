@@ -10,7 +10,7 @@ from methods.core.errors import UserError
 from specbench.lossless.differences import ArmAgreement, Divergence, LosslessReport
 from specbench.lossless.text import as_fields
 from specbench.report import samples
-from specbench.report.build import build
+from specbench.report.compose import build
 from specbench.report.lossless import FILE
 
 TWO = {"vanilla": "Vanilla", "s4c": "S4C"}

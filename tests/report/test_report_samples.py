@@ -12,7 +12,7 @@ from methods.core.errors import UserError
 from specbench import suites
 from specbench.report import samples
 from specbench.report.blocks import Paragraph, Sample, TextPiece
-from specbench.report.build import build
+from specbench.report.compose import build
 from specbench.report.run import load_runs
 from specbench.store.manifest import RunManifest
 

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from specbench.report import html, markdown, samples
 from specbench.report.blocks import Bullets, Heading, Paragraph, Sample, SampleAnswer, Terms, TextPiece
-from specbench.report.build import build
-from specbench.util.table import TextTable
-from specbench.util.text import visible
+from specbench.report.compose import build
+from specbench.util.text import TextTable, visible
 
 EVIL = (
     "<script>alert(1)</script> <img src=x onerror=y> | `c` ``d`` ```e``` **b** *i* _u_ __v__ ~~s~~ [l](http://e.vil) ![p](http://e.vil/p) "

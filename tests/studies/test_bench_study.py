@@ -31,8 +31,8 @@ from specbench.studies.bench.decoding import (
     speed_ratios,
 )
 from specbench.studies.bench.finding import Finding, findings_table
-from specbench.studies.bench.harness import Stopwatch, harness_finding
-from specbench.util.table import NONE
+from specbench.studies.bench.run import Stopwatch, harness_finding
+from specbench.util.text import NONE
 
 torch.set_num_threads(1)
 TOKENS = 24

@@ -15,8 +15,8 @@ from specbench.config.options import RunConfig
 from specbench.measure.session import prepare
 from specbench.studies.base import decoded
 from specbench.studies.profiling import trace
-from specbench.studies.profiling.labels import labelled
 from specbench.studies.profiling.split import split
+from specbench.studies.profiling.trace import labelled
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.target import Target
 from specbench.engines.own import OwnEngine
-from specbench.studies.roofline.cost import KNEE, NOTHING, Cost, Device, attention_cost, knee, linear_cost, target_cost, verify_ratio
-from specbench.studies.roofline.count import NEW_TOKENS, draft_cost
+from specbench.studies.roofline.cost import (
+    COUNTED_TOKENS,
+    KNEE,
+    NOTHING,
+    Cost,
+    Device,
+    attention_cost,
+    draft_cost,
+    knee,
+    linear_cost,
+    target_cost,
+    verify_ratio,
+)
 from specbench.studies.roofline.measure import binary_tree
 
 torch.set_num_threads(1)
@@ -94,7 +105,7 @@ def test_eagle2s_step_calls_its_layer_and_the_targets_head_at_every_level():
     rows = [(depth + 1, 1), (width, width), (width, width)]  # of layer and head: what a step left, padded, then two levels
     calls = [linear_cost(layer, read, 8).plus(linear_cost(head, guessed, 8)) for read, guessed in rows]
     seen = (cost.bytes - sum(call.bytes for call in calls)) / (depth * 2 * KEY * 8)  # a call reads every cached row once
-    assert len(PROMPT) < seen < len(PROMPT) + NEW_TOKENS
+    assert len(PROMPT) < seen < len(PROMPT) + COUNTED_TOKENS
     assert (2 * seen).is_integer(), "the median of whole numbers"
     assert cost.flops == sum(call.flops for call in calls) + 4 * seen * QUERY * (depth + 1 + 2 * width)
 

@@ -22,7 +22,7 @@ from specbench.studies.roofline.cost import Cost, Device, target_cost
 from specbench.studies.scale import report, sizes, sweep
 from specbench.studies.scale.points import measured_verify_ratio, points
 from specbench.studies.scale.sweep import Request
-from specbench.targets.shapes import SHAPES, ModelShape
+from specbench.targets.widen import SHAPES, ModelShape
 from specbench.util import memory
 
 SMALL = ModelShape("a toy", 160, 12, 128, 128, 400, 4096)

@@ -25,8 +25,7 @@ from methods.core.acceptance import probabilities
 from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.core.weights import Trained
-from specbench.targets.shapes import SHAPES, ModelShape
-from specbench.targets.widen import AXES, fill, wide_config, widened
+from specbench.targets.widen import AXES, SHAPES, ModelShape, fill, wide_config, widened
 from specbench.train.drafter import KINDS
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}

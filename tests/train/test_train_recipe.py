@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from methods.core.errors import UserError
 from methods.core.training import MAX_DEPTH
 from specbench.targets.chat import Chat
-from specbench.train.batches import TrainingBatches, TrainingPhase
 from specbench.train.data import generate, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
 from specbench.train.distributed import SINGLE_PROCESS
+from specbench.train.drafter_data import TrainingBatches, TrainingPhase
 from specbench.train.features import Features
 from specbench.train.recipe import Recipe
 from specbench.train.target import train_tokenizer

@@ -14,7 +14,7 @@ import typer.main
 from specbench.analysis import breakdown
 from specbench.analysis.metrics import DEFINITIONS
 from specbench.cli import app
-from specbench.report.definitions import COLUMNS
+from specbench.report.tables import COLUMNS
 from specbench.util.exits import FAULT
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from methods.core.errors import UserError, unknown
+from specbench.util.environment import configure_thread_waiting
 from specbench.util.exits import INTERRUPTED, exit_codes
-from specbench.util.threads import configure_thread_waiting
 
 if TYPE_CHECKING:
     from tools.gpu_visit.visit import Visit, VisitSettings

@@ -13,7 +13,7 @@ from specbench.lossless import text
 from specbench.lossless.differences import ArmAgreement
 from specbench.lossless.divergence import explain
 from specbench.measure import runner
-from specbench.measure.executor import LocalExecutor
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import prepare
 from tools.gpu_visit.visit import Visit
 

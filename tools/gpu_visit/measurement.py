@@ -14,7 +14,7 @@ from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import RunConfig
 from specbench.config.tuned import Tuned
 from specbench.measure import measurer, runner
-from specbench.measure.executor import LocalExecutor
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.studies.base import write_json

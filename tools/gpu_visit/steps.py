@@ -19,7 +19,7 @@ from specbench.config.arm import BASELINE
 from specbench.store import records
 from specbench.studies.base import show, write_json
 from specbench.studies.roofline import NODES, PAST
-from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import SHAPES
 from specbench.util.environment import environment, git_state, output_of
 from specbench.util.files import atomic_write
 from tools.gpu_visit.correctness import correctness
@@ -142,11 +142,11 @@ def report(visit: Visit, console: Console) -> dict[str, Any]:
     from specbench.claims import text
     from specbench.claims.claim import claim_named
     from specbench.claims.verdict import judge
-    from specbench.report import build as reports
+    from specbench.report.compose import build
     from specbench.store.manifest import RunManifest
 
     run = run_dir(visit)
-    reports.build([run], visit.out / "report", console)
+    build([run], visit.out / "report", console)
     manifest = RunManifest.read(run)
     verdict = judge(claim_named("s4c"), manifest, turns_frame(records.read(run)[0], manifest.arms))
     text.show(verdict, console)
@@ -159,8 +159,8 @@ def agreement(visit: Visit, console: Console) -> dict[str, Any]:
     """Judge the run's losslessness by its target in fp32, if that fits, and write the report again with it."""
     from specbench.lossless import text
     from specbench.lossless.divergence import explain
-    from specbench.report import build as reports
-    from specbench.util.progress import show_progress
+    from specbench.measure.progress import show_progress
+    from specbench.report.compose import build
 
     target, device = visit.config.target, visit.config.device
     if not reference_fits(target, device):
@@ -171,7 +171,7 @@ def agreement(visit: Visit, console: Console) -> dict[str, Any]:
     with show_progress(console, "first differences put to the target") as progress:
         explained = explain(run, progress)
     write_json(run / "agreement.json", text.as_fields(explained))
-    reports.build([run], visit.out / "report", console)
+    build([run], visit.out / "report", console)
     return {"judged": True, "wrong": list(text.violations(explained))}
 
 

@@ -12,7 +12,7 @@ from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure.workers.protocol import WorkerEnded, WorkerReply
 from specbench.measure.workers.worker_session import WorkerSession
-from specbench.util.threads import THREAD_VARIABLES, configure_thread_waiting
+from specbench.util.environment import THREAD_VARIABLES, configure_thread_waiting
 
 LOCAL = "local"  # the address for which a cluster is started here
 CONNECT_S = 10.0  # longest wait for a cluster to accept a connection

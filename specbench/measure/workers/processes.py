@@ -18,7 +18,7 @@ import torch
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure.workers.protocol import WorkerEnded, WorkerReply
-from specbench.util.threads import configure_thread_waiting
+from specbench.util.environment import configure_thread_waiting
 
 CONTEXT = multiprocessing.get_context("spawn")
 

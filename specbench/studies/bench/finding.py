@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specbench.studies.base import table
-from specbench.util.table import NONE, TextTable
+from specbench.util.text import NONE, TextTable
 
 MET, MISSED, UNMEASURED = "met", "missed", "not measured"
 

@@ -18,9 +18,7 @@ from specbench.studies.bench.steps import SUBJECTS, TREE_SIZES, StepTimes, Subje
 from specbench.studies.profiling.run import traced
 from specbench.studies.profiling.split import Split
 from specbench.studies.roofline import measure
-from specbench.studies.roofline.cost import Device, target_cost
-from specbench.studies.roofline.count import NEW_TOKENS as COUNTED
-from specbench.studies.roofline.count import draft_cost
+from specbench.studies.roofline.cost import COUNTED_TOKENS, Device, draft_cost, target_cost
 from specbench.targets import DTYPES
 from specbench.util.memory import gc_paused
 
@@ -60,7 +58,7 @@ def verify_times(name: str, dtype: str, target: Target, past: int) -> VerifyTime
 
 def floors(model: PreTrainedModel, subject: Subject, limits: Device) -> tuple[float, float]:
     """Return the least seconds that drafting and verifying need, in the middle of an answer."""
-    engine = random_engine(subject.arm, Target(model, capacity=PAST + COUNTED))
+    engine = random_engine(subject.arm, Target(model, capacity=PAST + COUNTED_TOKENS))
     target = engine.target
     draft = draft_cost(engine, measure.filler(PAST, target.config.vocab_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -10,7 +10,7 @@ from specbench.studies.base import ms, title_blocks, write_report
 from specbench.studies.bench.finding import MISSED, findings_table
 from specbench.studies.bench.run import Benchmark
 from specbench.studies.bench.steps import PARTS, StepTimes, ops_table, slowest_ops, steps_table, verify_table
-from specbench.util.table import TextTable
+from specbench.util.text import TextTable
 
 FINDINGS = (
     "Ratios are of tokens/s, ours over theirs: medians of pairs that share a prompt and run directly after each other, taking turns to go "

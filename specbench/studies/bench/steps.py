@@ -21,7 +21,7 @@ from specbench.engines.own import OwnEngine
 from specbench.studies.base import ms, table
 from specbench.studies.bench.finding import MET, MISSED, Quartiles
 from specbench.studies.profiling.split import Split
-from specbench.util.table import TextTable, number, percent
+from specbench.util.text import TextTable, number, percent
 
 PARTS = ("draft_s", "verify_s", "commit_s")
 NAMED_OPS = 5

@@ -11,7 +11,7 @@ from specbench.report.blocks import Block, Bullets
 from specbench.studies.base import ms, table, title_blocks, write_report
 from specbench.studies.profiling.run import ArmProfile, Profile
 from specbench.studies.profiling.split import PHASES, TOP_OPS
-from specbench.util.table import NONE, TextTable, number, percent
+from specbench.util.text import NONE, TextTable, number, percent
 
 HOW = (
     "Only steps are counted, prefill is left out. Draft, verify and commit begin and end where the decode loop's clock has them: "

@@ -16,8 +16,8 @@ from specbench.measure import measurer
 from specbench.measure.session import Session, prepare
 from specbench.studies.base import Conditions, decoded, first_prompts
 from specbench.studies.profiling import trace
-from specbench.studies.profiling.labels import ANSWER, labelled
 from specbench.studies.profiling.split import Split, split
+from specbench.studies.profiling.trace import ANSWER, labelled
 from specbench.util.files import atomic_write, make_folder
 
 

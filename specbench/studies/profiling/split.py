@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
 
-from specbench.studies.profiling.labels import ANSWER, COMMIT, DRAFT
-from specbench.studies.profiling.trace import Trace, TraceEvent
+from specbench.studies.profiling.trace import ANSWER, COMMIT, DRAFT, Trace, TraceEvent
 
 PHASES = ("draft", "verify", "commit")
 TOP_OPS = 12

@@ -22,8 +22,7 @@ from specbench.measure.resolve import settle
 from specbench.measure.session import load_target
 from specbench.studies.base import Conditions, engine_of, own_methods, text_of, with_weights
 from specbench.studies.roofline import NODES, PAST, measure
-from specbench.studies.roofline.cost import Cost, target_cost
-from specbench.studies.roofline.count import draft_cost
+from specbench.studies.roofline.cost import Cost, draft_cost, target_cost
 from specbench.studies.roofline.result import Drafted, Roofline, Verified
 from specbench.targets import Loaded
 from specbench.util.memory import PeakMemory, release_unused_memory

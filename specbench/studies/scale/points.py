@@ -22,7 +22,7 @@ from specbench.studies.roofline.cost import Cost, target_cost, verify_ratio
 from specbench.studies.scale import sizes
 from specbench.studies.scale.sweep import Sweep
 from specbench.targets import DTYPES
-from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import SHAPES
 
 DEFINITIONS = {
     "mat": metrics.mat,

@@ -14,8 +14,7 @@ from methods.core.tree import MAX_TREE_SIZE
 from methods.registry import Resolved
 from specbench import targets
 from specbench.targets import drafters
-from specbench.targets.shapes import SHAPES
-from specbench.targets.widen import wide_config
+from specbench.targets.widen import SHAPES, wide_config
 
 SPARE = 1.05  # factor on what is counted, for activations, graphs, and the allocator's rounding
 

@@ -17,17 +17,16 @@ from specbench import targets
 from specbench.config.options import RunConfig
 from specbench.engines.registry import refuse_engines
 from specbench.measure import runner
-from specbench.measure.executor import LocalExecutor
 from specbench.measure.resolve import plan, suite_of
+from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import load_target, prepare
 from specbench.store.manifest import FILE as MANIFEST
 from specbench.store.manifest import RunManifest
 from specbench.studies.base import engine_of, text_of, write_json
-from specbench.studies.roofline.cost import Cost, Device
-from specbench.studies.roofline.count import NEW_TOKENS, draft_cost
+from specbench.studies.roofline.cost import COUNTED_TOKENS, Cost, Device, draft_cost
 from specbench.studies.roofline.measure import device_numbers
 from specbench.studies.scale import sizes
-from specbench.targets.shapes import SHAPES
+from specbench.targets.widen import SHAPES
 from specbench.util import memory
 from specbench.util.memory import release_unused_memory
 
@@ -164,7 +163,7 @@ def draft_costs(config: RunConfig, methods: Mapping[str, Resolved]) -> dict[str,
     Calls can only be counted on the eager back end, so the target is loaded once more for it.
     """
     loaded = load_target(config)
-    target, prompt = Target(loaded.model, capacity=COUNTED_PAST + NEW_TOKENS), text_of(loaded, COUNTED_PAST)
+    target, prompt = Target(loaded.model, capacity=COUNTED_PAST + COUNTED_TOKENS), text_of(loaded, COUNTED_PAST)
     return {arm: draft_cost(engine_of(method, loaded, target), prompt) for arm, method in methods.items()}
 
 

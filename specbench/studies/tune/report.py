@@ -11,7 +11,7 @@ from specbench.studies.tune.cost import TREE_SIZES
 from specbench.studies.tune.replay import Prediction
 from specbench.studies.tune.run import TunedMethod, Tuning
 from specbench.studies.tune.settings import CANDIDATES, MOST
-from specbench.util.table import TextTable, number
+from specbench.util.text import TextTable, number
 
 SHOWN = 4  # candidates of each method
 HOW = (
