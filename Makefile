@@ -5,7 +5,7 @@ TORCH_FROM := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url
 RUNS ?= $(patsubst %/manifest.json,%,$(wildcard results/*/manifest.json))
 CORPUS ?= $(SPECBENCH_DATA)/corpus/core.jsonl.xz
 MIN ?= .venv-min
-TESTS_AT_ONCE := -n 2  # more would share the cores that tests of workers and of compiled code count on
+TESTS_AT_ONCE := -n 2 --dist worksteal  # more would share the cores that tests of workers and of compiled code count on
 
 .PHONY: install demo test test-min check docs report bench wheel train gpu gpu-train on-gpu
 

@@ -272,7 +272,9 @@ def _over_eager(turns: pd.DataFrame, arm: str) -> Estimate:
     """Return ``speedup`` with the arm of eager vanilla as the baseline; NaN if that did not run."""
     is_other = (turns["arm"] != BASELINE) & (turns["repeat_of"] == "")
     eager = turns.loc[(turns["method"] == BASELINE) & (turns["backend"] == "eager") & is_other, "arm"]
-    reference = eager.iloc[0] if len(eager) else ""
+    if eager.empty:
+        return Estimate(np.nan, np.nan, np.nan)
+    reference = eager.iloc[0]
     both = pair(turns, arm, reference=reference)
     if arm == reference or not both.comparable:
         return Estimate(1.0 if both.comparable else np.nan, np.nan, np.nan)

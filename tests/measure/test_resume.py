@@ -27,9 +27,9 @@ from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
 
 torch.set_num_threads(1)
-KILLS = 10
+KILLS = 5
 
-# Imports once, then forks a process for each command read from stdin, so that ten starts do not cost ten imports of torch.
+# Imports once, then forks a process for each command read from stdin, so that five starts do not cost five imports of torch.
 FORK_SERVER = """
 import io, os, sys
 import torch
@@ -56,7 +56,7 @@ for line in sys.stdin:
 def options(tmp_path_factory) -> RunConfig:
     folder = tmp_path_factory.mktemp("inputs")
     target, suite_file = write_target(folder / "target"), write_suite(folder / "suite.jsonl")
-    return RunConfig(["pld"], str(target), suite_file=suite_file, max_new_tokens=24, temperature=0.8, repeats=6, dtype="fp32", device="cpu")
+    return RunConfig(["pld"], str(target), suite_file=suite_file, max_new_tokens=24, temperature=0.8, repeats=3, dtype="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def count_records(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_run_that_is_killed_ten_times_gives_the_same_records(options, undisturbed, tmp_path):
+def test_run_that_is_killed_five_times_gives_the_same_records(options, undisturbed, tmp_path):
     prepare(options).manifest.write(tmp_path)
     total = RunManifest.read(tmp_path).units_total
     chance = random.Random()

@@ -174,8 +174,10 @@ class Replaying(Eager):
         return Static(CPU).tree_size(nodes)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize(("name", "options"), SWITCHES)
+@pytest.mark.parametrize(
+    ("name", "options", "temperature"),
+    [*((name, options, 0.0) for name, options in SWITCHES), *((name, {}, 0.8) for name in ("vanilla", "medusa", "sps", "s4c"))],
+)
 def test_pieces_can_be_captured(name, options, temperature):
     """Nothing a round needs is kept in what the next call overwrites, and nothing happens twice for being run twice."""
     captured, eager = (Target(small_model(), capacity=200, backend=each) for each in (Replaying(), Eager()))

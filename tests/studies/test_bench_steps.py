@@ -145,7 +145,14 @@ def test_random_drafters_are_the_same_in_every_dtype():
 
 
 def test_every_subject_is_timed_on_both_back_ends(monkeypatch):
-    monkeypatch.setattr(overhead, "SUBJECTS", (steps.SUBJECTS[0]._replace(layers=1), steps.SUBJECTS[1]._replace(layers=2)))
+    monkeypatch.setattr(
+        overhead,
+        "SUBJECTS",
+        (
+            steps.SUBJECTS[0]._replace(arm="medusa:nodes=7", layers=1),
+            steps.SUBJECTS[1]._replace(arm="eagle2:nodes=7,depth=2,width=4", layers=2),
+        ),
+    )
     monkeypatch.setattr(overhead, "NEW_TOKENS", 12)
     monkeypatch.setattr(overhead, "ANSWERS", 2)
     order, answer = [], measure.steps

@@ -51,7 +51,16 @@ def small_shapes(monkeypatch):
     sizes.size_of.cache_clear()
 
 
-CONFIG = RunConfig(methods=["pld", "medusa"], suite="mini", limit=1, max_new_tokens=8, dtype="fp32", device="cpu", backend="eager")
+CONFIG = RunConfig(
+    methods=["pld", "medusa"],
+    suite="mini",
+    categories=["mt_bench", "qa"],
+    limit=1,
+    max_new_tokens=8,
+    dtype="fp32",
+    device="cpu",
+    backend="eager",
+)
 
 
 def asked(targets=("tiny-1b", "tiny-160m"), **changes):
@@ -246,7 +255,7 @@ def test_a_method_whose_every_turn_failed_has_no_row_and_is_named(copied):
     assert rows.loc[rows["mat"].notna(), ["target", "arm"]].to_numpy().tolist() == [
         ["tiny-160m", "pld"], ["tiny-160m", "medusa"], ["tiny-1b", "pld"]
     ]  # fmt: skip
-    assert failures == ["tiny-1b, Medusa: 6 question(s), a turn of each failed, the first: out of it"]
+    assert failures == ["tiny-1b, Medusa: 2 question(s), a turn of each failed, the first: out of it"]
     assert set(rows.loc[rows["target"] == "tiny-7b", "arm"]) == {"pld", "medusa"}
     report.write(found, out)
     assert "Left out: tiny-1b, Medusa" in (out / "scale.md").read_text()

@@ -30,7 +30,7 @@ QUIET = Console(quiet=True)
 
 
 def visit_to(out, tuning=None):
-    config = RunConfig(target="tiny", device="cpu", dtype="fp32", limit=1, backend="static")
+    config = RunConfig(target="tiny", device="cpu", dtype="fp32", categories=["mt_bench", "qa"], limit=1, backend="static")
     return Visit(VisitSettings(settle(config), tuning), out, 60)
 
 

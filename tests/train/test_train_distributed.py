@@ -18,11 +18,11 @@ from rich.console import Console
 from methods.core import weights
 from specbench.train import drafter, loop
 from specbench.train.data import corpus
-from specbench.train.drafter import KINDS
 from specbench.train.recipe import Job, Recipe
 
 CLOSE = 1e-6  # for weights of order 1 after STEPS steps; only the order of summation may differ
 STEPS, KILLED = 6, 4
+KINDS = ("medusa", "eagle3", "s4c")  # heads alone, a layer over the target's features, and both
 QUIET = Console(quiet=True)
 
 
