@@ -3,8 +3,8 @@
 Every import counts, also those inside functions and those for type checking only.
 """
 
+import argparse
 import ast
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,7 +77,9 @@ def _reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
 
 def main() -> None:
     """Print the figures of a checkout, this one by default."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
+    parser = argparse.ArgumentParser(description="Print the size, levels and cycles of the import graph of a checkout.")
+    parser.add_argument("root", metavar="CHECKOUT", nargs="?", type=Path, default=Path(__file__).parents[1])
+    root = parser.parse_args().root
     for what, graph in (("modules", modules(root)), ("folders", rooms(modules(root)))):
         groups = cycles(graph)
         within = sum(other in group for group in groups for node in group for other in graph[node])

@@ -11,7 +11,7 @@ import pandas as pd
 from specbench.analysis.agreement import repetition
 from specbench.config.arm import BASELINE
 from specbench.store.manifest import ArmFacts
-from specbench.store.records import OVERALL, Record, device_kind
+from specbench.store.records import OVERALL, STEP_PARTS, Record, device_kind
 
 KEY = ["question_id", "turn", "repeat"]
 CELL = ["category", "question_id", "repeat"]
@@ -20,12 +20,11 @@ RECORD_COLUMNS = [
     "arm", *KEY, "category", "status", "error", "prompt_sha256", "prompt_tokens", "prefill_tokens", "stop", "prefill_s", "total_s",
     "peak_bytes", "timing", "device",
 ]  # fmt: skip
-SUM_COLUMNS = ["steps", "emitted", "draft_s", "verify_s", "commit_s", "decode_s", "other_s"]
+SUM_COLUMNS = ["steps", "emitted", *STEP_PARTS, "decode_s", "other_s"]
 LIST_COLUMNS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_step"]  # left out of written tables
 COLUMNS = [*RECORD_COLUMNS, *ARM_COLUMNS, "tokens", "text_tokens", *SUM_COLUMNS, "repetition", *LIST_COLUMNS]
-STEP_PARTS = ["draft_s", "verify_s", "commit_s"]
 UNKNOWN_IF_IMPORTED = ["prompt_tokens", "prefill_s", *STEP_PARTS, "decode_s", "other_s", "peak_bytes", "repetition"]
-UNKNOWN_BY_TIMING = {"parts": [], "steps": STEP_PARTS, "answer": [*STEP_PARTS, "decode_s", "other_s", "peak_bytes"]}
+UNKNOWN_BY_TIMING = {"parts": [], "steps": [*STEP_PARTS], "answer": [*STEP_PARTS, "decode_s", "other_s", "peak_bytes"]}
 CELL_SUMS = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
 
 

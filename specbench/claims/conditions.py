@@ -6,8 +6,8 @@ from typing import Any
 
 from specbench.claims.claim import Claim
 from specbench.config.arm import BASELINE
-from specbench.store.describe import COST_MATCHED, UNKNOWN
-from specbench.store.manifest import ArmFacts, RunManifest
+from specbench.store.describe import UNKNOWN
+from specbench.store.manifest import COST_MATCHED, ArmFacts, RunManifest
 
 SAME, DIFFERS = "same", "differs"
 

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from specbench.cli.common import AsJson
+
 WORK = "first differences put to the target"
 
 
 def agree(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a greedy run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare every arm's tokens with vanilla's and ask the target, in fp32, about each first difference.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specbench.cli.common import console
+from specbench.cli.common import AsJson, console
 
 if TYPE_CHECKING:
     from specbench.lossless.differences import LosslessReport
@@ -26,7 +26,7 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="Write JUnit XML with one test case per check; inconclusive ones are skipped.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Markdown, for example for a CI step summary.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a run with a baseline: is it slower, does it draft worse, do its outputs differ?
 

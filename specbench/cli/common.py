@@ -15,6 +15,7 @@ from specbench.config.options import Option, RunConfig
 RESULTS = Path("results")
 
 console = Console()
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 def configured(

@@ -134,7 +134,7 @@ def _train_target(preset: str, data: str, out: Path, device: str, console: Conso
     from specbench import targets
     from specbench.train import target
 
-    targets.check_device(device)
+    targets.use_device(device)
     target.train(preset, data, out, device=device, console=console)
 
 

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from specbench.cli.common import AsJson
+
 
 def verify(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; vanilla must be one of its arms.")],
     claim: Annotated[str, typer.Option(metavar="NAME", help="The claim: s4c, or a leaderboard row such as medusa-vicuna-7b.")],
     method: Annotated[str | None, typer.Option(metavar="ARM", help="Arm of the run to judge. Default: the claim's method.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a run with a published speedup and print the verdict, the conditions that differ, and the parts of the speedup.
 

@@ -38,6 +38,11 @@ class Arm:
         """The arm's own options as the suffix of its title: a space and the options, or "" without any."""
         return self.name.removesuffix(AGAIN).removeprefix(self.method).replace(":", " ", 1)
 
+    @staticmethod
+    def is_reserved(name: str) -> bool:
+        """Return whether a name belongs to the baseline or to an arm that repeats another one."""
+        return name == BASELINE or name.endswith(AGAIN)
+
     def again(self) -> "Arm":
         """Return an arm that repeats this one in an A/A test."""
         return replace(self, name=self.name + AGAIN, repeat_of=self.name)

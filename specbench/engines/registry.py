@@ -5,7 +5,7 @@ table of a report marks them as a different engine.
 """
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,13 +78,6 @@ class BuiltEngine(NamedTuple):
 def options(name: str) -> dict[str, Any]:
     """Return the type of each option of one engine, by key."""
     return {f.name: f.type for f in fields(_options_class(name))}
-
-
-def refuse_engines(names: Iterable[str], action: str) -> None:
-    """Raise UserError if an arm's name is that of an engine, whose steps cannot be profiled, tuned, and so on (``action``)."""
-    for name in names:
-        if Arm.parse(name).method in ENGINES:
-            raise UserError(f"{name} is another engine, whose steps specbench cannot {action}; name specbench's own methods")
 
 
 def resolve(arm: Arm) -> ResolvedEngine:

@@ -15,7 +15,7 @@ from specbench.analysis.frames import pair, turns_frame
 from specbench.config.arm import BASELINE
 from specbench.store import records
 from specbench.store.describe import target_name
-from specbench.store.manifest import IDENTITY, RunManifest
+from specbench.store.manifest import IDENTITY, RunManifest, changed_facts
 from specbench.store.records import Record, device_kind
 
 # Settings not compared by value: covered by a checksum, or free to differ.
@@ -186,12 +186,6 @@ def versions(manifest: RunManifest) -> dict[str, str]:
     return {name: _every_value(manifest, name) for name in ("driver", "torch", "transformers")} | {"python": python}
 
 
-def changed_facts(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return ``name old -> new`` for each fact on which the two disagree."""
-    changed = [key for key in old | new if not _equal(old.get(key), new.get(key))]
-    return [f"{key} {_short(old.get(key))} -> {_short(new.get(key))}" for key in changed]
-
-
 def changed_questions(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return one line with the number of questions, given as id and category, that only one of the two has."""
     apart = {question for question, _ in old.items() ^ new.items()}
@@ -201,15 +195,6 @@ def changed_questions(old: Mapping[str, str], new: Mapping[str, str]) -> list[st
 def _categories(turns: pd.DataFrame) -> dict[str, str]:
     questions = turns.drop_duplicates("question_id")
     return dict(zip(questions["question_id"], questions["category"], strict=True))
-
-
-def _equal(old: Any, new: Any) -> bool:
-    return bool(old == new or (old != old and new != new))  # an unknown number, NaN, equals another
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text  # a sha256
 
 
 def _every_value(manifest: RunManifest, name: str) -> str:

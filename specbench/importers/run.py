@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from methods.core.errors import UserError
-from specbench.config.arm import AGAIN, BASELINE
+from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import RunConfig
 from specbench.importers import spec_bench
 from specbench.importers.spec_bench import AnswerFile
@@ -39,7 +39,7 @@ def import_spec_bench(file: Path, baseline: Path, *, name: str | None, tokenizer
     an ``out`` that holds a run already.
     """
     arm = name or file.stem
-    if arm == BASELINE or AGAIN in arm:
+    if Arm.is_reserved(arm):
         raise UserError(f"arm name {arm!r} is reserved; give the imported method another one by --name")
     if any((out / taken).exists() for taken in (manifest.FILE, records.FILE)):
         raise UserError(f"{out} already holds a run; choose another --out")

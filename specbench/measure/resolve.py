@@ -34,9 +34,9 @@ class Plan:
     engines: dict[str, ResolvedEngine]  # the other arms
 
 
-def device_name(config: RunConfig) -> str:
-    """Return the device that was asked for, else CUDA if this machine has it, else the CPU."""
-    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device_name(config: RunConfig, *, has_gpu: bool) -> str:
+    """Return the device that was asked for, else CUDA where there is a GPU, else the CPU."""
+    return config.device or ("cuda" if has_gpu else "cpu")
 
 
 def backend_name(config: RunConfig) -> str:
@@ -54,8 +54,8 @@ def settle(config: RunConfig) -> RunConfig:
     if config.turns not in ("own", "shared"):
         raise unknown("value of --turns", config.turns, ("own", "shared"))
 
-    device = device_name(config)
-    targets.check_device(device)
+    device = device_name(config, has_gpu=torch.cuda.is_available())
+    targets.use_device(device)
     backend = backend_name(config)
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
@@ -111,6 +111,17 @@ def split_arms(config: RunConfig) -> tuple[list[Arm], list[Arm]]:
             raise UserError(f"--aa {config.aa}: an A/A test repeats one of specbench's own methods, not another engine; name a method")
         own.append(named[config.aa].again())
     return own, [arm for arm in named.values() if arm.method in engines.ENGINES]
+
+
+def own_arms(config: RunConfig, action: str) -> list[Arm]:
+    """Return the arms of a study that takes none of another engine: specbench cannot ``action`` (profile, tune, …) its steps.
+
+    Raises UserError for another engine, and as ``split_arms`` does.
+    """
+    own, others = split_arms(config)
+    if others:
+        raise UserError(f"{others[0].name} is another engine, whose steps specbench cannot {action}; name specbench's own methods")
+    return own
 
 
 def resolve_methods(arms: Sequence[Arm], config: RunConfig) -> dict[str, Resolved]:

@@ -9,7 +9,7 @@ from specbench.report import tables
 from specbench.report.blocks import Block, Bullets, Heading, Paragraph
 from specbench.report.run import Run
 from specbench.store import describe
-from specbench.store.manifest import RunManifest, differences
+from specbench.store.manifest import RunManifest, changed_facts, differences
 from specbench.util.text import NONE, TextTable
 
 ENVIRONMENT_FACTS = ("gpu", "cpu", "driver", "cuda", "threads", "workers", "python", "torch", "transformers")
@@ -30,10 +30,8 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
 
 def changed_conditions(old: RunManifest, new: RunManifest) -> list[str]:
     """Return ``name old -> new`` for each changed condition: settings, machine, versions, and code."""
-    facts = [(name, getattr(old.environment, name), getattr(new.environment, name)) for name in ENVIRONMENT_FACTS]
-    facts += [("code", old.git.sha, new.git.sha), ("arms", list(old.arms), list(new.arms))]
-    changed = [f"{name} {_text(before)} -> {_text(after)}" for name, before, after in facts if before != after]
-    return [line for line in differences(old, new) if not line.startswith("arms ")] + changed
+    machines = [{**{name: getattr(run.environment, name) for name in ENVIRONMENT_FACTS}, "code": run.git.sha} for run in (old, new)]
+    return differences(old, new) + changed_facts(*machines)
 
 
 def _rows(run: Run) -> list[list[str]]:
@@ -42,7 +40,3 @@ def _rows(run: Run) -> list[list[str]]:
     if not run.answered:
         return [[*conditions, "nothing answered", *[NONE] * len(tables.SHORT)]]
     return [[*conditions, run.arms[name], *(cell(row) for cell in tables.SHORT.values())] for name, row in run.overall.items()]
-
-
-def _text(fact: object) -> str:
-    return ", ".join(fact) if isinstance(fact, list) else str(fact) if fact is not None else NONE

@@ -6,9 +6,8 @@ from math import isnan
 from pathlib import Path
 
 from specbench.config.options import RunConfig
-from specbench.store.manifest import ArmFacts, RunManifest, TargetFacts
+from specbench.store.manifest import COST_MATCHED, ArmFacts, RunManifest, TargetFacts
 
-COST_MATCHED = "cost-matched"
 UNKNOWN = "unknown"
 RECONSTRUCTION = "(reconstruction)"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isnan, nan
 from pathlib import Path
@@ -15,6 +16,7 @@ from specbench.util.environment import Environment, GitState
 from specbench.util.files import write_text
 
 SCHEMA = 2
+COST_MATCHED = "cost-matched"  # label of a target in the shape of a larger model, without its weights
 FILE = "manifest.json"
 IDENTITY = tuple(f.name for f in fields(RunConfig) if f.metadata["option"].identity)
 
@@ -42,7 +44,7 @@ class TargetFacts:
     """The target as it was loaded."""
 
     name: str
-    label: str = ""  # "cost-matched" where the weights are not a real model's of that shape
+    label: str = ""  # COST_MATCHED where the weights are not a real model's of that shape
     note: str = ""  # a sentence that a reader of the results must know
     parameters: int | None = None
     weights_sha256: str | None = None
@@ -131,10 +133,15 @@ class RunManifest:
         """Return the facts that decide what a record means, by dotted name. Runs that agree on them may share a directory."""
         settings = _jsonable(asdict(self.settings))
         facts: dict[str, Any] = {"arms": list(self.arms), **{name: settings[name] for name in IDENTITY}, "suite_sha256": self.suite.sha256}
-        for name, arm in self.arms.items():
-            facts |= {f"{name}.{key}": value for key, value in arm.config.items()}
-            facts |= {f"{name}.{key}": getattr(arm, key) for key in ("acceptance", "weights_sha256", "backend")}
+        for name in self.arms:
+            facts |= self.arm_identity(name)
         return facts | {"target.weights_sha256": self.target.weights_sha256, "template_sha256": self.template_sha256}
+
+    def arm_identity(self, name: str) -> dict[str, Any]:
+        """Return the part of the identity that describes one arm, by dotted name."""
+        arm = self.arms[name]
+        facts = {**arm.config, "acceptance": arm.acceptance, "weights_sha256": arm.weights_sha256, "backend": arm.backend}
+        return {f"{name}.{key}": value for key, value in facts.items()}
 
     def fingerprint(self) -> str:
         """Return eight hex digits of the identity's hash: part of the directory name, so that the same command finds it again."""
@@ -188,13 +195,22 @@ def differences(old: RunManifest, new: RunManifest) -> list[str]:
 
     The options of an arm that only one of them has are left out: the list of arms shows it already.
     """
-    before, after = old.identity(), new.identity()
-    one_sided = old.arms.keys() ^ new.arms.keys()
-    keys = [key for key in before | after if key.split(".")[0] not in one_sided]
-    changed = [key for key in keys if before.get(key) != after.get(key)]
-    return [f"{key} {_short(before.get(key))} -> {_short(after.get(key))}" for key in changed]
+    pairs = ((old, new), (new, old))
+    one_sided = {fact for run, other in pairs for name in run.arms.keys() - other.arms for fact in run.arm_identity(name)}
+    before, after = ({name: fact for name, fact in run.identity().items() if name not in one_sided} for run in (old, new))
+    return changed_facts(before, after)
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] + "…" if len(text) == 64 else text
+def changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return ``name old -> new`` for each fact on which the two disagree. An unknown number, NaN, equals another."""
+    both = [(name, old.get(name), new.get(name)) for name in {**old, **new}]
+    return [f"{name} {_shown(before)} -> {_shown(after)}" for name, before, after in both if not _equal(before, after)]
+
+
+def _equal(old: Any, new: Any) -> bool:
+    return bool(old == new or (old != old and new != new))
+
+
+def _shown(fact: Any) -> str:
+    text = ", ".join(map(str, fact)) if isinstance(fact, list) else "" if fact is None else str(fact)
+    return text[:12] + "…" if len(text) == 64 else text or "none"  # 64 characters: a sha256

@@ -18,6 +18,8 @@ CLOCK_TOLERANCE = 1.05  # allowed ratio of summed parts to the total; on CUDA, p
 OVERALL = "overall"  # stands for all categories together in tables; reserved, so no suite may have such a category
 TIMINGS = ("parts", "steps", "answer")
 
+STEP_PARTS = ("draft_s", "verify_s", "commit_s")  # fields of ``Steps`` and of a decode step's trace
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -110,7 +112,7 @@ def device_kind(device: str) -> str:
 def to_line(record: Record) -> str:
     """Return the record's JSON line, without a newline. Times of steps are rounded to 0.1 microseconds."""
     fields = asdict(record)
-    for name in ("draft_s", "verify_s", "commit_s", "step_s"):
+    for name in (*STEP_PARTS, "step_s"):
         fields["steps"][name] = [round(s, 7) for s in fields["steps"][name]]
     return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
 

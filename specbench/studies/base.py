@@ -21,8 +21,7 @@ from methods.registry import Resolved, missing_weights_message
 from specbench import suites
 from specbench.config.options import RunConfig
 from specbench.engines.own import OwnEngine
-from specbench.engines.registry import refuse_engines
-from specbench.measure.resolve import resolve_methods, split_arms
+from specbench.measure.resolve import own_arms, resolve_methods
 from specbench.report import markdown
 from specbench.report.blocks import Block, Heading, Paragraph
 from specbench.store.manifest import RunManifest
@@ -107,9 +106,7 @@ def own_methods(config: RunConfig, verb: str) -> dict[str, Resolved]:
     Raises UserError for unknown names and options, and for another engine: ``verb`` says what a
     study cannot do to its steps.
     """
-    refuse_engines(config.methods, verb)
-    own, _ = split_arms(config)
-    return resolve_methods(own, config)
+    return resolve_methods(own_arms(config, verb), config)
 
 
 def with_weights(loaded: Loaded, methods: Iterable[Resolved], *, required: bool) -> list[Resolved]:

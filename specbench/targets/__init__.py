@@ -3,7 +3,7 @@
 A target folder is a transformers checkpoint with its tokenizer and, beside them, ``drafters/KIND.safetensors``.
 """
 
-from specbench.targets.placement import DTYPES, check_device, default_dtype, default_name, within_memory
+from specbench.targets.placement import DTYPES, default_dtype, default_name, use_device, within_memory
 from specbench.targets.target import SHIPPED, TARGETS, Loaded, load, shipped_folder
 
 __all__ = [
@@ -11,10 +11,10 @@ __all__ = [
     "SHIPPED",
     "TARGETS",
     "Loaded",
-    "check_device",
     "default_dtype",
     "default_name",
     "load",
     "shipped_folder",
+    "use_device",
     "within_memory",
 ]

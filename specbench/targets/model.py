@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from specbench.store.manifest import COST_MATCHED
 from specbench.targets import families
 from specbench.targets.chat import Chat
 from specbench.targets.widen import SHAPES
@@ -44,7 +45,7 @@ class TargetModel:
     @property
     def label(self) -> str:
         """The label of results on this target: "cost-matched" or nothing."""
-        return "cost-matched" if self.small is not None else ""
+        return COST_MATCHED if self.small is not None else ""
 
     @property
     def note(self) -> str:

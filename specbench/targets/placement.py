@@ -26,7 +26,7 @@ ON_HOME_DEVICE = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_he
 WEIGHTS_SHARE = 0.8  # of a GPU's free memory; the rest is for caches, drafters and activations
 
 
-def check_device(device: str) -> None:
+def use_device(device: str) -> None:
     """Make a CUDA device the current one, set up for timing. Raises UserError for a device that is not there."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise unknown("device", device, ("cpu", "cuda", "cuda:0"))

@@ -18,7 +18,7 @@ from methods.registry import Resolved
 from specbench.targets import checkpoint, drafters, families, hub, placement
 from specbench.targets.chat import Chat
 from specbench.targets.model import TargetModel
-from specbench.targets.placement import DTYPES, check_device, within_memory
+from specbench.targets.placement import DTYPES, use_device, within_memory
 from specbench.targets.widen import SHAPES, widened
 
 SHIPPED = "tiny"
@@ -71,7 +71,7 @@ def load(
         raise unknown("dtype", dtype, DTYPES)
     if attention not in ("sdpa", "eager"):
         raise unknown("attention", attention, ("sdpa", "eager"))
-    check_device(device)
+    use_device(device)
     if name in TARGETS and (revision or device_map):
         raise UserError(f"target {name} is built here; leave {'--revision' if revision else '--device-map'} out")
 

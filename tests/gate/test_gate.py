@@ -15,7 +15,7 @@ from helpers.scripted_records import failed
 from methods.core.errors import UserError
 from specbench.cli import check
 from specbench.gate import baseline, snapshot
-from specbench.store.manifest import ImportSource, Start
+from specbench.store.manifest import ImportSource, Start, changed_facts
 from specbench.store.records import Steps
 from specbench.util.environment import Environment, GitState
 
@@ -73,8 +73,8 @@ def test_five_questions_are_inconclusive(tmp_path):
     ("changes", "named"),
     [
         ({"suite": {"sha256": "1" * 64}}, ["suite_sha256 ffffffffffff… -> 111111111111…"]),
-        ({"settings": {"dtype": "fp16", "categories": ["qa"]}}, ["dtype bf16 -> fp16", "categories [] -> ['qa']"]),
-        ({"settings": {"limit": 8, "attention": "eager"}}, ["limit None -> 8", "attention sdpa -> eager"]),
+        ({"settings": {"dtype": "fp16", "categories": ["qa"]}}, ["dtype bf16 -> fp16", "categories none -> qa"]),
+        ({"settings": {"limit": 8, "attention": "eager"}}, ["limit none -> 8", "attention sdpa -> eager"]),
         ({"settings": {"temperature": 0.7, "max_new_tokens": 64}}, ["temperature 0.0 -> 0.7", "max_new_tokens 32 -> 64"]),
         ({"settings": {"turns": "shared", "device": "cuda"}}, ["turns own -> shared", "device cpu -> cuda"]),
         ({"target": {"weights_sha256": "2" * 64}, "template_sha256": "3" * 64}, ["target.weights_sha256", "template_sha256"]),
@@ -227,7 +227,7 @@ def test_imported_runs_are_refused_in_one_sentence(base, tmp_path):
 
 
 def test_unknown_numbers_are_equal_and_refused_in_a_baseline(base, tmp_path):
-    assert snapshot.changed_facts({"a": float("nan"), "b": 1}, {"a": float("nan"), "b": float("nan")}) == ["b 1 -> nan"]
+    assert changed_facts({"a": float("nan"), "b": 1}, {"a": float("nan"), "b": float("nan")}) == ["b 1 -> nan"]
     file = tmp_path / "file.json"
     short = run(tmp_path / "short", [replace(record, output_ids=[0], steps=Steps()) for record in answers()])
     code, complaint = call("baseline", "set", short, "--out", file)

@@ -240,7 +240,7 @@ def test_an_unknown_temperature_is_null_in_the_manifest_and_equals_itself(files,
     assert json.loads((tmp_path / "one" / "manifest.json").read_text(), parse_constant=pytest.fail)["settings"]["temperature"] is None
     assert differences(one, other) == []
     greedy = dataclasses.replace(other, settings=dataclasses.replace(other.settings, temperature=0.0))
-    assert differences(one, greedy) == ["temperature null -> 0.0"]
+    assert differences(one, greedy) == ["temperature none -> 0.0"]
 
 
 def test_a_baseline_that_counts_no_tokens_gives_only_the_legacy_speedup(files, tmp_path, tokenizer):

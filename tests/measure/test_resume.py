@@ -137,10 +137,10 @@ def test_finished_run_is_not_changed(options, undisturbed):
         ({"seed": 1, "turns": "shared"}, ["seed 0 -> 1", "turns own -> shared"]),
         ({"overrides": ["nodes=3"]}, ["pld.nodes 10 -> 3"]),
         ({"overrides": ["acceptance=typical"]}, ["pld.acceptance match -> typical"]),
-        ({"methods": ["vanilla"]}, ['arms ["vanilla", "pld"] -> ["vanilla"]']),
-        ({"limit": 1}, ["limit null -> 1"]),
+        ({"methods": ["vanilla"]}, ["arms vanilla, pld -> vanilla"]),
+        ({"limit": 1}, ["limit none -> 1"]),
         ({"template": "vicuna_v1.1"}, ["template chat -> vicuna_v1.1", "template_sha256"]),
-        ({"system_prompt": "Be brief."}, ["system_prompt null -> Be brief.", "template_sha256"]),
+        ({"system_prompt": "Be brief."}, ["system_prompt none -> Be brief.", "template_sha256"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

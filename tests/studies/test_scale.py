@@ -33,7 +33,7 @@ DEVICE = Device(bandwidth=1e9, rate=1e12)
 def resolved(*methods, device="cpu", backend="eager"):
     """Return the methods as resolved for a device, without asking whether it is here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "check_device", lambda device: None)
+        patch.setattr(targets, "use_device", lambda device: None)
         return plan(RunConfig(methods=list(methods), target="tiny", dtype="fp32", device=device, backend=backend)).methods
 
 

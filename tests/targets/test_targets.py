@@ -83,7 +83,7 @@ def test_a_drafter_given_for_an_unknown_kind_is_refused(folder, tmp_path, capsys
 @pytest.mark.parametrize("device", ["gpu", "cudax", "cuda:x"])
 def test_an_unknown_device_is_refused(device):
     with pytest.raises(UserError, match=f"unknown device '{device}'"):
-        targets.check_device(device)
+        targets.use_device(device)
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer.json"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from methods.core.errors import UserError
@@ -210,9 +211,10 @@ def started(config: RunConfig, workers: int | None, ray_address: str | None, con
     if workers < 2:
         raise UserError(f"--workers is {workers}; it must be at least 2: leave it out to measure in this process")
 
-    check_shareable(config)
+    device = device_name(config, has_gpu=torch.cuda.is_available())
+    check_shareable(config, device)
     suite = suite_of(config)
-    on_this_machine = replace(config, device=device_name(config))
+    on_this_machine = replace(config, device=device)
     pool = RayPool(config, workers, ray_address) if ray_address else ProcessPool(on_this_machine, workers)
     executor = WorkerExecutor(pool, workers, suite, console)
     try:
@@ -222,15 +224,15 @@ def started(config: RunConfig, workers: int | None, ray_address: str | None, con
         executor.stop()
 
 
-def check_shareable(config: RunConfig) -> None:
-    """Raise UserError for unknown names and options, and for what cannot be shared among workers."""
+def check_shareable(config: RunConfig, device: str) -> None:
+    """Raise UserError for unknown names and options, and for what workers on ``device`` cannot share."""
     if config.device not in ("", "cpu", "cuda"):
         raise UserError(f"--device {config.device} with --workers: every worker has a device of its own; choices: cpu, cuda")
     if config.device_map:
         raise UserError("--device-map spreads one target over the GPUs that --workers would give a target each; leave one of them out")
 
     own, others = split_arms(config)
-    methods = resolve_methods(own, replace(config, device=config.device or "cpu", backend=backend_name(config)))
+    methods = resolve_methods(own, replace(config, device=device, backend=backend_name(config)))
     endpoints = [arm.name for arm in others if arm.method == "endpoint"]
     if endpoints:
         raise UserError(f"{endpoints[0]} asks one server, which several workers would ask at once; leave out --workers")

@@ -10,6 +10,7 @@ from typing import Any
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
+from specbench.measure.resolve import device_name
 from specbench.measure.workers.protocol import WorkerEnded, WorkerReply
 from specbench.measure.workers.worker_session import WorkerSession
 from specbench.util.environment import THREAD_VARIABLES, configure_thread_waiting
@@ -54,7 +55,7 @@ class RayPool:
         _connect(ray, address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
-        self.device = config.device or ("cuda" if gpus else "cpu")
+        self.device = device_name(config, has_gpu=gpus > 0)
         self.facts = {"ray": ray.__version__}
         self._config, self._workers = replace(config, device=self.device), workers
 

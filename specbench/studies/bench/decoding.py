@@ -19,8 +19,7 @@ from specbench.util.memory import gc_paused
 PAIRS = 32
 MAX_NEW_TOKENS = 64
 QUESTIONS = 2  # in each category
-LOOKUP_TOKENS = 10  # the default of prompt lookup in generate
-LOOKUP_NGRAM = 3
+LOOKUP_TOKENS, LOOKUP_NGRAM = LookupOptions.nodes, LookupOptions.max_ngram
 EAGER, STATIC, LOOKUP = BASELINE, f"{BASELINE}:backend=static", "pld"
 ARMS = (EAGER, STATIC, LOOKUP)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from specbench.report.blocks import Block, Bullets, Paragraph
+from specbench.store.records import STEP_PARTS
 from specbench.studies.base import ms, title_blocks, write_report
 from specbench.studies.bench.finding import MISSED, findings_table
 from specbench.studies.bench.run import Benchmark
-from specbench.studies.bench.steps import PARTS, StepTimes, ops_table, slowest_ops, steps_table, verify_table
+from specbench.studies.bench.steps import StepTimes, ops_table, slowest_ops, steps_table, verify_table
 from specbench.util.text import TextTable
 
 FINDINGS = (
@@ -57,7 +58,7 @@ def misses(benchmark: Benchmark) -> list[str]:
 
 
 def _missed_step(times: StepTimes) -> str:
-    draft, verify, commit = (ms(times.part_s(part)) for part in PARTS)
+    draft, verify, commit = (ms(times.part_s(part)) for part in STEP_PARTS)
     slowest = f"; most of {times.furthest}: {slowest_ops(times.split, times.furthest)}" if times.split else ""
     return (
         f"{times.subject.what}, {times.subject.layers} layers, {times.dtype}, {times.backend}: {ms(times.quartiles.median)} ms where "

@@ -18,12 +18,12 @@ from methods.core.target import Target
 from methods.core.weights import Trained
 from specbench.config.arm import Arm
 from specbench.engines.own import OwnEngine
+from specbench.store.records import STEP_PARTS
 from specbench.studies.base import ms, table
 from specbench.studies.bench.finding import MET, MISSED, Quartiles
 from specbench.studies.profiling.split import Split
 from specbench.util.text import TextTable, number, percent
 
-PARTS = ("draft_s", "verify_s", "commit_s")
 NAMED_OPS = 5
 TREE_SIZES = (8, 64)  # of V(n), root included
 # Rank accuracies of Medusa's heads. They only decide the tree, whose 63 likeliest drafts are four deep.
@@ -106,7 +106,7 @@ class StepTimes:
         return MET if self.quartiles.median <= self.subject.wanted_s else MISSED
 
     def part_s(self, name: str) -> float:
-        """Return the median of one of ``PARTS``."""
+        """Return the median of one of ``STEP_PARTS``."""
         return median(getattr(step, name) for step in self.steps)
 
     @property
@@ -136,7 +136,7 @@ class StepTimes:
             "reference": self.subject.reference_ms,
             "floor": 1e3 * self.floor_s,
             "share_of_floor": 1e3 * self.floor_s / middle,
-            **{part.replace("_s", "_ms"): 1e3 * self.part_s(part) for part in PARTS},
+            **{part.replace("_s", "_ms"): 1e3 * self.part_s(part) for part in STEP_PARTS},
         }
 
     def cells(self) -> dict[str, str]:

@@ -11,8 +11,8 @@ from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.engines.own import OwnEngine
-from specbench.engines.registry import refuse_engines
 from specbench.measure import measurer
+from specbench.measure.resolve import own_arms
 from specbench.measure.session import Session, prepare
 from specbench.studies.base import Conditions, decoded, first_prompts
 from specbench.studies.profiling import trace
@@ -46,7 +46,7 @@ def prepared(config: RunConfig) -> Session:
 
     Raises UserError for another engine, for answers without a step, and for whatever ``prepare`` refuses.
     """
-    refuse_engines(config.methods, "profile")
+    own_arms(config, "profile")
     if config.max_new_tokens < 2:
         raise UserError(f"--max-new-tokens is {config.max_new_tokens}; it must be at least 2: the first token takes no step")
     return prepare(replace(config, limit=1))

@@ -20,6 +20,7 @@ from specbench import targets
 from specbench.config.options import RunConfig
 from specbench.measure.resolve import settle
 from specbench.measure.session import load_target
+from specbench.store.records import STEP_PARTS
 from specbench.studies.base import Conditions, engine_of, own_methods, text_of, with_weights
 from specbench.studies.roofline import NODES, PAST, measure
 from specbench.studies.roofline.cost import Cost, draft_cost, target_cost
@@ -119,5 +120,5 @@ def _cost(loaded: Loaded, target: Target, tree_size: int, past: int) -> Cost:
 
 
 def _drafted(method: Resolved, steps: Sequence[StepTrace], cost: Cost) -> Drafted:
-    seconds = {part: median(getattr(step, part) for step in steps) for part in ("draft_s", "verify_s", "commit_s")}
+    seconds = {part: median(getattr(step, part) for step in steps) for part in STEP_PARTS}
     return Drafted(method.arm, method.title, int(median(step.tree_size for step in steps)) - 1, cost, **seconds)

@@ -15,9 +15,8 @@ from methods.core.target import Target
 from methods.registry import Resolved
 from specbench import targets
 from specbench.config.options import RunConfig
-from specbench.engines.registry import refuse_engines
 from specbench.measure import runner
-from specbench.measure.resolve import plan, suite_of
+from specbench.measure.resolve import own_arms, plan, suite_of
 from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import load_target, prepare
 from specbench.store.manifest import FILE as MANIFEST
@@ -51,7 +50,7 @@ class Request:
                 raise unknown("cost-matched target", name, SHAPES)
         if config.dtype and config.dtype not in targets.DTYPES:
             raise unknown("dtype", config.dtype, targets.DTYPES)
-        refuse_engines(config.methods, "time")
+        own_arms(config, "time")
         planned = plan(replace(config, target=names[0]))
         suite_of(planned.config)
         return cls(planned.config, names, planned.methods)

@@ -88,7 +88,7 @@ def check_tunable(names: Sequence[str]) -> None:
     for name in names:
         arm = Arm.parse(name)
         registry.method_named(arm.method)
-        if ":" in name:
+        if arm.options:
             raise UserError(f"tune takes methods, not variants such as {name!r}; pass --method {arm.method}")
         if arm.method not in TUNABLE:
             raise UserError(f"{arm.method} {UNTUNABLE[arm.method]}, so that there is nothing to tune; choose from {', '.join(TUNABLE)}")
