@@ -3,23 +3,37 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from methods.core.errors import UserError, unknown
 from specbench.util.files import write_text
 
-FACTS = ("target", "target_sha256", "dtype", "device", "backend")  # must be the same in a run
 NEXT_STEP = "tune for this run (specbench tune), or leave --config out"
 
 
 @dataclass(frozen=True)
+class TunedOn:
+    """The tuning run: the facts that a run with its options must share, and notes on how it was made."""
+
+    target: str  # without the path of a local folder
+    target_sha256: str
+    dtype: str
+    device: str
+    backend: str
+    notes: dict[str, str | int] = field(default_factory=dict)
+
+
+FACTS = tuple(each.name for each in fields(TunedOn) if each.name != "notes")
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """Tuned options by method, and the facts of the tuning run: ``FACTS`` and whatever else it noted."""
+    """Tuned options by method, and the run that they were tuned in."""
 
     methods: dict[str, dict[str, int]]
-    tuned_on: dict[str, str | int]
+    tuned_on: TunedOn
     source: str  # path of the file, for messages
 
     @classmethod
@@ -40,19 +54,26 @@ class Tuned:
             )
         for name, options in methods.items():
             _check(path, name, options)
-        return cls(methods, facts, str(path))
+        notes = {name: value for name, value in facts.items() if name not in FACTS}
+        return cls(methods, TunedOn(**{name: facts[name] for name in FACTS}, notes=notes), str(path))
 
     def check(self, *, target: str, dtype: str, device: str, backend: str) -> None:
         """Raise UserError if the options were tuned for another target, dtype, kind of device, or back end than the run's."""
         kind = device.partition(":")[0]
-        for name, wanted in (("target", Path(target).name), ("dtype", dtype), ("device", kind), ("backend", backend)):
-            tuned = Path(str(self.tuned_on[name])).name  # a target's folder may have moved
+        name_only = Path(target).name  # a target's folder may have moved
+        of = self.tuned_on
+        for name, tuned, wanted in (
+            ("target", Path(of.target).name, name_only),
+            ("dtype", of.dtype, dtype),
+            ("device", of.device, kind),
+            ("backend", of.backend, backend),
+        ):
             if tuned != wanted:
                 raise UserError(f"{self.source} was tuned for {name} {tuned!r}, the run is on {wanted!r}; {NEXT_STEP}")
 
     def check_weights(self, sha256: str) -> None:
         """Raise UserError if the target's weights are not those that the options were tuned for."""
-        tuned = str(self.tuned_on["target_sha256"])
+        tuned = self.tuned_on.target_sha256
         if tuned != sha256:
             raise UserError(f"{self.source} was tuned for other weights (sha256 {tuned[:12]}, the target's are {sha256[:12]}); {NEXT_STEP}")
 
@@ -61,10 +82,11 @@ class Tuned:
         return {name: str(value) for name, value in self.methods.get(method, {}).items()}
 
 
-def write(path: Path, methods: Mapping[str, Mapping[str, int]], tuned_on: Mapping[str, Any], tables: Mapping[str, Sequence[str]]) -> None:
+def write(path: Path, methods: Mapping[str, Mapping[str, int]], tuned_on: TunedOn, tables: Mapping[str, Sequence[str]]) -> None:
     """Write the file atomically. ``tables`` holds lines by method, which become comments above its options."""
     lines = ["# Written by `specbench tune`; use it with `specbench run --config`. --set overrides it.", "", "[tuned_on]"]
-    lines += [f"{name} = {_toml(value)}" for name, value in tuned_on.items()]
+    facts = {name: getattr(tuned_on, name) for name in FACTS} | tuned_on.notes
+    lines += [f"{name} = {_toml(value)}" for name, value in facts.items()]
     for method, options in methods.items():
         lines += ["", *(f"# {line}" for line in tables.get(method, ())), f"[methods.{method}]"]
         lines += [f"{name} = {value}" for name, value in options.items()]

@@ -23,10 +23,14 @@ def cost_matched(manifests: Sequence[RunManifest]) -> list[str]:
     ]
 
 
+def short_name(name: str, revision: str | None) -> str:
+    """Return a target's name: a hub id, which has a revision, as it is; a local folder by the last part of its path."""
+    return Path(name).name if revision is None else name
+
+
 def target_name(manifest: RunManifest) -> str:
-    """Return the target's name: a hub id as it is, a local folder by the last part of its path."""
-    is_hub_id = manifest.settings.revision is not None
-    return manifest.target.name if is_hub_id else Path(manifest.target.name).name
+    """Return the name of a run's target, without the path of a local folder."""
+    return short_name(manifest.target.name, manifest.settings.revision)
 
 
 def target(manifest: RunManifest) -> str:

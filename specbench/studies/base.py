@@ -24,6 +24,7 @@ from specbench.engines.own import OwnEngine
 from specbench.measure.resolve import own_arms, resolve_methods
 from specbench.report import markdown
 from specbench.report.blocks import Block, Heading, Paragraph
+from specbench.store import describe
 from specbench.store.manifest import RunManifest
 from specbench.suites import Question
 from specbench.targets import Loaded, drafters
@@ -39,7 +40,7 @@ class Conditions:
 
     created: str
     argv: list[str]
-    target: str
+    target: str  # its name, without the path of a local folder
     note: str  # a warning that belongs to the target's numbers, or ""
     parameters: int | None  # of the target; None for several targets
     dtype: str
@@ -55,7 +56,7 @@ class Conditions:
         return cls(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             argv=sys.argv[1:],
-            target=loaded.name,
+            target=describe.short_name(loaded.name, loaded.revision),
             note=loaded.note,
             parameters=loaded.parameters,
             dtype=config.dtype,
@@ -72,7 +73,7 @@ class Conditions:
         return cls(
             created=manifest.created,
             argv=manifest.argv,
-            target=target.name,
+            target=describe.target_name(manifest),
             note=target.note,
             parameters=target.parameters,
             dtype=settings.dtype,

@@ -3,20 +3,13 @@ import tomllib
 from dataclasses import asdict
 
 import pytest
+from pydantic import TypeAdapter
 
 from methods.core.errors import UserError
 from specbench.config import tuned
-from specbench.config.tuned import Tuned
+from specbench.config.tuned import Tuned, TunedOn
 
-FACTS = {
-    "target": "tiny-160m",
-    "target_sha256": "a" * 64,
-    "dtype": "bf16",
-    "device": "cpu",
-    "backend": "static",
-    "processor": 'An "odd" CPU',
-    "prompts": 20,
-}
+FACTS = TunedOn("tiny-160m", "a" * 64, "bf16", "cpu", "static", {"processor": 'An "odd" CPU', "prompts": 20})
 METHODS = {"s4c": {"nodes": 9, "depth": 3, "width": 2}, "pld": {"nodes": 4}}
 
 
@@ -29,7 +22,7 @@ def path(tmp_path):
 def test_a_written_file_is_read_back(path):
     found = Tuned.read(path)
     assert (found.methods, found.tuned_on, found.source) == (METHODS, FACTS, str(path))
-    assert Tuned(**json.loads(json.dumps(asdict(found)))) == found, "a manifest keeps it"
+    assert TypeAdapter(Tuned).validate_python(json.loads(json.dumps(asdict(found)))) == found, "a manifest keeps it"
     assert "# measured: MAT 2.1\n[methods.s4c]\nnodes = 9\n" in path.read_text()
     assert tomllib.loads(path.read_text())["tuned_on"]["processor"] == 'An "odd" CPU'
     assert [file.name for file in path.parent.iterdir()] == ["tuned.toml"]

@@ -265,8 +265,8 @@ def test_the_config_file_has_the_facts_of_a_checkout_that_is_not_installed(monke
     loaded: Any = SimpleNamespace(name="t", note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
     conditions = Conditions.of_target(loaded, RunConfig(dtype="fp32", backend="eager"))
     facts = tuned_on(conditions, "0", Suite("s", "", (), "1"), 7)
-    assert (facts["recorded_tokens"], facts["git_sha"], facts["git_dirty"]) == (7, "12ab", True)
-    assert (facts["dtype"], facts["device"], facts["prompts_sha256"]) == ("fp32", "cpu", "1")
+    assert (facts.notes["recorded_tokens"], facts.notes["git_sha"], facts.notes["git_dirty"]) == (7, "12ab", True)
+    assert (facts.dtype, facts.device, facts.notes["prompts_sha256"]) == ("fp32", "cpu", "1")
 
 
 def test_prompts_are_first_turns_as_many_of_each_category(tmp_path):
@@ -324,7 +324,7 @@ def test_the_command_writes_a_config_whose_prediction_holds(tmp_path, capsys, mo
     config = Tuned.read(out)
     assert list(config.methods) == ["pld"], "the target has weights for no other"
     assert 1 <= config.methods["pld"]["nodes"] <= 63
-    assert (config.tuned_on["prompts"], config.tuned_on["candidates"]) == (4, CANDIDATES)
+    assert (config.tuned_on.notes["prompts"], config.tuned_on.notes["candidates"]) == (4, CANDIDATES)
     config.check(target=str(folder), dtype="fp64", device="cpu", backend="eager")
     assert loaded == [True, True], "the first target is gone when the check loads it again"
     shown = capsys.readouterr().out

@@ -22,6 +22,7 @@ from specbench.analysis import metrics
 from specbench.analysis.frames import turns_frame
 from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import RunConfig
+from specbench.config.tuned import TunedOn
 from specbench.measure import measurer
 from specbench.measure.progress import RunProgress
 from specbench.measure.resolve import resolve_arm, settle
@@ -70,7 +71,7 @@ class Tuning:
     methods: Sequence[TunedMethod]
     measured: Mapping[str, Mapping[str, Any]]
     conditions: Conditions
-    tuned_on: Mapping[str, str | int]  # the table of that name in the config file
+    tuned_on: TunedOn
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def measured(config: RunConfig, suite: Suite, console: Console) -> Mapping[str, 
     return {name: metrics.measure(turns, name) for name in config.methods}
 
 
-def _chosen(config: RunConfig, suite: Suite, console: Console) -> tuple[list[TunedMethod], Conditions, dict[str, str | int]]:
+def _chosen(config: RunConfig, suite: Suite, console: Console) -> tuple[list[TunedMethod], Conditions, TunedOn]:
     """Return the tuned methods and their facts, nothing that keeps the target in memory: the check loads it again."""
     loaded = load_target(config)
     prompts = [loaded.chat.encode(question.turns, []) for question in suite.questions]
@@ -210,15 +211,10 @@ def _tuned(
     return tuned
 
 
-def tuned_on(conditions: Conditions, weights_sha256: str, suite: Suite, recorded: int) -> dict[str, str | int]:
+def tuned_on(conditions: Conditions, weights_sha256: str, suite: Suite, recorded: int) -> TunedOn:
     """Return the facts of a tuning run, as the config file stores them."""
-    return {
-        "target": conditions.target,
-        "target_sha256": weights_sha256,
-        "dtype": conditions.dtype,
-        "device": conditions.device,
+    notes: dict[str, str | int] = {
         "processor": conditions.processor,
-        "backend": conditions.backend,
         "prompts": len(suite.questions),
         "prompts_sha256": suite.sha256,
         "recorded_tokens": recorded,
@@ -229,3 +225,4 @@ def tuned_on(conditions: Conditions, weights_sha256: str, suite: Suite, recorded
         "git_dirty": conditions.git.dirty,
         "created": conditions.created,
     }
+    return TunedOn(conditions.target, weights_sha256, conditions.dtype, conditions.device, conditions.backend, notes)
