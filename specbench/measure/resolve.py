@@ -31,7 +31,7 @@ class Plan:
     config: RunConfig
     arms: dict[str, Arm]  # by name, in the order of the manifest: vanilla first, other engines last
     methods: dict[str, Resolved]  # the arms that specbench decodes
-    engines: dict[str, ResolvedEngine]  # the other arms
+    other_engines: dict[str, ResolvedEngine]  # the other arms
 
 
 def device_name(config: RunConfig, *, has_gpu: bool) -> str:

@@ -102,7 +102,7 @@ def _assemble(planned: Plan, loaded: Loaded, suite: Suite) -> Session:
         target, drafter = by_backend[resolved.backend], loaded.drafter_for(resolved)
         own.append(OwnEngine(name, target, *loaded.build(resolved, target)))
         facts[name] = _facts(resolved, drafter, planned.arms[name].repeat_of)
-    others = {name: engines.build(engine, loaded, own[0].target, config) for name, engine in planned.engines.items()}
+    others = {name: engines.build(engine, loaded, own[0].target, config) for name, engine in planned.other_engines.items()}
     facts |= {name: built.facts for name, built in others.items()}
 
     return Session(

@@ -52,7 +52,7 @@ def turn_counts(run: Run) -> TextTable:
 
 def fastest(run: Run) -> list[str]:
     """Return the fastest of specbench's own arms in one sentence; nothing without a speedup."""
-    rows = [row for name, row in run.overall.items() if name in run.drafting and name not in run.engines and pd.notna(row["speedup"])]
+    rows = [row for name, row in run.overall.items() if name in run.drafting and name not in run.other_engines and pd.notna(row["speedup"])]
     if not rows:
         return []
     best = max(rows, key=lambda row: row["speedup"])
@@ -122,14 +122,14 @@ def warnings(run: Run) -> list[str]:
 
 def engines(run: Run) -> list[str]:
     """Return what a reader must know about rows of other engines."""
-    if not run.engines:
+    if not run.other_engines:
         return []
     lines = [
-        f"Different engine, timed by this run's clock: {', '.join(run.engines.values())}. Its speedup over specbench's vanilla contains "
-        "the gain of the engine and of its method. No claim and no gate uses it."
+        f"Different engine, timed by this run's clock: {', '.join(run.other_engines.values())}. "
+        "Its speedup over specbench's vanilla contains the gain of the engine and of its method. No claim and no gate uses it."
         + (" The hardware of a server is unknown here." if run.manifest.served else "")
     ]
-    for name, label in run.engines.items():
+    for name, label in run.other_engines.items():
         rows = run.turns[(run.turns["arm"] == name) & (run.turns["status"] == "ok")]
         served = rows[rows["timing"] == "answer"]
         if len(served):

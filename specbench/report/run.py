@@ -49,7 +49,7 @@ class Run:
         return {name: label for name, label in self.arms.items() if not self.manifest.arms[name].repeat_of}
 
     @property
-    def engines(self) -> dict[str, str]:
+    def other_engines(self) -> dict[str, str]:
         """The labels of the arms of other engines."""
         return {name: label for name, label in self.shown.items() if self.manifest.arms[name].engine}
 

@@ -1,9 +1,12 @@
 """The commands train, card and held-out on a user's own corpus: what they refuse, and what a model card claims."""
 
 import json
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
+import typer
 from helpers.small_models import RANK_ACCURACY, SHAPE, trained
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,9 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from methods.core import weights
 from methods.core.errors import UserError
 from specbench import targets
+from specbench.cli import app
 from specbench.cli.app import main
 from specbench.train import card
 from specbench.train.data import corpus
+from specbench.train.recipe import Recipe
 from specbench.train.target import train_tokenizer
 
 
@@ -22,6 +27,14 @@ def write_corpus(path, count):
     facts = {"category": "qa", "source": "own", "license": "MIT"}
     path.write_text("".join(json.dumps({"id": str(i), **facts, "messages": messages}) + "\n" for i, messages in enumerate(turns)))
     return path
+
+
+def test_the_help_shows_the_defaults_of_a_recipe():
+    """``--help`` imports no torch, which the recipe does, so that its defaults are written out there."""
+    commands: Any = typer.main.get_command(app.app)
+    train_command = commands.commands["train"]
+    shown = {option.name: option.show_default for option in train_command.params if option.name in Recipe.__dataclass_fields__}
+    assert {name: type(getattr(Recipe, name))(text) for name, text in shown.items()} == asdict(Recipe())
 
 
 def refused(capsys, *arguments):

@@ -10,7 +10,7 @@ from rich.console import Console
 from methods.core import backend as backends
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
-from specbench.config.tuned import Tuned
+from specbench.config.tuned import Tuned, TunedOn
 from specbench.measure import resolve, session
 from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
@@ -26,7 +26,7 @@ def methods(names, **changes):
 
 def tuned(**changes):
     """Return tuned options that were tuned on the facts of ``options``, with changes."""
-    facts = {"target": "t", "target_sha256": "0" * 64, "dtype": "fp32", "device": "cpu", "backend": "eager", **changes}
+    facts = TunedOn(**{"target": "t", "target_sha256": "0" * 64, "dtype": "fp32", "device": "cpu", "backend": "eager", **changes})
     return Tuned(TUNED, facts, "tuned.toml")
 
 

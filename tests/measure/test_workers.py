@@ -188,9 +188,9 @@ def test_wrong_settings_are_refused_before_a_worker_starts(config, monkeypatch, 
     ],
 )
 def test_arms_that_workers_cannot_share_are_refused(config, method, message):
-    driver.check_shareable(replace(config, methods=["recycling", "hf-generate"]))
+    driver.check_shareable(replace(config, methods=["recycling", "hf-generate"]), "cpu")
     with pytest.raises(UserError, match=message):
-        driver.check_shareable(replace(config, methods=[method]))
+        driver.check_shareable(replace(config, methods=[method]), "cpu")
 
 
 def test_missing_ray_is_a_user_error(config, monkeypatch):

@@ -30,7 +30,7 @@ from specbench.report.run import load_runs
 def test_the_fastest_arm_is_called_faster_only_if_the_interval_says_so(low, high, said):
     best = {"arm": "b", "speedup": 1.2, "speedup_low": low, "speedup_high": high, "mat": 2.0, "step_cost": 1.5, "questions": 9}
     run: Any = SimpleNamespace(
-        overall={"a": best | {"arm": "a", "speedup": 0.5}, "b": best}, drafting={"a", "b"}, engines={}, arms={"a": "A", "b": "B"}
+        overall={"a": best | {"arm": "a", "speedup": 0.5}, "b": best}, drafting={"a", "b"}, other_engines={}, arms={"a": "A", "b": "B"}
     )
     (line,) = findings.fastest(run)
     assert line.startswith("Fastest arm: B, 1.20x")

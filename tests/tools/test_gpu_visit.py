@@ -12,6 +12,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench.config import tuned
 from specbench.config.options import RunConfig
+from specbench.config.tuned import TunedOn
 from specbench.measure.session import prepare
 from tools.gpu_visit import __main__ as command
 from tools.gpu_visit import driver, measurement
@@ -235,7 +236,7 @@ def test_the_smallest_plan_is_taken_if_nothing_fits():
 def test_a_planned_session_is_the_one_that_a_resume_prepares(tmp_path):
     from specbench.targets import checkpoint, shipped_folder
 
-    facts = {"target": "tiny", "target_sha256": checkpoint.sha256(shipped_folder()), "dtype": "fp32", "device": "cpu", "backend": "static"}
+    facts = TunedOn("tiny", checkpoint.sha256(shipped_folder()), "fp32", "cpu", "static")
     tuned.write(tmp_path / "tune.toml", {"pld": {"nodes": 4}}, facts, {})
     visit = Visit(SETTINGS, tmp_path, 100)
     visit.finish("environment", {"suite": "mini", "suite_note": "why"})
