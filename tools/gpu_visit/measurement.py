@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from specbench.config.arm import BASELINE, Arm
@@ -95,5 +96,5 @@ def run_config(visit: Visit, given: dict[str, Any], arms: Sequence[str]) -> RunC
         max_new_tokens=LADDER[-1],
         backend="static",
         aa=REPEATED,
-        tuned=Tuned(**given["tuned"]) if given["tuned"] else None,
+        tuned=TypeAdapter(Tuned).validate_python(given["tuned"]) if given["tuned"] else None,
     )
