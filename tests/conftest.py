@@ -39,7 +39,7 @@ def wide_terminal(monkeypatch):
 
 @pytest.fixture
 def exact_math(monkeypatch):
-    """transformers' norms and its eager softmax compute in fp32 whatever they are given: too coarse for an fp64 comparison."""
+    """Compute transformers' norms and eager softmax in their inputs' dtype, because fp32 is too coarse for an fp64 comparison."""
 
     def norm(self, hidden_states):
         mean_square = hidden_states.pow(2).mean(-1, keepdim=True)

@@ -43,7 +43,7 @@ def write_drafters(target: Path) -> None:
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch) -> Path:
-    """The folder of a finished run of every method."""
+    """Run every method and return the folder of the finished run."""
     monkeypatch.chdir(tmp_path)
     write_suite(Path("suite.jsonl"))
     write_drafters(write_target(Path("target")))
@@ -67,7 +67,7 @@ def settled(value: Any) -> Any:
 
 
 def contents(run_dir: Path) -> dict[str, str]:
-    """The text of each file that is compared, by the name of its golden file."""
+    """Return the text of each compared file, by the name of its golden file."""
     manifest = json.loads((run_dir / "manifest.json").read_text())
     (folder,) = [path for path in (run_dir / "report").iterdir() if path.is_dir()]
     return {

@@ -55,8 +55,8 @@ class Backend(Protocol):
         """
         ...
 
-    def tree_size(self, nodes: int) -> int:
-        """Return the size to which a tree of ``nodes`` nodes, root included, is padded."""
+    def tree_size(self, size: int) -> int:
+        """Return the size to which a tree of size ``size`` (root counted) is padded."""
         ...
 
 
@@ -73,9 +73,9 @@ class Eager:
         """Return the function itself."""
         return function
 
-    def tree_size(self, nodes: int) -> int:
-        """Return ``nodes``: nothing is padded."""
-        return nodes
+    def tree_size(self, size: int) -> int:
+        """Return ``size``: nothing is padded."""
+        return size
 
 
 EAGER = Eager()
@@ -116,9 +116,9 @@ class Static:
             return function
         return cast(Callable[P, R], Captured(function, self._pool, self._aside))
 
-    def tree_size(self, nodes: int) -> int:
-        """Return the smallest of ``TREE_SIZES`` that holds ``nodes`` nodes."""
-        return next(size for size in TREE_SIZES if size >= nodes)
+    def tree_size(self, size: int) -> int:
+        """Return the smallest of ``TREE_SIZES`` that is at least ``size``."""
+        return next(padded for padded in TREE_SIZES if padded >= size)
 
 
 def backend(name: str, device: torch.device) -> Backend:

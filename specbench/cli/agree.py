@@ -19,7 +19,8 @@ def agree(
     """Compare every arm's tokens with vanilla's and ask the target, in fp32, about each first difference.
 
     Other engines are compared too but do not decide the exit code.
-    Exit code 0: no violation; 1: outputs differ and the target's logits do not explain it as a rounding tie; 2: cannot be compared.
+
+    Exit codes: 0 no violation, 1 outputs differ and rounding ties do not explain it, 2 misuse or the outputs cannot be compared.
     """
     from specbench.lossless import text
     from specbench.lossless.divergence import explain

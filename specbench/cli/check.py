@@ -30,8 +30,8 @@ def check(
 ) -> None:
     """Compare a run with a baseline: is it slower, does it draft worse, do its outputs differ?
 
-    Exit code 0: every check passes. 1: one fails. 3: none fails but one is inconclusive, which is no pass. 2: wrong
-    usage, or the two cannot be compared; what differs is named.
+    Exit codes: 0 every check passes, 1 one fails, 2 misuse or the two cannot be compared, 3 none fails but one is
+    inconclusive, which is no pass. If the two cannot be compared, the error names what differs.
     """
     from specbench.gate import outputs, snapshot
     from specbench.gate.baseline import load_baseline

@@ -1,4 +1,4 @@
-"""What commands share: options from ``RunConfig``, default folders, and the console."""
+"""The common parts of commands: options from ``RunConfig``, default folders, and the console."""
 
 import functools
 import inspect

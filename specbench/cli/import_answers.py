@@ -20,7 +20,7 @@ def import_answers(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Tokenizer of the target, to count the baseline's tokens as Spec-Bench does. Default: none, those counts stay unknown.",
+            help="Tokenizer of the target, to count the baseline's tokens as Spec-Bench does. Default: none; those counts stay unknown.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the method's arm. Default: the file's name without its suffix.")] = None,

@@ -17,7 +17,7 @@ from specbench.studies.roofline import NODES, PAST
     "dtype",
     "device",
     "backend",
-    helps={"methods": "Method to time; repeatable. vanilla always is. Default: all that the target has weights for."},
+    helps={"methods": "Method to time; repeatable. vanilla is always timed. Default: all that the target has weights for."},
 )
 def roofline(
     config: RunConfig,

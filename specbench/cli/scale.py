@@ -30,7 +30,7 @@ def scale(
 ) -> None:
     """Measure step cost R, V(n), and speedup over the target's size, beside the cost model.
 
-    The same command again does only what is missing.
+    Running the same command again measures only what is missing.
     Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
     """
     from specbench.studies.base import show

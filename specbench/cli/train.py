@@ -48,7 +48,9 @@ def train(
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the drafter's architecture; repeatable.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens that a drafter is trained on, in all.", min=1, show_default="8000000")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Total number of tokens that a drafter is trained on.", min=1, show_default="8000000")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of a drafter.", show_default="0.004")] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Learning rate schedule: wsd (warm-up, stable, decay) or cosine.", show_default="wsd")

@@ -33,12 +33,12 @@ def tune(
         str | None,
         typer.Option(metavar="FILE|hf:ID", help="Training corpus whose held-out prompts are used instead of --suite-file."),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Most prompts, equally many of each category.")] = PROMPTS,
+    prompts: Annotated[int, typer.Option(help="Largest number of prompts, taken equally from the categories.")] = PROMPTS,
     out: Annotated[Path | None, typer.Option(help="File to write. Default: results/tune-<target>-<device>-<backend>.toml.")] = None,
 ) -> None:
     """Choose tree sizes for this device from recorded acceptance and measured costs.
 
-    `specbench run --config FILE` uses them. Prompts of a suite that results are reported on are refused.
+    `specbench run --config FILE` uses them. Tuning refuses prompts of a suite on which results are reported.
     Exit codes: 0 tuned, 2 misuse.
     """
     from specbench.studies.base import show

@@ -176,7 +176,7 @@ class RunConfig:
         parse=_as_paths,
         identity=False,
     )
-    aa: str | None = option("--aa", "Run this method twice (A/A test) to estimate measurement noise.", metavar="ARM", identity=False)
+    aa: str | None = option("--aa", "Run this arm twice (A/A test) to estimate measurement noise.", metavar="ARM", identity=False)
     base_url: str | None = option(
         "--base-url",
         "Server for `--method endpoint`. Its key is read from SPECBENCH_API_KEY or OPENAI_API_KEY.",

@@ -89,7 +89,7 @@ def check_failed_turns(runs: PooledRuns) -> Check:
         return Check("failed turns", Outcome.PASS, f"none of {total}", numbers)
     first = runs.failed.iloc[0]
     where = f"{first['arm']}, question {first['question_id']}, turn {first['turn'] + 1}: {first['error']}"
-    return Check("failed turns", Outcome.FAIL, f"{count} of {total}, the first of {where}", numbers)
+    return Check("failed turns", Outcome.FAIL, f"{count} of {total}, the first: {where}", numbers)
 
 
 def check_losslessness(runs: PooledRuns, explain: Explain) -> Check:

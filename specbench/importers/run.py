@@ -141,7 +141,7 @@ def _manifest(sources: dict[str, AnswerFile], imported: Sequence[Record], notice
 
 
 def _facts(arm: str) -> ArmFacts:
-    """Return what is known of an imported arm; whether it is lossless is neither claimed nor denied, but of vanilla."""
+    """Return what is known of an imported arm. Only vanilla is known to be lossless."""
     vanilla = arm == BASELINE
     return ArmFacts(
         title="Vanilla (imported)" if vanilla else f"{arm} (imported)",

@@ -59,7 +59,7 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class FigureContext:
-    """What all figures of a run share: labels of arms and categories by name, in the order to show them."""
+    """The data that all figures of a run share: labels of arms and categories by name, in the order to show them."""
 
     arms: Mapping[str, str]
     categories: Mapping[str, str]  # OVERALL included

@@ -140,11 +140,11 @@ def engines(run: Run) -> list[str]:
             )
         texts = served[served["output_ids"].map(len) == 0]
         if len(texts):
-            lines.append(f"{label}: the server sends no token ids. Tokens are as it counts them, and answers are compared as text.")
+            lines.append(f"{label}: the server sends no token ids. Tokens are counted by the server, and answers are compared as text.")
         off = sum(REMARKED.exceeded(server, ours) for server, ours in zip(texts["tokens"], texts["text_tokens"], strict=True))
         if off:
             lines.append(
-                f"{label}: in {off} of {len(texts)} answers the server's token count differs by more than {REMARKED} from ours of the text."
+                f"{label}: in {off} of {len(texts)} answers the server's token count differs from our count by more than {REMARKED}."
             )
     return lines
 
@@ -172,7 +172,7 @@ def caveats(run: Run) -> list[str]:
         lines.append(f"Categories with fewer than {FEWEST} questions, where a 95 % interval covers less than 95 %: {', '.join(few)}.")
     lines += [*outputs(run), *_divergences(run), *devices(run)]
     if not run.noise:
-        lines.append("No arm ran twice (specbench run --aa METHOD), so the noise of this run is unknown.")
+        lines.append("No arm ran twice (specbench run --aa ARM), so the noise of this run is unknown.")
     if manifest.settings.repeats == 1:
         lines.append("The questions were asked once. Intervals show the spread over questions, not changes of the machine between runs.")
     if manifest.resumed:

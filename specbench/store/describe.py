@@ -85,12 +85,12 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
 
 
 def _shown_arguments(manifest: RunManifest) -> list[str]:
-    """Return the command's arguments; of a local file or folder only the last part of the path is shown."""
+    """Return the command's arguments; absolute paths are cut to their last part."""
     return [_last_part(argument) for argument in manifest.argv]
 
 
 def _last_part(argument: str) -> str:
-    """Return an argument with an absolute path in it, alone or after a sign of equality, cut to its last part."""
+    """Return an argument whose absolute path, alone or after "=", is cut to its last part."""
     before, sign, path = argument.rpartition("=")
     return f"{before}{sign}{Path(path).name}" if path.startswith(("/", "~")) else argument
 

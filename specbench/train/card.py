@@ -31,15 +31,15 @@ ANSWER_TOKENS = 160
 SHIPPED_CORPUS_SHA256 = "864eff6757746fef56c52ad734a35828e07a04d43d9c2ac8460fe5bd9b4ff7ed"
 SHIPPED_CORPUS_NOTE = """
 The records were decontaminated against Spec-Bench's 480 items (13-word n-grams and whole questions); Spec-Bench itself was neither
-trained nor tuned on. The weights are published under Apache-2.0 as far as it is ours to say; who must avoid a source's terms should
-retrain without it.
+trained nor tuned on. The weights are published under Apache-2.0 as far as we can decide that; if you must avoid a source's terms,
+retrain without that source.
 """
 
 TEMPLATE = """# Model card: a small target trained by specbench
 
-A {parameters:,}-parameter Llama ({layers} layers x {hidden}, {heads} heads x {head_dim}, {vocab} BPE pieces, context {context}),
-trained from scratch so that speculative decoding can be measured without a download. It is a measuring
-weight, not an assistant: fluent in form, unreliable in every fact. Do not use its answers.
+A {parameters:,}-parameter Llama ({layers} layers x {hidden}, {heads} heads x {head_dim}, {vocab} BPE tokens, context {context}),
+trained from scratch so that speculative decoding can be measured without a download. It is for measuring only, not an
+assistant: its sentences are often fluent, but its facts are unreliable. Do not use its answers.
 
 | | |
 |---|---|
@@ -52,7 +52,8 @@ weight, not an assistant: fluent in form, unreliable in every fact. Do not use i
 
 ## Drafters, trained on this frozen target
 
-By `specbench train KIND`. Acceptance on held-out prompts, by depth, all earlier tokens given:
+They were trained with `specbench train KIND`. Acceptance on held-out prompts is listed by depth; at each depth all earlier tokens
+were given:
 
 | kind | options | parameters | tokens | lr | rank-1 acceptance by depth | sha256 |
 |---|---|---|---|---|---|---|

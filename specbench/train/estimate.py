@@ -127,15 +127,15 @@ FIGURES: dict[str, list[tuple[str, Callable[..., float], str]]] = {
         (
             "target's forward pass",
             TrainingEstimate.forward_bytes,
-            "of one layer of the target: tokens of a micro-batch x (4 widths + 3 of its MLP) x the bytes of its dtype",
+            "one layer of the target: tokens of a micro-batch x (4 widths + 3 of its MLP) x the bytes of its dtype",
         ),
         (
-            "all of it",
+            "total",
             TrainingEstimate.memory_bytes,
-            "the sum, without the answers' keys and values: those come before, and fewer at once where 64 do not fit",
+            "the sum, without the answers' keys and values: answers are generated before, in smaller batches where 64 do not fit",
         ),
         (
-            "answers being written",
+            "target's answers",
             TrainingEstimate.answer_bytes,
             "keys and values of 64 answers: 2 x layers x key heads x head width x (longest prompt + answer) x 64 x bytes of the dtype",
         ),
@@ -144,17 +144,17 @@ FIGURES: dict[str, list[tuple[str, Callable[..., float], str]]] = {
         (
             "text",
             TrainingEstimate.text_bytes,
-            "at most tokens of the budget x (2 or 4 bytes and 1): text that is read more than once is kept once",
+            "at most tokens of the budget x (2 or 4 bytes and 1): text that is read more than once is stored once",
         ),
         (
             "features",
             TrainingEstimate.cache_bytes,
-            "at most tokens of the budget x width x (1 + layers read) x 2: of text read more than once, once; with --cache-features",
+            "at most tokens of the budget x width x (1 + layers read) x 2, with --cache-features; repeated text is stored once",
         ),
         (
             "checkpoint",
             TrainingEstimate.checkpoint_bytes,
-            "2 x (drafter's parameters x 4 + the optimiser's): the last one is there until the next is whole",
+            "2 x (drafter's parameters x 4 + the optimiser's): the last one is kept until the next is complete",
         ),
         ("drafter", TrainingEstimate.export_bytes, "the drafter's parameters x 2"),
     ],
@@ -197,7 +197,7 @@ def print_estimate(job: Job, console: Console) -> None:
     console.print(
         f"measured here, on {job.device}: {rates.flops / 1e12:,.2f} TFLOP/s, {rates.bytes / 1e9:,.1f} GB/s; training reaches less"
         if rates
-        else f"no {job.device} device is here to measure, so no times are told"
+        else f"no {job.device} device is here to measure, so no times are estimated"
     )
 
 

@@ -25,7 +25,7 @@ THREAD_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # env
 class Environment:
     """The software and hardware of a process. None: not known, or, for the facts of a GPU, no GPU.
 
-    Of workers that differ in a fact, the text holds every value.
+    Where workers differ in a fact, it is a text with every value.
     """
 
     python: str | None = None

@@ -64,7 +64,7 @@ def test_vanilla_run_twice_is_no_eager_baseline():
 
 
 def test_an_arm_with_a_faster_back_end_is_no_accounting_error():
-    """Its steps cost half of vanilla's: of an arm on the run's back end that would be a fault of the clock."""
+    """Its steps cost half of vanilla's, which would be an accounting error for an arm on vanilla's back end."""
     steps_s = {"vanilla": 0.01, "v:backend=static": 0.005, "v": 0.005}
     turns = [turn(name, f"q{i}", [0] * 9, step_s=(0, step_s, 0)) for i in range(40) for name, step_s in steps_s.items()]
     assert measure(frame(turns), "v")["accounting_error"]
@@ -157,7 +157,7 @@ def test_a_step_cheaper_than_a_vanilla_step_is_an_accounting_error():
 
 
 def test_a_speedup_above_mat_is_an_accounting_error():
-    """Where the steps' own times do not show it."""
+    """The speedup shows the error even where the steps' own times do not."""
     rows = [turn("vanilla", f"q{i}", [0] * 6) for i in range(4)]
     rows += [replace(turn("medusa", f"q{i}", [2, 2], step_s=(0, 0.010, 0)), prefill_s=0.0, total_s=0.04) for i in range(4)]
     assert not measure(frame(rows), "medusa")["accounting_error"]
@@ -252,7 +252,7 @@ def test_every_definition_gives_a_forced_acceptance_length(accepted, length):
 
 
 def free_of_the_rest(record: Record, **changes) -> Record:
-    """The record with a turn that takes as long as its steps."""
+    """Return the record with a turn that takes as long as its steps."""
     steps = record.steps
     total_s = sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s)
     return replace(record, prefill_s=0.0, total_s=total_s, text_tokens=len(record.output_ids), **changes)
@@ -281,7 +281,7 @@ def test_repeats_of_a_question_are_averaged():
 
 
 def test_the_noise_interval_of_two_equal_arms_holds_one():
-    """A/A: of 100 runs with noise of questions and of repeats, 91 to 98 % of the intervals hold 1."""
+    """In 100 A/A runs with noise of questions and of repeats, 91 to 98 % of the intervals contain 1."""
     rng = np.random.default_rng(11)
     rows = [
         turn(arm, f"q{q}", [1] * 5, category="abcdef"[q % 6], repeat=r) for q in range(36) for r in range(3) for arm in ("s4c", "s4c#2")

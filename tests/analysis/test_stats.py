@@ -14,7 +14,7 @@ NOISE = 0.10  # of a question's log ratio
 
 
 def simulated(runs: int, effect: float) -> list[tuple[float, float]]:
-    """Intervals of runs whose questions' ratios scatter around exp(effect), with categories of different levels of noise."""
+    """Return intervals of runs whose questions' ratios scatter around exp(effect), with categories of different levels of noise."""
     rng = np.random.default_rng(7)
     scale = np.repeat([0.5, 1, 1, 1, 1, 1.5], 8) * NOISE
     return [bounds(rng.normal(effect, scale), CATEGORIES, seed=i, resamples=500) for i in range(runs)]

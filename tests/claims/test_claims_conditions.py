@@ -22,7 +22,7 @@ MEDUSA = {"vanilla": "V", "medusa": "Medusa"}
 
 
 def matching_claim():
-    """A claim of Medusa that says all that a claim can say, and just what ``matching_manifest`` holds."""
+    """Return a claim of Medusa that states every condition a claim can, each as ``matching_manifest`` has it."""
     return replace(
         claim_named("medusa-vicuna-7b"), low=2.26, high=2.6, value=None, questions=36,
         drafter_sha256="a" * 64, template_sha256="d" * 64, torch="2.13",

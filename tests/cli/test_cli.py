@@ -26,7 +26,7 @@ def target(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def base(target, tmp_path, monkeypatch) -> list[str]:
-    """The arguments of a valid run."""
+    """Return the arguments of a valid run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(common.console, "_width", 200)
     suite = write_suite(tmp_path / "suite.jsonl")

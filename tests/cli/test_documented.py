@@ -1,4 +1,4 @@
-"""The command line as users have it in their scripts: a change of an option or an exit code has to be made here too."""
+"""The command line that users' scripts rely on: a changed option or exit code has to be changed here too."""
 
 import re
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_exit_codes_are_frozen():
 
 
 def test_the_readmes_numbers_are_the_reports():
-    """README repeats cells of the committed report; a new run has to bring both along."""
+    """README repeats cells of the committed report, so a new run has to update both."""
     report = (ROOT / "reports/spec-bench-tiny-160m-cpu-static/report.md").read_text(encoding="utf-8")
     section = README.split("## Result")[1].split("\n## ")[0]
     rows = [cells(line) for line in section.splitlines() if line.startswith("| ")]

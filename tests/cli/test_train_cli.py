@@ -81,7 +81,7 @@ def test_train_target_on_a_small_corpus_is_refused(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained_here(tmp_path_factory):
-    """The folder of a trained target with a drafter and their corpus."""
+    """Train a target and a drafter, and return their folder with the corpus."""
     folder = tmp_path_factory.mktemp("trained")
     records = write_corpus(folder / "mine.jsonl", 400)
     tok = train_tokenizer(records, 300)

@@ -16,7 +16,7 @@ ENGINE = "transformers generate 5.23.0"
 
 
 def beside(found, name="hf-pld", *, slower=1.0, spoilt=False):
-    """Return the records, and one of another engine beside each of medusa's; spoilt ones fail or differ."""
+    """Return the records with one of another engine for each of medusa's; spoilt ones fail or differ."""
     theirs = []
     for place, record in enumerate(each for each in found if each.arm == "medusa"):
         steps = Steps(accepted=record.steps.accepted, emitted=record.steps.emitted)
@@ -65,7 +65,7 @@ def test_a_speedup_beyond_mat_is_no_error_of_another_engine():
 
 
 def served(question, text, **changes):
-    """An endpoint's answer of four tokens, sent as text."""
+    """Return an endpoint's answer of four tokens, sent as text."""
     whole = turn("endpoint", question, [0, 0, 0])
     return replace(whole, output_ids=[], tokens=4, output_text=text, steps=Steps(), timing="answer", peak_bytes=0, **changes)
 

@@ -29,7 +29,7 @@ def base(tmp_path_factory, _unsynced):
 
 @pytest.fixture(autouse=True, scope="module")
 def _unsynced():
-    """Hundreds of records a run, each synced to the disk, would take most of the time here."""
+    """Write records without syncing each to the disk, which would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("specbench.store.records.os.fsync", lambda handle: None)
         yield
@@ -37,7 +37,7 @@ def _unsynced():
 
 @pytest.fixture(autouse=True)
 def _no_target(monkeypatch):
-    """The target is loaded only where a text differs, and no test here has one."""
+    """Fail if the target is loaded: that is needed only where a text differs, and no test here has such a text."""
     monkeypatch.setattr(check, "explain", lambda run_dir: pytest.fail("the target was loaded"))
 
 
@@ -124,7 +124,7 @@ def test_failed_turns_fail_and_unfinished_runs_are_refused(base, tmp_path):
     broken = run(tmp_path / "broken", [*records[:-1], failed("medusa", records[-1].question_id, category="rag")])
     code, printed = call("check", broken, "--baseline", base)
     assert code == 1
-    assert "failed turns: 1 of 96, the first of medusa, question q47, turn 1: out of memory" in printed
+    assert "failed turns: 1 of 96, the first: medusa, question q47, turn 1: out of memory" in printed
     assert "can be no baseline, failed turns" in call("check", base, "--baseline", broken)[1]
     never = run(tmp_path / "never", [r if r.arm == "vanilla" else failed("medusa", r.question_id, category=r.category) for r in records])
     code, found = outcomes(never, "--baseline", base)

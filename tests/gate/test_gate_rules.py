@@ -21,7 +21,7 @@ def side(logs, noise=None, depths=(), mat=2.0):
 
 
 def simulated(seed, slowdown, repeats, noise=0.05):
-    """The outcome at 48 questions whose turns' times scatter by ``noise``, each arm and side anew."""
+    """Return the outcome for 48 questions whose turns' times scatter by ``noise``, independently for each arm and side."""
     rng = np.random.default_rng([seed, repeats])
     vanilla, method = (rng.normal(0, noise, (2, 48, repeats)).mean(axis=2) for _ in range(2))
     base, new = rng.normal(0.5, 0.2, 48) + vanilla - method - np.array([[0.0], [np.log1p(slowdown)]])

@@ -1,4 +1,4 @@
-"""EAGLE-3's guesses from tensors of the published names, in plain torch: whole texts at once, no cache, no module of ours."""
+"""EAGLE-3's guesses computed in plain torch from tensors of the published names, over whole texts and without a cache."""
 
 import torch
 from torch.nn import functional as F
@@ -9,7 +9,7 @@ HEAD = 8  # width of a head in every small model here
 
 
 def reference_logits(tensors, model, reads, tokens, path, *, eps, theta=10000.0):
-    """Of the draft vocabulary after ``tokens`` and then ``path``; ``reads``: layers of the target."""
+    """Return the logits over the draft vocabulary after ``tokens`` and ``path``; ``reads`` are the target's layers that are read."""
     embedding_VD = tensors.get("embed_tokens.weight", model.get_input_embeddings().weight)
     hidden_TD, rows = entered(model, tokens[:-1], reads) @ tensors["fc.weight"].T, tokens[1:]
     out_D = last_output(tensors, embedding_VD[rows], hidden_TD, eps, theta)
@@ -20,7 +20,7 @@ def reference_logits(tensors, model, reads, tokens, path, *, eps, theta=10000.0)
 
 
 def last_output(tensors, embeddings_TD, hidden_TD, eps, theta):
-    """The layer over all rows: its output at the last."""
+    """Run the decoder layer over all rows and return its output at the last."""
     norms = [tensors[f"midlayer.{name}.weight"] for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm")]
     x = torch.cat([normed(norms[0], embeddings_TD, eps), normed(norms[1], hidden_TD, eps)], dim=-1)
     query, key, value = (
@@ -42,7 +42,7 @@ def normed(weight_D, x, eps):
 
 
 def turned(x_HTD, theta):
-    """Rotary embedding at positions 0, 1, …; angles in fp32, as everywhere."""
+    """Apply the rotary embedding at positions 0, 1, …; angles are in fp32, as in transformers."""
     angles = torch.arange(x_HTD.shape[1]).float()[:, None] * (1.0 / theta ** (torch.arange(0, HEAD, 2).float() / HEAD))
     cos, sin = angles.cos().double().repeat(1, 2), angles.sin().double().repeat(1, 2)
     half = torch.cat([-x_HTD[..., HEAD // 2 :], x_HTD[..., : HEAD // 2]], dim=-1)

@@ -1,4 +1,4 @@
-"""Random models and drafters of a few thousand weights in fp64, an oracle that knows the text, and policies that watch."""
+"""Random fp64 models and drafters of a few thousand weights, scripted drafters, and tree policies that record or replay."""
 
 import copy
 import importlib
@@ -57,7 +57,7 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 def spread(module, seed):
-    """Random weights wide enough that ties are rare: the default initialisation is so flat that they are everywhere.
+    """Fill a module with random weights that are large enough to make ties rare; with the default initialisation ties are frequent.
 
     Norm weights and biases are random too, so that leaving one out shows.
     """
@@ -76,7 +76,7 @@ def small_model(family="llama", attention="sdpa"):
 
 @lru_cache
 def greedy_text(family="llama", attention="sdpa", prompt=tuple(PROMPT), new=60):
-    """The prompt and what transformers' own ``generate`` makes of it."""
+    """Return the prompt and the answer of transformers' own ``generate``."""
     return small_model(family, attention).generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new)[0].tolist()
 
 
@@ -92,7 +92,7 @@ def trained(kind, model, **architecture):
 
 
 def draft_model(config, noise=0.1):
-    """Nearly the small model of the same config, so that it is often right."""
+    """Return a draft model close to the small model of the same config, so that its drafts are often accepted."""
     draft, other = (AutoModelForCausalLM.from_config(copy.deepcopy(config)) for _ in range(2))
     spread(draft.double(), seed=0), spread(other.double(), seed=1)
     for parameter, apart in zip(draft.parameters(), other.parameters(), strict=True):
@@ -101,7 +101,7 @@ def draft_model(config, noise=0.1):
 
 
 def build(name, target, **options):
-    """A method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
+    """Build a method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
     architecture = {key: options[key] for key in ("heads", "layers", "prefix", "vocabulary") if key in options}
     given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
     resolved = registry.resolve(name, given, "cpu")
@@ -114,12 +114,12 @@ def run(target, drafter, prompt, new, accept=match, **sampling):
 
 
 def features_of(model, tokens):
-    """The target's features T x D from one plain forward pass."""
+    """Return the target's features, T x D, from one plain forward pass."""
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
 
 
 def entered(model, tokens, layers):
-    """What entered these of the target's layers, side by side, T rows, from one plain forward pass."""
+    """Return the inputs of these layers of the target, concatenated to T rows, from one plain forward pass."""
     states = model.base_model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
     return torch.cat([states[layer][0] for layer in layers], dim=-1)
 
@@ -129,13 +129,13 @@ def plant(tokens, parents, q_NV=None):
 
 
 def told(tree):
-    """A tree's tokens and parents on the host, padding left out."""
+    """Return a tree's tokens and parents on the host, without padding."""
     nodes = [(token, parent) for token, parent in zip(tree.tokens_N.tolist(), tree.shape.parents_N.tolist(), strict=True) if token >= 0]
     return [token for token, _ in nodes], [-1, *(parent for _, parent in nodes[1:])]
 
 
 def paths_of(tree):
-    """Each node of a tree as the tokens on its way down from the root."""
+    """Return each node of a tree as the tokens on the path from the root to it."""
     paths = [()]
     for token, parent in list(zip(*told(tree), strict=True))[1:]:
         paths.append((*paths[parent], token))
@@ -143,7 +143,7 @@ def paths_of(tree):
 
 
 def taken(tree, logits_NV, last, bonus):
-    """What a rule says that takes the path to the node ``last``."""
+    """Return the result of an acceptance rule that accepts the path to the node ``last``."""
     return path_to(tree, logits_NV, torch.tensor([last]), torch.tensor([bonus]))
 
 
@@ -152,18 +152,19 @@ def path_of(accepted):
 
 
 class Oracle:
-    """Knows the text. Drafts some right tokens, then a wrong one; a wrong sibling before each makes the right path bent.
+    """A drafter that knows the text and drafts some right tokens, then a wrong one.
 
-    ``rights`` are the numbers of right tokens, round after round.
+    A wrong sibling precedes each right token, so that the accepted path skips nodes. ``rights`` are the numbers of right
+    tokens, step after step.
     """
 
     reads = ()
 
     def __init__(self, text, rights):
-        self.text, self.rights, self.rounds = text, rights, 0
+        self.text, self.rights, self.steps = text, rights, 0
 
     def begin(self, prompt, first, scores, sampling):
-        self.rounds = 0
+        self.steps = 0
 
     def observe(self, tree, accepted, scores):
         pass
@@ -172,8 +173,8 @@ class Oracle:
         pass
 
     def draft(self, tokens):
-        right = self.rights[self.rounds % len(self.rights)]
-        self.rounds += 1
+        right = self.rights[self.steps % len(self.rights)]
+        self.steps += 1
         following = self.text[len(tokens) : len(tokens) + right + 1]
         drafted, parents, parent = [tokens[-1]], [-1], 0
         for depth, token in enumerate(following):
@@ -184,9 +185,9 @@ class Oracle:
 
 
 class Beside:
-    """Drafters that live through an oracle's trees being accepted, so that their paths are long and bent.
+    """Drafters that observe an oracle's accepted trees, whose paths are long and skip nodes.
 
-    ``look`` is shown the text and the tree each of them drafts, round after round.
+    ``look`` is called in each step with the text and the tree that each of them drafts.
     """
 
     def __init__(self, oracle, drafters, look):
@@ -211,7 +212,7 @@ class Beside:
 
 
 class Watched:
-    """A tree policy that notes the logits it was given for each path of guesses."""
+    """A tree policy that records the logits it was given for each path of guesses."""
 
     def __init__(self, policy):
         self.policy, self.depth, self.size = policy, policy.depth, policy.size
@@ -230,7 +231,7 @@ class Watched:
 
 
 def watch_policy(drafter):
-    """Have the drafter's tree policy note the logits it is given."""
+    """Make the drafter's tree policy record the logits it is given."""
     drafter.policy = watched = Watched(drafter.policy)
     return watched
 
@@ -253,7 +254,7 @@ def small_target(family="llama", attention="sdpa", back_end="eager"):
 
 
 def begun(drafter, target, text):
-    """The drafter on a prompt that ``text`` continues by one token."""
+    """Begin the drafter on a prompt that ``text`` continues by one token, and return it."""
     prompt = text[:-1]
     scores = target.prefill(prompt, drafter.reads)
     drafter.begin(prompt, taken(DraftTree.chain(prompt[-1:], CPU), scores.logits_NV, 0, text[-1]), scores, Sampling(1))

@@ -61,7 +61,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A tokenizer with one token a word and one before each text, as Vicuna's adds one."""
+    """Return a tokenizer with one token a word and one before each text, as Vicuna's adds one."""
     words = Tokenizer(models.WordLevel({"<s>": 0, "?": 1, **{word: i for i, word in enumerate(WORDS, start=2)}}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -119,7 +119,7 @@ def test_tables_of_an_import_reproduce_speed_py(files, tmp_path, tokenizer, task
 
 
 def test_a_lost_stop_token_raises_the_legacy_speedup(files, tmp_path, tokenizer):
-    """A baseline's stop token that its text does not show makes the two definitions differ, as in Spec-Bench."""
+    """The two definitions differ, as in Spec-Bench, if the baseline counts a stop token that its text does not show."""
     base = [json.loads(line) for line in files[1].read_text().splitlines()]
     for each in base:
         each["choices"][0]["new_tokens"] = [n + 1 for n in each["choices"][0]["new_tokens"]]

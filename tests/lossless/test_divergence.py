@@ -36,7 +36,7 @@ QUESTIONS = [(f"a{i}", "letters", [f"Say {i} {i} {i}."]) for i in range(6)]
 
 
 class Junk:
-    """A drafter whose guesses the target never makes its own, so that every step has a wrong token to accept."""
+    """A drafter whose guesses the target never agrees with, so that every step has a wrong token that could be accepted."""
 
     sizes = (2,)
     reads = ()
@@ -55,7 +55,7 @@ class Junk:
 
 
 class Broken:
-    """The match rule, but for one drafted token in 200: that one it accepts though the target chose another."""
+    """The match rule with a fault: it accepts one drafted token in 200 though the target chose another."""
 
     def __init__(self, every=200):
         self.every, self.tokens, self.accepted = every, 0, 0
@@ -71,7 +71,7 @@ class Broken:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """vanilla and an arm that drafts junk, on a random target in fp32."""
+    """Return vanilla and an arm that drafts junk, on a random target in fp32."""
     folder = tmp_path_factory.mktemp("inputs")
     target, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", [*QUESTIONS, ("b", "talks", ["Say a.", "And b?"])])
     options = RunConfig(["pld"], str(target), suite_file=suite, max_new_tokens=TOKENS, dtype="fp32", device="cpu")
@@ -91,7 +91,7 @@ def sound(session, tmp_path_factory):
 
 @pytest.fixture
 def run(sound, tmp_path):
-    """A copy of the sound run, to change."""
+    """Copy the sound run, to change it."""
     for name in ("manifest.json", records.FILE):
         (tmp_path / name).write_bytes((sound / name).read_bytes())
     return tmp_path
@@ -146,7 +146,7 @@ def test_a_verifier_that_accepts_one_wrong_token_in_200_is_caught(session, tmp_p
 
 @pytest.fixture(scope="module")
 def wide_bf16(tmp_path_factory):
-    """vanilla and an arm that drafts junk, in bf16, on a cost-matched target: the random one widened, its filler tokens ruled out."""
+    """Return vanilla and an arm that drafts junk, in bf16, on a cost-matched target: a widened random one."""
     folder = tmp_path_factory.mktemp("wide")
     small, suite = write_target(folder / "target"), write_suite(folder / "suite.jsonl", QUESTIONS[:4])
     shape = ModelShape("a test's", hidden=64, layers=3, query=64, key=32, intermediate=96, vocab=400)
@@ -157,7 +157,7 @@ def wide_bf16(tmp_path_factory):
 
 
 def test_a_broken_verifier_on_a_cost_matched_target_in_bf16_is_caught(wide_bf16, tmp_path):
-    """Were the fillers' logits of -1e4 to set the scale, four roundings of bf16 would forgive any token."""
+    """If filler tokens' logits of -1e4 set the scale, a tolerance of four bf16 roundings would accept any token."""
     logits_V = wide_bf16.target.prefill([1, 2, 3]).logits_NV[-1]
     assert float(logits_V.min()) < -9_000
     assert magnitude(logits_V) < 1_000

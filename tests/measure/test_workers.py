@@ -50,7 +50,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(config, tmp_path_factory):
-    """The records of the same run in one process."""
+    """Return the records of the same run in one process."""
     run_dir = tmp_path_factory.mktemp("local")
     run(LocalExecutor(prepare(config)), run_dir, quiet())
     return records_without_times(run_dir)

@@ -18,25 +18,28 @@ PASSES, FAILS = 1e-3, 1e-6
 
 
 def random_logits():
-    """What follows the root, and what follows each token: the target here looks one token back."""
+    """Return the logits after the root and after each token, for a target whose logits depend on the last token only."""
     rng = torch.Generator().manual_seed(5)
     return torch.randn(V, generator=rng, dtype=torch.float64), torch.randn(V, V, generator=rng, dtype=torch.float64)
 
 
 def fixed_tree(rng):
-    """Two guesses, two more after each."""
+    """Return a tree of two guesses with two more after each."""
     return plant([0, 1, 4, 0, 2, 4, 3], (-1, 0, 0, 1, 1, 2, 2))
 
 
 def drawn_tree(rng):
-    """The same shape, its siblings drawn from q, so that some are equal."""
+    """Return a tree of the same shape whose siblings are drawn from q, so that some are equal."""
     q_V = torch.softmax(torch.arange(V, dtype=torch.float64) * 0.4, dim=-1)
     tokens = torch.multinomial(q_V, 6, replacement=True, generator=rng).tolist()
     return plant([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), q_V.expand(7, V))
 
 
 def p_value(rule, planter):
-    """Of the first two tokens' joint law against p(x) p(y | x); what the round did not emit is drawn from p."""
+    """Return the p-value of the first two tokens' joint distribution against p(x) p(y | x).
+
+    A second token that the step did not emit is drawn from p.
+    """
     rng = torch.Generator().manual_seed(11)
     root_V, after_VV = random_logits()
     p_VV = probabilities(after_VV, TEMPERATURE)
@@ -60,7 +63,7 @@ def test_a_lossless_rule_samples_from_the_target(rule, planter):
 
 
 def test_match_does_not_choose_between_equal_siblings():
-    """Both carry token 1: to take the one whose own guess turns out right would favour the guesses."""
+    """Both siblings carry token 1. A rule that takes the one whose own guess is right would favour the guesses."""
 
     def twins(rng):
         return plant([0, 1, 1, 0, 2, 4, 3], (-1, 0, 0, 1, 1, 2, 2), torch.full((7, V), 1 / V))
@@ -75,7 +78,7 @@ def bonus_without_residual(tree, logits_NV, temperature, noise):
 
 
 def every_sibling_against_p(tree, logits_NV, temperature, noise):
-    """Forgets that p becomes the residual after a rejected sibling."""
+    """Accept with p after a rejected sibling, where the residual would be right."""
     for child in (1, 2):
         lone = plant([0, int(tree.tokens_N[child])], (-1, 0), tree.q_NV[:2])
         its_own = noise._replace(uniform_N=noise.uniform_N[[0, child]], exponential_NV=noise.exponential_NV[[child, 0]])
@@ -97,7 +100,7 @@ def test_typical_acceptance_is_lossy_and_says_so():
 
 @pytest.mark.parametrize("rule", [match, speculative_sampling])
 def test_the_temperature_counts(rule):
-    """The same draws do not fit p at another temperature: the tests above see it."""
+    """The same draws do not fit p at another temperature, so the tests above would see a wrong one."""
 
     def hotter(tree, logits_NV, temperature, noise):
         return rule(tree, logits_NV, temperature * 1.5, noise)
@@ -143,7 +146,7 @@ def test_nan_logits_are_an_error(rule, temperature):
 
 
 def test_typical_takes_the_longest_plausible_path():
-    """Nodes 4 to 7 hang below the implausible node 2: plausible themselves, they must not count."""
+    """Nodes 4 to 7 descend from the implausible node 2, so they must not count although they are plausible themselves."""
     tree = plant([0, 1, 4, 2, 3, 3, 3, 3], (-1, 0, 0, 1, 2, 4, 5, 6))
     logits_NV = torch.full((8, V), -20.0)
     for node, best in enumerate((1, 2, 3, 4, 3, 3, 3, 0)):
@@ -155,7 +158,7 @@ def test_typical_takes_the_longest_plausible_path():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])
 def test_padding_is_never_accepted_nor_counted(rule, temperature):
-    """Neither a drafter's own, which hangs from its last token, nor what a tree is filled up with."""
+    """A drafter's own padding is the child of its last token, the back end's that of the root; neither may be accepted."""
     tree = padded(DraftTree.chain([3, 1, PADDING, PADDING], CPU), 6)
     logits_NV = torch.full((6, V), -20.0)
     logits_NV[0, 1] = logits_NV[1, 4] = logits_NV[2:, V - 1] = 20.0  # V - 1 is where an index of -1 points

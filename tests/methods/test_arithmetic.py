@@ -1,4 +1,4 @@
-"""A wrong drafter still decodes losslessly: what it says is recomputed from the papers' formulas, path by path, without a cache."""
+"""Drafters' logits recomputed from the papers' formulas, path by path, without a cache: losslessness does not show a wrong drafter."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def embed(model, tokens):
 
 
 def layer_output(layer, model, tokens, features_TD):
-    """The last estimate of the feature layer run over all rows at once: row i reads token i + 1 and feature i."""
+    """Run the feature layer over all rows at once and return its last estimate; row i reads token i + 1 and feature i."""
     return layer(embed(model, tokens[1:])[None], features_TD[None])[0, -1]
 
 
@@ -124,7 +124,7 @@ def test_every_guess_of_a_tree_is_recomputed_from_scratch(name, options, attenti
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_what_training_shows_a_drafter_is_what_it_sees_when_it_drafts(name, options):
-    """``levels`` on a row of text against drafting at each of its places, the text guessed right so far.
+    """The logits of ``levels`` on a text equal those of drafting at each of its places after right guesses.
 
     EAGLE's own recipe trains one level; from the second on its training-time ``levels`` are an approximation.
     """

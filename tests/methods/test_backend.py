@@ -1,4 +1,4 @@
-"""The static back end writes what the eager one does; pieces keep the rules that let them be captured."""
+"""The static back end writes the eager one's tokens, and functions of a step keep the rules for being captured."""
 
 import copy
 
@@ -45,7 +45,7 @@ SWITCHES = [
 
 @pytest.fixture(scope="module")
 def fp32():
-    """A model of each family for which oneDNN packs weights."""
+    """Return a model of each family in fp32, for which oneDNN packs weights."""
     return {family: copy.deepcopy(small_model(family)).float() for family in FAMILIES}
 
 
@@ -57,7 +57,7 @@ def texts(target, name, options, **sampling):
 
 @pytest.mark.parametrize(("name", "options"), SWITCHES)
 def test_static_writes_eagers_tokens_in_fp32(name, options, fp32):
-    """Compiled, with packed weights; the third answer shows what the second left behind."""
+    """Layers are compiled and weights packed; the third answer would show anything that the second left behind."""
     static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
     assert texts(static, name, options) == texts(eager, name, options)
 
@@ -84,7 +84,7 @@ def test_layers_share_what_is_compiled_and_prompts_are_not():
 
 
 def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
-    """A GPU's spans grow with the text; each new graph of the layers would cost seconds."""
+    """On a GPU spans grow with the text, and each new graph of the layers would cost seconds."""
     for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
@@ -98,7 +98,7 @@ def test_how_far_back_a_mask_reaches_compiles_nothing_new(monkeypatch):
 @pytest.mark.parametrize(("family", "kernel"), [("llama", "sdpa"), ("qwen3", "eager")])
 @pytest.mark.parametrize("name", METHODS)
 def test_where_the_host_knows_no_length_the_text_is_the_same(name, family, kernel, monkeypatch):
-    """What runs on a GPU: whole spans of the cache under a mask. The span grows on the way."""
+    """On a GPU whole spans of the cache are read under a mask; the span grows during the answer."""
     for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 8)
@@ -125,7 +125,7 @@ def test_the_shortest_prompts_see_nothing_an_earlier_text_left(name, prompt, mon
 
 @pytest.mark.parametrize(("name", "options"), SWITCHES)
 def test_nothing_is_captured_once_an_arm_is_warm(name, options, monkeypatch):
-    """One round of drafts after ``warm_up``, then texts long enough for every span: with nothing found to look up until late."""
+    """After ``warm_up`` and one short answer nothing is captured, in texts that reach every span and have a late first match to look up."""
     for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
@@ -154,7 +154,7 @@ def test_without_a_compiler_static_is_plain(kernel, monkeypatch):
 
 
 class Replayed(Captured):
-    """What a captured graph does, on a CPU: runs on its own inputs, twice, and returns into the same tensors every time."""
+    """A captured graph on a CPU: it runs the function twice on its own inputs and returns the same tensors every time."""
 
     def _record(self, args):
         outputs = pytree.tree_map_only(torch.Tensor, torch.clone, self._function(*args))
@@ -170,16 +170,16 @@ class Replaying(Eager):
     def capture(self, function):
         return Replayed(function, None, None)
 
-    def tree_size(self, nodes):
-        return Static(CPU).tree_size(nodes)
+    def tree_size(self, size):
+        return Static(CPU).tree_size(size)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "temperature"),
     [*((name, options, 0.0) for name, options in SWITCHES), *((name, {}, 0.8) for name in ("vanilla", "medusa", "sps", "s4c"))],
 )
-def test_pieces_can_be_captured(name, options, temperature):
-    """Nothing a round needs is kept in what the next call overwrites, and nothing happens twice for being run twice."""
+def test_functions_of_a_step_can_be_captured(name, options, temperature):
+    """A step keeps nothing in tensors that the next call overwrites, and running a function twice changes nothing."""
     captured, eager = (Target(small_model(), capacity=200, backend=each) for each in (Replaying(), Eager()))
     sampling = {"temperature": temperature, "seed": 3}
     assert texts(captured, name, options, **sampling) == texts(eager, name, options, **sampling)
@@ -189,7 +189,7 @@ WAITS = {f"aten::{name}" for name in ("_local_scalar_dense", "item", "is_nonzero
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what a device would have to be waited for; on a CPU attention may ask for the cache's length."""
+    """A counter of ops that would wait for a device; on a CPU attention may read the cache's length."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +203,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize(("name", "options"), [each for each in SWITCHES if each[1] != {"tree": "fresh"}])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_host_reads_a_round_once(name, options, temperature, monkeypatch):
+def test_the_host_reads_once_a_step(name, options, temperature, monkeypatch):
     target, reads, attend, tolist = small_target(), HostReads(), attention.attend, torch.Tensor.tolist
 
     def attending(*args):

@@ -30,7 +30,7 @@ class HandClock:
 
 
 class CountingTarget:
-    """After token x comes x + 1. Takes its time on the clock and notes what it is asked."""
+    """A target that continues token x with x + 1, advances the clock and records its calls."""
 
     device = CPU
 
@@ -58,7 +58,7 @@ class CountingTarget:
 
 
 class Scripted:
-    """Drafts chains of ``length`` of which the first ``right`` are right, as (right, length) of each round says."""
+    """A drafter of chains of ``length`` whose first ``right`` tokens are right; the script has (right, length) of each step."""
 
     reads = ()
     sizes = ()
@@ -106,24 +106,24 @@ def test_every_counter_and_every_lap_is_exact():
         assert step.total_s == step.draft_s + step.verify_s + step.commit_s
     paths = [(0, 1, 2), (0,), (0,), (0, 1, 2, 3, 4)]
     assert drafter.seen == [("begin", (7,), [8]), *(("observe", n, path, n) for n, path in zip((4, 2, 1, 5), paths, strict=True))]
-    rounds = zip((1, 4, 5, 6), paths, strict=True)
-    assert target.calls == ["prefill", *(call for past, path in rounds for call in (("score", past), ("commit", path)))]
+    steps = zip((1, 4, 5, 6), paths, strict=True)
+    assert target.calls == ["prefill", *(call for past, path in steps for call in (("score", past), ("commit", path)))]
 
 
-def test_the_last_round_is_clipped_to_what_was_asked_for():
+def test_the_last_step_is_clipped_to_what_was_asked_for():
     result, _, _ = counted([(4, 4), (4, 4)], max_new_tokens=8)
     assert result.tokens == list(range(8, 16))
     assert [(s.accepted, s.emitted) for s in result.steps] == [(4, 5), (4, 2)]
 
 
-def test_one_token_needs_no_round():
+def test_one_token_needs_no_step():
     result, _, target = counted([], max_new_tokens=1)
     assert (result.tokens, result.stop, result.steps, target.calls) == ([8], "length", [], ["prefill"])
 
 
 @pytest.mark.parametrize(("stop", "emitted"), [(8, []), (9, [1]), (11, [3]), (13, [5])])
 def test_a_stop_id_is_kept_and_nothing_follows_it(stop, emitted):
-    """As the first token, the first draft, one in the middle of an accepted path, and the bonus."""
+    """The stop id is the first token, the first draft, one in the middle of an accepted path, or the bonus."""
     result, _, _ = counted([(4, 4)], max_new_tokens=40, stop_ids=frozenset([stop, 900]))
     assert result.tokens == list(range(8, stop + 1))
     assert result.stop == "stop_id"
@@ -168,7 +168,7 @@ def test_a_seed_fixes_the_draws():
 
 
 def test_a_real_target_decodes_up_to_its_last_position():
-    """Trees reach beyond the context there; they must find room, and what is kept must not."""
+    """Trees reach beyond the context there: the cache must have room for them, but kept tokens must end at the context's end."""
     target = Target(small_model(), capacity=30)
     result = run(target, Oracle(greedy_text(), (4,)), PROMPT, 60)
     assert (result.tokens, result.stop) == (greedy_text()[12:30], "length")
@@ -183,7 +183,7 @@ def test_the_host_clock_forgets_its_marks():
 
 
 def test_a_path_that_is_not_accepted_by_anyone_is_still_consistent():
-    """A rule that accepts nothing makes vanilla of every drafter."""
+    """A rule that accepts nothing makes every drafter write vanilla's text."""
 
     def nothing(tree, logits_NV, temperature, noise):
         return taken(tree, logits_NV, 0, int(logits_NV[0].argmax()))

@@ -1,4 +1,4 @@
-"""What a small draft model adds to what every method shows: its own text, its cache, its q, its tokenizer."""
+"""The small draft model as a drafter: its greedy text, its cache, its q, and its tokenizer."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ NODES = 4
 
 
 class Noting:
-    """A drafter as it is, that shows ``look`` the text and its tree round after round."""
+    """A drafter that calls ``look`` with the text and its tree in each step."""
 
     reads = ()
 
@@ -66,29 +66,29 @@ def beside(drafter, look):
 
 
 def sized(vocabulary):
-    """A draft model of its own vocabulary."""
+    """Return a draft model with a vocabulary of this size."""
     config = LlamaConfig(**{**SHAPE, "vocab_size": vocabulary, "num_hidden_layers": 1})
     return spread(LlamaForCausalLM._from_config(config, attn_implementation="sdpa").double(), seed=3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drafts_are_its_own_greedy_text(family):
-    model, target, rounds = draft_model(small_model(family).config), small_target(family), []
+    model, target, texts = draft_model(small_model(family).config), small_target(family), []
 
     def check(tokens, tree):
         text = model.generate(torch.tensor([tokens]), do_sample=False, max_new_tokens=NODES)[0].tolist()
         assert told(tree) == (text[len(tokens) - 1 :], list(range(-1, NODES)))
         assert tree.q_NV is None
-        rounds.append(tokens)
+        texts.append(tokens)
 
     run(target, Noting(DraftModel(model, NODES, target), check), PROMPT, 30)
-    assert 8 < len(rounds) < 29, "drafts were both accepted and rejected"
+    assert 8 < len(texts) < 29, "drafts were both accepted and rejected"
 
 
 @pytest.mark.parametrize("how", [Noting, beside])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_its_cache_holds_what_is_committed_and_nothing_else(noise, how):
-    """Without noise it is the target: all drafts are accepted, the last of which it never read."""
+    """Without noise the draft model is the target: all drafts are accepted, including the last, which it never read."""
     model, target = draft_model(small_model().config, noise), small_target()
     lived = DraftModel(model, NODES, target)
 
@@ -163,7 +163,7 @@ def folder(tmp_path_factory):
 
 
 def other(folder, place, **changes):
-    """A draft model in ``place``: the target's tokenizer, one layer of it."""
+    """Write a draft model into ``place``: the target's tokenizer and one of its layers."""
     shutil.copytree(folder, place)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1} | changes))
@@ -211,7 +211,7 @@ def test_what_is_no_model_is_refused(folder, tmp_path):
 
 
 def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
-    """Acceptance would be no fair coin if drafts were drawn from the numbers it is tossed with."""
+    """Acceptance would be biased if it used the random numbers that drafts are drawn with."""
     target = small_target()
     drafter = begun(DraftModel(small_model(), NODES, target), target, PROMPT)
     first = taken(DraftTree.chain(PROMPT[-2:-1], CPU), torch.zeros(1, V), 0, PROMPT[-1])

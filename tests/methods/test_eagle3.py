@@ -1,4 +1,4 @@
-"""EAGLE-3's arithmetic from its published tensors in plain torch, its vocabulary, and what it leaves of other arms' rounds."""
+"""EAGLE-3 against plain torch on its published tensors, its draft vocabulary, and its effect on other arms' steps."""
 
 from functools import lru_cache
 from typing import Any
@@ -128,8 +128,8 @@ def test_tokens_the_target_does_not_have_are_refused():
         registry.build(registry.resolve("eagle3", {}, "cpu"), small_target(), weights)
 
 
-def test_other_arms_rounds_are_as_without_it(monkeypatch):
-    """On one target, in turn: what one drafter reads is read for it alone."""
+def test_other_arms_steps_are_as_without_it(monkeypatch):
+    """Arms take turns on one target, and the layers that one drafter reads are read for that arm only."""
     asked, run_layers = [], Stack._run
 
     def noted(stack, vectors, positions, places, mask, layers, reads):
@@ -150,7 +150,7 @@ def test_other_arms_rounds_are_as_without_it(monkeypatch):
 @pytest.mark.usefixtures("exact_math")
 @pytest.mark.parametrize("vocabulary", [0, 40])
 def test_a_widened_one_reads_the_small_targets_layers(vocabulary):
-    """The large shape has layers beyond the small one's, which add nothing: its own half and last but three would be others."""
+    """The large shape's extra layers add nothing, so the layers to read are the small target's, not the large one's."""
     small = deep_model()
     shape = ModelShape("", hidden=64, layers=12, query=64, key=32, intermediate=96, vocab=90)
     large = widened(small, shape, "deep", device="cpu", dtype=torch.float64)

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def tensors_of(drafted=V, width=32, embeds=False, seed=0):
-    """Random ones of the published names and shapes; heads 8 wide, one of keys for four of queries."""
+    """Return random tensors of the published names and shapes, with heads 8 wide and one key head for four query heads."""
     rng = torch.Generator().manual_seed(seed)
     shapes = {
         "fc.weight": (width, 2 * 32),

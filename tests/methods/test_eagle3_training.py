@@ -27,7 +27,7 @@ def batch_of(model, rows, answer_BT=None):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("vocabulary", [0, 40])
 def test_every_level_of_training_is_what_it_sees_when_it_drafts(vocabulary, attention):
-    """Exactly, not EAGLE's approximation: at each place of a text, the text guessed right so far."""
+    """Training is exact, unlike EAGLE's: at each place of a text, ``levels`` equal the logits while drafting after right guesses."""
     model, target, text = small_model(attention=attention), small_target(attention=attention), greedy_text(attention=attention)[:30]
     module = trained("eagle3", model, vocabulary=vocabulary).module
     places, depth = [3, 11, 20], 5
@@ -45,7 +45,7 @@ def test_every_level_of_training_is_what_it_sees_when_it_drafts(vocabulary, atte
 
 
 def test_the_loss_is_over_the_draft_vocabulary_and_leaves_out_what_is_not_in_it():
-    """Level by level from ``levels``: p is the target's over the draft vocabulary, places whose best token is outside count as right."""
+    """The loss is recomputed from ``levels``: p is the target's over the draft vocabulary, and places whose best token is outside add 0."""
     model = small_model()
     module, batch = trained("eagle3", model, vocabulary=40).module, batch_of(model, [greedy_text()[:30]])
     places, tokens_U = [4, 9, 15], module.tokens_U
@@ -81,7 +81,7 @@ def test_it_starts_from_the_targets_own_head_and_norm():
 
 
 def habitual():
-    """A target whose choice hangs on the newest token alone, and which is sure of it: there is something to learn within seconds."""
+    """Return a target whose choice depends on the newest token alone and is certain, so that a drafter learns it within seconds."""
     model = copy.deepcopy(small_model()).float()
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
@@ -91,7 +91,7 @@ def habitual():
 
 
 def right(module, batch):
-    """How often the first guess of each level is the target's choice."""
+    """Return how often the first guess of each level is the target's choice."""
     places = torch.cat([torch.arange(8, 40) + row * batch.tokens_BT.shape[1] for row in range(len(batch.tokens_BT))])
     with torch.no_grad():
         wanted = batch.lm_head(batch.features_BTD).argmax(-1).flatten()
@@ -101,7 +101,7 @@ def right(module, batch):
 
 @pytest.mark.parametrize("vocabulary", [0, 48])
 def test_training_raises_held_out_acceptance(vocabulary):
-    """By at least 0.3 at the first level and 0.1 at the third, on texts that were not trained on."""
+    """Acceptance on texts that were not trained on rises by at least 0.3 at the first level and 0.1 at the third."""
     model, rng = habitual(), torch.Generator().manual_seed(1)
     texts = [torch.randint(0, 64, (12, 48), generator=rng).tolist() for _ in range(6)]
     module, (held_out, *batches) = fresh(model, vocabulary, texts), [batch_of(model, rows) for rows in texts]

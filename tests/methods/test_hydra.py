@@ -1,4 +1,4 @@
-"""Hydra: what its heads begin as, and that they learn."""
+"""Hydra: the first values of its heads, and that they learn."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_the_prefix_layer_begins_at_the_features_size():
 
 
 def hopping_batch(seed, follower_V, embed):
-    """Text in which any token may come, and a target that knows what should follow each: its features say so, one-hot."""
+    """Return a batch of random text whose features are the one-hot vector of the token that should follow."""
     vocab = len(follower_V)
     tokens_BT = torch.randint(vocab, (8, 40), generator=torch.Generator().manual_seed(seed))
     lm_head = nn.Linear(vocab, vocab, bias=False).requires_grad_(False)
@@ -58,7 +58,7 @@ def hopping_batch(seed, follower_V, embed):
 
 @pytest.mark.parametrize("architecture", [{}, {"layers": 1, "prefix": "none"}])
 def test_training_improves_held_out_acceptance(architecture, tmp_path):
-    """On other text, from chance to 0.8 at every level: a head reads the token before its guess, which no earlier feature tells."""
+    """Accuracy on other text rises from chance to 0.8 at every level, because a head reads the token before its guess."""
     torch.manual_seed(0)
     vocab = 16
     shape = LlamaConfig(

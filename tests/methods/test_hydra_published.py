@@ -36,7 +36,7 @@ def one_layer(config):
 
 
 def layout(arch, layers, model, heads=HEADS):
-    """Random tensors by their published names; the blocks after a head's first are one, repeated."""
+    """Return random tensors by their published names; a head's blocks after the first are equal."""
     rng, (vocab, width) = torch.Generator().manual_seed(5), model.get_input_embeddings().weight.shape
 
     def drawn(*shape):
@@ -72,7 +72,7 @@ def write(folder, tensors, arch, layers, suffix=".pt", **changes):
 
 
 def logits_of(tensors, arch, layers, model, tokens, path):
-    """A head of the published code, from the file's own tensors, over the text from its beginning."""
+    """Return the logits of a head as the published code computes them from the file's tensors, over the whole text."""
     features_TD, dropout = features_of(model, tokens[:-1]), arch == "prefix-mlp"
 
     def linear(name, x):

@@ -1,4 +1,4 @@
-"""Whatever a drafter guesses, greedy output is the target's own, token for token."""
+"""Greedy output is the target's own, token for token, whatever a drafter guesses."""
 
 import itertools
 

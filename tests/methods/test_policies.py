@@ -15,13 +15,13 @@ ROOT = 3
 
 
 def logits_after(path):
-    """A drafter's logits for every path of guesses, the same whenever asked."""
+    """Return a drafter's logits after a path of guesses, the same in every call."""
     rng = torch.Generator().manual_seed(hash(path) % 2**31)
     return torch.randn(V, generator=rng, dtype=torch.float64) * 2
 
 
 class Paths:
-    """Follows the guesses as a drafter would, by the rows it is told; its state is the paths."""
+    """A drafter's side of ``grow``: it follows the guesses by the rows it is given, and its state is the paths."""
 
     def __init__(self, after):
         self.after = after
@@ -41,7 +41,7 @@ def grown(policy, after):
 
 
 def reference_grown(nodes, depth, width, after):
-    """Every guess of every expanded node with its cumulative log q; then the best of them."""
+    """Score every guess of every expanded node by its cumulative log q and return the best."""
     scores: dict[tuple[int, ...], float] = {}
     beam: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for _ in range(depth):
@@ -71,7 +71,7 @@ def test_a_grown_tree_is_the_references(nodes, depth, width):
 
 @pytest.mark.parametrize("nodes", range(1, 15))
 def test_certain_guesses_never_lose_their_parents(nodes):
-    """log q = 0 ties a guess with its parent: without care it could be kept alone, and hung under another."""
+    """A guess of log q = 0 ties with its parent, and must not be kept without it."""
 
     def certain(path):
         logits_V = -torch.arange(float(V))
@@ -122,7 +122,7 @@ def test_a_static_tree_needs_every_parent_once(choices):
 
 
 def ranks_of(policy):
-    """A static tree's choices: on logits that fall with the token, the guess of rank k is token k."""
+    """Return a static tree's choices, read from logits that fall with the token, where the guess of rank k is token k."""
     falling = -torch.arange(float(V))
     return set(paths_of(grown(policy, lambda path: falling))[1:])
 

@@ -1,4 +1,4 @@
-"""Drafters as others publish them, through the public path: chosen, read, checked, and computing what their layout says."""
+"""Drafters in published layouts, loaded as a user loads them: chosen, read, checked, and compared with a reference."""
 
 from dataclasses import replace
 
@@ -179,7 +179,7 @@ def test_trees_are_the_published_ones_best_drafts_first(folder, model, tmp_path)
 
 
 def test_whose_drafter_an_arm_gets(folder, model, tmp_path, monkeypatch):
-    """The arm's own, the kind's, the target folder's, the table's."""
+    """The first of these that is given is used: the arm's own, the kind's, the target folder's, the table's."""
     arm, target = (
         resolve("eagle2", {"nodes": "4"}, "cpu", arm="eagle2:nodes=4"),
         loaded(folder, **{"eagle2:nodes=4": "a/b", "eagle": "c/d"}),

@@ -1,4 +1,4 @@
-"""Token Recycling: what the table knows, what the tree makes of it, and what a session keeps."""
+"""Token Recycling: its table of successors, its tree, and the state that a session keeps."""
 
 from dataclasses import asdict, replace
 
@@ -24,7 +24,7 @@ RIGHTS = (2, 0, 4, 1, 3)
 
 
 def test_the_tree_is_the_published_one():
-    """Its repository describes it by level."""
+    """The published repository describes the tree level by level."""
     assert [sum(len(choice) == depth for choice in TEMPLATE) for depth in range(1, 7)] == [8, 21, 25, 15, 8, 3]
     assert len(set(TEMPLATE)) == 80
     assert {(7, 0), (3, 1), (0, 7, 0), (5, 0, 0), (3, 0, 0, 0), (1, 0, 0, 0, 0), (0, 0, 0, 1, 0, 0)} <= set(TEMPLATE)
@@ -74,7 +74,7 @@ class Reference:
 @pytest.mark.parametrize("scope", ["turn", "session"])
 @pytest.mark.parametrize("nodes", [4, 15, 80])
 def test_every_draft_is_the_references(nodes, scope):
-    """Through its own trees and an oracle's, in one conversation after another."""
+    """Drafts equal the reference's after its own trees and an oracle's, in one conversation after another."""
     target, compared = small_target(), []
     drafter, _ = build("recycling", target, nodes=nodes, scope=scope)
     reference = Reference(nodes, forgets=scope == "turn")

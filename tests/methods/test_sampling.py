@@ -1,7 +1,8 @@
-"""At T > 0 the whole loop writes what the target's own softmax says: every method, with its drafter, its cache and its rng.
+"""At T > 0 every method's output, with its drafter, cache and rng, follows the target's softmax.
 
-Chi-square of four tokens' joint law over many seeds, against one plain batched forward pass of the model. Four, since a
-round that accepts a draft writes the second and the third: the fourth reads what was kept of it.
+A chi-square test compares the joint distribution of four tokens over many seeds with one plain batched forward pass of the
+model. Four tokens are needed because a step that accepts a draft writes the second and the third: only the fourth is
+computed from the cache rows that were kept.
 """
 
 import itertools
@@ -33,7 +34,7 @@ def model():
 
 @lru_cache
 def joint_law():
-    """p(x) p(y | x) p(z | x, y) p(w | x, y, z) of the tokens after the prompt, one dimension for each."""
+    """Return p(x) p(y | x) p(z | x, y) p(w | x, y, z) of the tokens after the prompt, one dimension for each."""
     texts = [[*PROMPT, *first] for first in itertools.product(range(V), repeat=NEW - 1)]
     logits_BTV = model()(input_ids=torch.tensor(texts), use_cache=False).logits
     assert logits_BTV.dtype == torch.float64
@@ -46,7 +47,7 @@ def joint_law():
 
 
 def remember(stack):
-    """Let decoder layers answer from memory what they were asked before: the same inputs on the same cache rows."""
+    """Make decoder layers return stored results for the same inputs on the same cache rows."""
     compute, known = stack._run, {}
 
     def answered(vectors_ND, positions_N, places_N, mask, layers, reads):
@@ -63,7 +64,10 @@ def remember(stack):
 
 
 def p_value(name, seeds, rule=None):
-    """Of what ``decode`` wrote for these many seeds; drafts must have been both accepted and rejected."""
+    """Return the p-value of the texts that ``decode`` wrote for this many seeds.
+
+    Drafts must have been both accepted and rejected.
+    """
     target = Target(model(), capacity=32)
     drafter, accept = build(name, target)
     reader = getattr(drafter, "stream", drafter)

@@ -46,7 +46,7 @@ def check(model, scores, committed, tree):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("exact_math")
 def test_tree_scores_are_those_of_each_path_alone(family, attention):
-    """Round after round, over bent, straight and root-only paths: what was kept and moved in the cache is read again."""
+    """Each step reads the cache rows that earlier steps kept and moved, over paths that skip nodes, straight ones and lone roots."""
     model = small_model(family, attention)
     target = Target(model, capacity=100)
     for prompt in (PROMPT, OTHER_PROMPT):

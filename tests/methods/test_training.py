@@ -1,4 +1,4 @@
-"""What drafters learn from, and the one loop they learn in."""
+"""Drafters' batches, losses, held-out accuracies, and the training loop that all kinds share."""
 
 import copy
 import importlib
@@ -88,7 +88,7 @@ def test_the_loss_goes_down(kind, architecture, tmp_path):
 
 @pytest.mark.parametrize(("kind", "architecture"), ARCHITECTURES)
 def test_the_loss_is_the_recipes(kind, architecture, monkeypatch):
-    """Recomputed position by position from what ``levels`` guesses; its noise off."""
+    """The loss is recomputed position by position from the guesses of ``levels``, without feature noise."""
     code, batch = importlib.import_module(f"methods.{kind}"), text_batch()
     if hasattr(code, "FEATURE_NOISE"):
         monkeypatch.setattr(code, "FEATURE_NOISE", 0.0)
@@ -183,7 +183,7 @@ def test_matrices_between_hidden_states_go_to_muon_and_the_rest_to_adamw():
 
 
 def line_batch(width=20, vocab=12, answer=None):
-    """Token t of the row is t; the target's feature is one-hot of what it expects next: the token after."""
+    """Return a batch whose token t is t; the target's feature is the one-hot vector of the next token."""
     tokens_BT = torch.arange(width)[None]
     answer_BT = torch.ones(1, width, dtype=torch.bool) if answer is None else answer
     embed, lm_head = nn.Embedding(width, vocab), nn.Linear(vocab, vocab, bias=False)
@@ -194,7 +194,7 @@ def line_batch(width=20, vocab=12, answer=None):
 
 
 class Ranked(nn.Module):
-    """Guesses the right token, ``t + level + 1`` for position t, at the rank ``rank_of(level, t)``."""
+    """A module that guesses the right token, ``t + level + 1`` for position t, at the rank ``rank_of(level, t)``."""
 
     def __init__(self, levels, rank_of):
         super().__init__()
@@ -212,7 +212,7 @@ class Ranked(nn.Module):
 
 
 def test_rank_accuracy_counts_each_rank_of_each_level():
-    """Positions 0 to 11 count: the target is asked MAX_DEPTH tokens on, and the first guess is two on."""
+    """Positions 0 to 11 count; the others are too close to the end of the text for MAX_DEPTH guesses."""
     batch = line_batch()
     assert sorted(batch.positions(99).tolist()) == list(range(20 - MAX_DEPTH - 2))
 
@@ -225,7 +225,7 @@ def test_rank_accuracy_counts_each_rank_of_each_level():
 
 
 def test_rank_accuracy_counts_only_the_assistants_tokens():
-    """The answer ends at token 10: deeper levels are asked at fewer places, and each at those where a token is to guess."""
+    """The answer ends at token 10, so deeper levels are scored at fewer places, those whose guessed token is in the answer."""
     answer = torch.zeros(1, 20, dtype=torch.bool)
     answer[0, 5:11] = True
     batch = line_batch(answer=answer)

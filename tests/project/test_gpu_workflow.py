@@ -1,4 +1,4 @@
-"""What the GPU workflow makes of how `make gpu` ended: wrong results, something left to do, or no answer at all."""
+"""The GPU workflow's result for each way in which `make gpu` can end: wrong results, work left to do, or no outcome."""
 
 import pytest
 from test_workflows import measure

@@ -181,7 +181,7 @@ def test_the_base_is_the_parent_the_revision_asked_for_or_yesterdays(tmp_path):
 
 
 def measure(folder, make, busy=""):
-    """The step of `make gpu` with a stand-in for make, and a GPU that is ``busy`` or not."""
+    """Run the workflow's step of `make gpu` with a stand-in for make, and a GPU that is ``busy`` or not."""
     program(folder / "nvidia-smi", f'echo -n "{busy}"')
     program(folder / "make", make)
     step = next(step for step in MEASURE["steps"] if step.get("name") == "Measure")

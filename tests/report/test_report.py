@@ -49,7 +49,7 @@ def saved_empty(figure, path):
 
 
 def report(run_dirs, out, drawn=False):
-    """The Markdown and what the terminal shows; figures are files of nothing unless ``drawn``, for drawing takes the time."""
+    """Return the Markdown and the terminal's text; figures are empty files unless ``drawn``, because drawing is slow."""
     console = Console(record=True, width=120)
     with nullcontext() if drawn else patch("specbench.report.figures.save", saved_empty):
         path = build(run_dirs, out, console)
@@ -63,7 +63,7 @@ def section(text, name):
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
-    """A whole run's directory, its report's folder, the Markdown and what the terminal showed."""
+    """Return a whole run's directory, its report's folder, the Markdown and the terminal's text."""
     base = tmp_path_factory.mktemp("complete")
     run = write_run(base / "first", records(times=8))
     return run, base / "out" / "first", *report([run], base / "out", drawn=True)

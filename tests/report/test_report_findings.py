@@ -67,7 +67,7 @@ def test_the_table_of_acceptance_has_all_three_shares():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """The figures by name, of a run with one arm of many steps, of which few get deep, and one of few steps."""
+    """Draw a run with one arm of many steps, few of them deep, and one of few steps; return the figures by name."""
     base = tmp_path_factory.mktemp("drawn")
     deep = [3] * 3 + [1] * (figures.MIN_STEPS - 3)
     rows = [turn("vanilla", q, [0] * 12) for q in "abcdefgh"]
@@ -110,7 +110,7 @@ LONG = {
 
 @pytest.fixture
 def long_run(tmp_path):
-    """A run whose arms have long names, on a target in a local folder."""
+    """Write a run whose arms have long names, on a target in a local folder."""
     folder = "/home/someone/models/my-target"
     rows = [turn(name, q, [0] * 90 if name == "vanilla" else [2] * 30) for q in "abcdefgh" for name in LONG]
     plan = {"units_total": len(rows), "suite": {"categories": {"qa": 8}}, "argv": ["run", "--target", folder]}

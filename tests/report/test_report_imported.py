@@ -15,7 +15,7 @@ ACCEPTED = {"vanilla": [0] * 12, "theirs": [2, 3, 1, 2]}
 
 
 def imported(method, question):
-    """A turn of known token counts and wall time only."""
+    """Return a turn of which only token counts and wall time are known."""
     whole = turn(method, question, ACCEPTED[method], prompt=f"unknown, {method}")
     steps = Steps(accepted=whole.steps.accepted, emitted=whole.steps.emitted)
     unknown: dict[str, Any] = {"output_ids": [], "prompt_tokens": 0, "prefill_s": 0.0, "peak_bytes": 0, "stop": ""}

@@ -21,7 +21,7 @@ NEAR = Divergence("s4c", "b", 0, 0, 3, (4, None), ("d", ""), "abc", ("e", ""), 0
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Two questions: s4c leaves vanilla's tokens at the third of one, and ends early in the other."""
+    """Write a run of two questions: s4c differs from vanilla at the third token of one, and ends early in the other."""
     monkeypatch.setattr(samples, "target_decoder", lambda manifest: None)
     monkeypatch.setattr("specbench.report.figures.draw", lambda *args: {})
     rows = [turn("vanilla", q, [0] * 4, ids=[1, 2, 3, 4, 5]) for q in "ab"]

@@ -27,7 +27,7 @@ ACCEPTED = {"vanilla": [0] * 12, "s4c": [2, 3, 1, 2]}
 
 
 def elements(page):
-    """Every element of a page that is valid HTML5: the strict parser raises at the first error."""
+    """Return every element of a page of valid HTML5; the strict parser raises at the first error."""
     tree = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page)
     return [each for each in tree.iter() if isinstance(each.tag, str)]
 
@@ -37,7 +37,7 @@ def flat(text):
 
 
 def blocks(line):
-    """A line of hostile text in every place that a block has."""
+    """Return blocks with a line of hostile text in every field."""
     table = TextTable(line, [line, line], [[line, line], [line, "1"]])
     sample = Sample(
         line,
@@ -58,7 +58,7 @@ def _no_tokenizer(monkeypatch):
 
 @pytest.fixture
 def evil_run(tmp_path):
-    """A run in which every text that comes from outside is hostile, as far as its files can hold it."""
+    """Write a run in which every text from outside is hostile, as far as its files can hold it."""
     evil = EVIL.replace("\ud800", "")
     rows = [replace(turn(m, f"{q} {evil}", ACCEPTED[m], category=evil), output_text=f"{m} {evil}") for q in "ab" for m in ACCEPTED]
     return write_run(

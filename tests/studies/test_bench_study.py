@@ -45,7 +45,7 @@ def target(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
-    """The static back end without the seconds that compiling takes."""
+    """Switch compiling off, which takes seconds."""
     monkeypatch.setattr(backend, "_compiler_present", lambda device: False)
 
 
@@ -66,7 +66,7 @@ def session(target, tmp_path):
 
 @pytest.fixture
 def now(monkeypatch):
-    """A clock that stands still until told otherwise."""
+    """Replace the clock by one that a test sets."""
     hands = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: hands[0])
     return hands

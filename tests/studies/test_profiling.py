@@ -27,7 +27,10 @@ def event(cat, name, start, end, correlation=None, tid=1):
 
 
 def steps(*starts):
-    """Labels of one answer: each step drafts for 10 us and commits 50 us after its start; the answer ends 100 us after the last step."""
+    """Return the labels of one answer.
+
+    Each step drafts for 10 us and commits 50 us after its start; the answer ends 100 us after the start of the last step.
+    """
     found = [event("user_annotation", "specbench.answer", starts[0] - 20, starts[-1] + 100)]
     for start in starts:
         found += [

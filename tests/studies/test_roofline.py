@@ -39,7 +39,7 @@ def target(tmp_path_factory):
 
 @pytest.fixture
 def now(monkeypatch):
-    """A clock that stands still until told otherwise."""
+    """Replace the clock by one that a test sets."""
     hands = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: hands[0])
     return hands
@@ -47,7 +47,7 @@ def now(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A device measured in milliseconds, badly; a static back end that does not wait for a compiler."""
+    """Measure the device coarsely in milliseconds, and switch compiling off."""
     monkeypatch.setattr(measure, "COPIED", 2**16)
     monkeypatch.setattr(measure, "SIDE", {"cpu": 64})
     monkeypatch.setattr(measure, "PASSES", (2, 2))
@@ -57,7 +57,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def found() -> Roofline:
-    """1 GB/s, 10 GFLOP/s: a plain step is bound by memory, a tree of 4 by arithmetic."""
+    """Return a roofline at 1 GB/s and 10 GFLOP/s: a plain step is bound by memory, a tree of size 4 by arithmetic."""
     where = Environment(cpu="a processor", threads=1, torch="2", transformers="5")
     conditions = Conditions("now", [], "t", "", 5_000_000, "fp32", "cpu", "eager", where, GitState())
     plain, tree = Cost(1e9, 2e9), Cost(1e9, 20e9)
@@ -83,7 +83,7 @@ def config(target, backend, *methods):
 
 
 class Scripted:
-    """A target whose tree of n nodes takes n seconds, and 50 more right after another size."""
+    """A target whose tree of size n takes n seconds, and 50 more right after another size."""
 
     device, config = CPU, SimpleNamespace(vocab_size=50)
 

@@ -42,7 +42,7 @@ ARMS = resolved("pld", "medusa", "eagle", "eagle2")
 
 @pytest.fixture(autouse=True)
 def small_shapes(monkeypatch):
-    """Two toys under the names of the smallest; the others keep their shapes, which nothing is built in."""
+    """Give the two smallest targets toy shapes; nothing is built in the others' shapes."""
     monkeypatch.setitem(SHAPES, "tiny-160m", SMALL)
     monkeypatch.setitem(SHAPES, "tiny-1b", LARGE)
     monkeypatch.setattr(sweep, "device_numbers", lambda device, dtype: DEVICE)
@@ -110,7 +110,7 @@ def test_free_memory_is_what_the_system_reports(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A finished sweep over both toys and a third target that is too large, with what was printed."""
+    """Run a sweep over both toys and a third target that is too large; return it with the printed text."""
     out = tmp_path_factory.mktemp("scale")
     patch = pytest.MonkeyPatch()
     patch.setitem(SHAPES, "tiny-160m", SMALL)
@@ -217,7 +217,7 @@ def test_rows_have_the_measured_numbers_and_the_cost_models(swept):
 
 
 def stored(out, name):
-    """The records of a target's run as they are on disk."""
+    """Return the records of a target's run as they are on disk."""
     return [json.loads(line) for line in (out / name / "records.jsonl").read_text().splitlines()]
 
 
@@ -227,7 +227,7 @@ def failing(row):
 
 
 def spoilt(out, name, fails):
-    """The run with the turns failed that ``fails`` says."""
+    """Rewrite a run's records with failures for the turns that ``fails`` selects."""
     rows = [failing(row) if fails(row) else row for row in stored(out, name)]
     (out / name / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -46,7 +46,7 @@ def target():
 
 
 def watched(name, target):
-    """A method at its largest tree, watched, with its space and weights."""
+    """Return a watched method at its largest tree, with its space and weights."""
     resolved = registry.resolve(name, {}, "cpu")
     weights = trained(resolved.method.weights, target) if resolved.method.weights else None
     space = settings.space_of(resolved, weights)
@@ -60,7 +60,7 @@ def watched(name, target):
 
 @pytest.fixture(scope="module")
 def recording(target):
-    """Two answers of the small model, every method watched in one pass."""
+    """Record two answers of the small model, with every method watched in one pass."""
     found = {name: watched(name, target) for name in settings.TUNABLE}
     looks = {name: watch for name, (watch, *_) in found.items()}
     answers = [record(target, looks, prompt, Sampling(NEW)) for prompt in (PROMPT, OTHER_PROMPT)]
@@ -188,7 +188,7 @@ def test_t_of_n_is_linear_between_sizes_and_uses_the_padded_size():
     class Padding(Eager):
         name = "padding"
 
-        def tree_size(self, nodes):
+        def tree_size(self, size):
             return 8
 
     seconds = {1: 1.0, 4: 2.0, 8: 4.0}

@@ -159,7 +159,7 @@ def test_bad_arguments_are_refused(name, options, message):
 
 @pytest.fixture
 def published(write, monkeypatch, tmp_path):
-    """A stand-in for the published file, served from a file URL, with an empty user cache."""
+    """Serve a stand-in for the published file from a file URL, with an empty user cache."""
     path = write(row(1, "math"), row(2, "math_reasoning"), name="published/question.jsonl")
     monkeypatch.setattr(spec_bench, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(spec_bench, "URL", path.as_uri())

@@ -14,7 +14,7 @@ def row(identity, *turns):
 
 
 class Table(list):
-    """A stand-in for a data set's split, with what suites use of one."""
+    """A stand-in for a data set's split, with the attributes that suites use."""
 
     @property
     def column_names(self):
@@ -23,7 +23,7 @@ class Table(list):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stand-ins for data sets of the hub, {(id, config): {split: rows}}; others are unreachable."""
+    """Replace the hub by data sets {(id, config): {split: rows}}; others are unreachable."""
     stored = {
         ("own/quiz", None): {"train": Table({"prompt": f"Q{i}", "answer": f"A{i}", "topic": "coding"} for i in range(3))},
         ("own/plain", "de"): {"train": Table([row(1, "a")]), "test": Table([row(2, "Why?"), row(3, "a", "b")])},

@@ -21,7 +21,7 @@ THINKS = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}
 
 @pytest.fixture(scope="module")
 def llama():
-    """A Llama tokenizer of single characters, with special tokens at the ids that Vicuna uses."""
+    """Return a Llama tokenizer of single characters, with special tokens at the ids that Vicuna uses."""
     signs = sorted({*SYSTEM, *"USERASSISTANT: Hi there? nd ow oe.1"} - {" "})
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", *signs])}
     return LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True)
@@ -106,7 +106,7 @@ def test_a_template_with_the_date_gives_the_same_prompt_every_day(own, tmp_path)
 
 
 def test_the_hash_covers_everything_but_the_conversation(own, tmp_path):
-    """Without options it is the template's own hash, as in runs that were made before there were options."""
+    """The hash without options is the template's own, as in runs made before there were options."""
     thinks = with_template(own, THINKS, tmp_path)
     chats = [
         Chat(own),

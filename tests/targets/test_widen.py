@@ -69,7 +69,7 @@ def test_a_widened_target_has_the_small_ones_logits(case):
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
 def test_filler_weights_are_random_and_not_zero(case):
-    """They must cost as much as real weights; an all-zero matrix could be skipped or compressed."""
+    """Filler weights must cost as much as real ones; an all-zero matrix could be skipped or compressed."""
     _, large = both_models(case)
     shape = SHAPES_OF[case][1]
     attention, mlp = large.model.layers[-1].self_attn, large.model.layers[-1].mlp
@@ -81,7 +81,7 @@ def test_filler_weights_are_random_and_not_zero(case):
 @pytest.mark.parametrize("case", ["mha", "gqa"])
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
 def test_a_widened_drafter_drafts_the_small_ones_trees(name, options, case):
-    """On the same conversation, each drafter on its own target gives equal logits for every draft and equal trees."""
+    """Each drafter, on its own target, gives equal logits for every draft and equal trees on the same conversation."""
     small, large = both_models(case)
     resolved = registry.resolve(name, options if name == "s4c" else {}, "cpu")
     narrow = trained(resolved.method.weights, small, **options)

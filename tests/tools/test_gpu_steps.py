@@ -125,7 +125,7 @@ def spoilt(monkeypatch, arm: str, accept: Callable) -> None:
 
 
 def off_by_one(rule):
-    """What the rule emits, shifted by one token."""
+    """Return a rule whose emitted tokens are shifted by one."""
 
     def wrong(tree, logits_NV, *rest):
         return rule(tree, logits_NV.roll(1, dims=-1), *rest)
@@ -203,7 +203,7 @@ def test_a_plan_is_kept_once_an_answer_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(measurer, "warm_up", lambda session, console: {})
 
     def asked(planned: int, answers: int) -> int:
-        """Tokens a turn of a visit that would plan ``planned`` and is interrupted after ``answers``."""
+        """Return the tokens a turn of a visit that would plan ``planned`` and is interrupted after ``answers``."""
         tokens = []
 
         def interrupted(executor, run_dir, console):

@@ -28,7 +28,7 @@ MESSAGES = [
 
 @pytest.fixture
 def corpus_file(tmp_path):
-    """A corpus of sixty prompts, every third of which is answered twice."""
+    """Write a corpus of sixty prompts, every third of which is answered twice."""
     records = []
     for i in range(60):
         for copy_number in range(2 if i % 3 == 0 else 1):

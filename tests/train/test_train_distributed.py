@@ -81,7 +81,7 @@ def largest_difference(one, two):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """Each kind trained by one process, with two micro-batches a step."""
+    """Train each kind by one process, with two micro-batches a step."""
     found = {}
     for kind in KINDS:
         found[kind] = job(place, kind, f"alone-{kind}", accumulate=2)
@@ -91,7 +91,7 @@ def alone(place):
 
 @pytest.fixture(scope="module")
 def together(place, alone):
-    """Each kind trained by two processes."""
+    """Train each kind by two processes."""
     found = {kind: job(place, kind, f"two-{kind}") for kind in KINDS}
     assert all(trained(each, 2) == [0, 0] for each in found.values())
     return found
@@ -117,7 +117,7 @@ def test_two_processes_write_the_same_text_as_one(place, alone):
 
 
 def test_each_process_may_have_several_micro_batches_a_step(place, alone):
-    """Their gradients are accumulated before they are exchanged."""
+    """Gradients of micro-batches are accumulated before they are exchanged."""
     mine, one = job(place, "medusa", "several", accumulate=2), job(place, "medusa", "all", accumulate=4)
     assert trained(mine, 2) == [0, 0]
     drafter.train(one, QUIET)
@@ -126,7 +126,7 @@ def test_each_process_may_have_several_micro_batches_a_step(place, alone):
 
 @pytest.mark.slow
 def test_a_training_with_fewer_micro_batches_differs(place, alone):
-    """A negative control of the tolerance: one micro-batch of each step is left out."""
+    """A negative control of the tolerance leaves out one micro-batch of each step."""
     mine = job(place, KINDS[0], "half")
     drafter.train(mine, QUIET)
     assert largest_difference(state(mine), state(alone[KINDS[0]])) > 100 * CLOSE

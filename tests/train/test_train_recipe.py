@@ -30,7 +30,7 @@ SHIPPED = {
 
 @pytest.fixture(scope="module")
 def target_and_windows(tmp_path_factory):
-    """A target in the shipped format, and windows of the corpus and of the target's own text."""
+    """Return a target in the shipped format, and windows of the corpus and of the target's own text."""
     folder = tmp_path_factory.mktemp("recipe")
     source = write_corpus(folder / "c.jsonl")
     tok = train_tokenizer(source, 300)
@@ -67,7 +67,7 @@ def test_the_first_batches_equal_those_of_the_shipped_drafters(name, target_and_
 
 
 def test_the_random_state_of_the_loss_follows_the_drawing_of_positions(target_and_windows):
-    """A loss' noise follows the positions in the same stream of random numbers, as for the shipped drafters."""
+    """The noise of a loss is drawn after the positions from the same random stream, as for the shipped drafters."""
     model, windows = target_and_windows
     batches = batches_of(model, [(windows["corpus"], 8)])
     batch = batches.batch(3, 0, batches.totals(3))

@@ -26,7 +26,7 @@ RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A target with another chat template, trained to answer, and the records it was trained on."""
+    """Train a target with another chat template to answer; return its folder with the records it was trained on."""
     folder = tmp_path_factory.mktemp("train")
     write_corpus(folder / "c.jsonl", 200)
     teach(write_target(folder / "target"), folder / "c.jsonl")

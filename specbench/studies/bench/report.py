@@ -15,28 +15,30 @@ from specbench.util.text import TextTable
 
 FINDINGS = (
     "Ratios are of tokens/s, ours over theirs: medians of pairs that share a prompt and run directly after each other, taking turns to go "
-    "first. Greedy, end-of-sequence ignored, the same number of new tokens on both sides.",
-    "Eager vanilla / generate: our decode loop beside transformers' own, both calling modules as they are. Below 1, our speedups would be "
-    "measured from a slow baseline.",
-    "Prompt lookup: both have the same draft rule, so only the loops differ.",
-    "Static vanilla: the static back end without any drafting: fixed shapes and compiled layers, with packed weights on a CPU and captured "
+    "first. Decoding is greedy and ignores end-of-sequence, so both sides emit the same number of new tokens.",
+    "Eager vanilla / generate compares our decode loop with transformers' own; both call modules as they are. Below 1, our speedups would "
+    "be measured from a slow baseline.",
+    "Prompt lookup compares the loops alone, because both sides have the same draft rule.",
+    "Static vanilla is the static back end without drafting: fixed shapes and compiled layers, with packed weights on a CPU and captured "
     "graphs on CUDA.",
-    "Outside decoding: 1 \N{MINUS SIGN} decoding / wall-clock time of a measured run, question by question.",
+    "Time outside decoding is 1 \N{MINUS SIGN} decoding / wall-clock time of a measured run, question by question.",
 )
 STEPS = (
-    "A step is draft, verify and commit; its time is the median over all steps of several answers. Random weights are accepted almost "
-    "never, so this is pure cost. The target is a Llama 384 wide (intermediate 1024, 6 heads, vocabulary 2000; 12.2 M parameters with 6 "
-    "layers). EAGLE-2's drafter runs all five levels, but its guesses are so even that the kept trees are shallow.",
-    "Floors: the cost model's limits of the drafting calls and of verifying the tree (weights and cache at the measured copy bandwidth, or "
-    "products at the measured matrix rate, whichever is slower). The share is both floors over the step.",
-    "Reference: Spec-Bench's code for Medusa (6 layers) and EAGLE-3 (8 layers), fp32, two threads, measured on another machine. The bound "
-    "is half of it.",
+    "A step is draft, verify and commit; its time is the median over all steps of several answers. Drafts of random weights are "
+    "almost never accepted, so the table shows cost only. The target is a Llama 384 wide (intermediate 1024, 6 heads, vocabulary 2000; "
+    "12.2 M parameters with 6 layers). EAGLE-2's drafter runs all five levels, but its guesses are so even that kept trees are shallow.",
+    "The floors are the cost model's limits for the drafting calls and for verifying the tree: weights and cache at the measured copy "
+    "bandwidth, or products at the measured matrix rate, whichever is slower. The share is the sum of both floors over the step's time.",
+    "The reference is Spec-Bench's code for Medusa (6 layers) and EAGLE-3 (8 layers) in fp32 with two threads, measured on another "
+    "machine. The bound is half of its time.",
 )
 OPS = (
-    "One more answer of each under the torch profiler, after everything that is timed: milliseconds a step, calls a step in brackets. The "
-    "profiler slows small ops most, and Python's time between ops belongs to no op.",
+    "Each subject decodes one more answer under the torch profiler, after everything that is timed. Cells give milliseconds a step, and "
+    "calls a step in brackets. The profiler slows small ops most, and Python's time between ops belongs to no op.",
 )
-RATIOS = ("V(n) is the time of verifying a tree of n nodes, root included, over that of a plain step on the same back end: medians.",)
+RATIOS = (
+    "V(n) is the time of verifying a tree of size n (root counted) over that of a plain step on the same back end; both are medians.",
+)
 
 
 def tables(benchmark: Benchmark) -> list[tuple[TextTable, Sequence[str]]]:

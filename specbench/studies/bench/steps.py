@@ -25,7 +25,7 @@ from specbench.studies.profiling.split import Split
 from specbench.util.text import TextTable, number, percent
 
 NAMED_OPS = 5
-TREE_SIZES = (8, 64)  # of V(n), root included
+TREE_SIZES = (8, 64)  # of V(n)
 # Rank accuracies of Medusa's heads. They only decide the tree, whose 63 likeliest drafts are four deep.
 RANK_ACCURACY = ((0.6, 0.15, 0.08, 0.05, 0.03, 0.02, 0.015, 0.01, 0.008, 0.006),) * 4
 
@@ -186,7 +186,7 @@ def steps_table(times: Sequence[StepTimes]) -> TextTable:
 
 def verify_table(times: Sequence[VerifyTimes]) -> TextTable:
     """Return the table of V(n)."""
-    return table("Verifying a tree of n nodes, root included, in plain steps", [one.cells() for one in times])
+    return table("Time of verifying a tree of size n, in plain steps", [one.cells() for one in times])
 
 
 def slowest_ops(split: Split, phase: str) -> str:

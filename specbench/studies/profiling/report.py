@@ -21,8 +21,8 @@ HOW = (
     "call, or inside neither.",
     "The profiler slows what it observes, small ops most, so phases of many small ops and host look larger than they are. Ms a step is "
     "measured without the profiler, on the same answers just before.",
-    "Reads: copies from the device to the host on CUDA, beside calls that wait for the device. On a CPU they are reads of single values, "
-    "which wait for nothing; a tolist, as the loop's one read a step, leaves no trace there.",
+    "Reads: on CUDA, copies from the device to the host; calls that wait for the device are counted apart. On a CPU, reads of single "
+    "values, which wait for nothing. The loop's own read of a step's tokens is a tolist, which the profiler does not see on a CPU.",
 )
 
 

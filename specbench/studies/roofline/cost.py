@@ -2,7 +2,7 @@
 
 A pass takes as long as the slower of two things: moving its bytes and doing its arithmetic.
 Launches, activations, and the writing of logits are not counted, so a prediction is a limit, not
-an estimate. V(n) = T(n) / T(1), where T(n) is the time to score a tree of n nodes, root included.
+an estimate. V(n) = T(n) / T(1), where T(n) is the time to score a tree of size n (root counted).
 A drafter's step is counted from the module calls that it makes.
 """
 
@@ -96,7 +96,7 @@ def target_cost(config: PreTrainedConfig, parameters: int, tree_size: int, past:
 
 
 def verify_ratio(config: PreTrainedConfig, parameters: int, tree_size: int, past: int, dtype_bytes: int, device: Device) -> float:
-    """Return V(n) at the device's limit: the cost of verifying a tree of n nodes, in plain steps."""
+    """Return V(n) at the device's limit: the cost of verifying a tree of size n, in plain steps."""
     plain, tree = (target_cost(config, parameters, size, past, dtype_bytes).seconds(device) for size in (1, tree_size))
     return tree / plain
 

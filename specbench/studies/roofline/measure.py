@@ -42,7 +42,7 @@ def laps(call: Callable[[], object], repeats: int, device: torch.device) -> list
 
 @torch.inference_mode()
 def curve(target: Target, tree_sizes: Sequence[int], past: int) -> dict[int, float]:
-    """Return T(n): the seconds of scoring a tree of n nodes, root included, after ``past`` committed tokens.
+    """Return T(n): the seconds of scoring a tree of size n after ``past`` committed tokens.
 
     T(1) is a plain step. Sizes take turns, so that drift of the machine affects them alike. The trees
     are binary; the time does not depend on their shape.
@@ -75,7 +75,7 @@ def filler(tokens: int, vocab: int) -> list[int]:
 
 
 def binary_tree(tree_size: int, device: torch.device) -> DraftTree:
-    """Return a binary draft tree of ``tree_size`` nodes, root included."""
+    """Return a binary draft tree of size ``tree_size``."""
     return DraftTree.of(list(range(tree_size)), (-1, *((i - 1) // 2 for i in range(1, tree_size))), device)
 
 

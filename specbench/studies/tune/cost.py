@@ -1,6 +1,6 @@
 """Measurement of the cost of a step on this device: T(n) of the target, and the rest of each method's step at a few settings.
 
-Costs in between are interpolated. T(n) is the time to score a tree of n nodes, root included.
+Costs in between are interpolated. T(n) is the time to score a tree of size n (root counted).
 """
 
 from collections.abc import Mapping, Sequence
