@@ -2,17 +2,19 @@
 
 The draft is a chain of the model's own next tokens. At temperature 0 it is the model's greedy
 continuation. Above, each token is drawn from the model's distribution q at the target's temperature,
-and q is returned with the tree, so that ``speculative_sampling`` accepts as in the papers.
+restricted to its likeliest tokens as the target's p is, and q is returned with the tree, so that
+``speculative_sampling`` accepts as in the papers.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from methods.core.acceptance import Accepted, Sampling, exponential, probabilities
+from methods.core.acceptance import Accepted, Sampling, exponential, probabilities, truncated
 from methods.core.decode import Drafter
 from methods.core.policies import check_tree
 from methods.core.stack import Stack
@@ -33,6 +35,17 @@ class Config:
 
     def __post_init__(self) -> None:
         check_tree(self.nodes)
+
+
+class Law(NamedTuple):
+    """The part of ``Sampling`` that q depends on."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+GREEDY = Law(0.0)
 
 
 class DraftModel:
@@ -56,7 +69,7 @@ class DraftModel:
         self.common = min(model.config.vocab_size, self.vocabulary)
         self.sizes = (1 + nodes,)
 
-        self.rng, self.temperature = torch.Generator(target.device), 0.0
+        self.rng, self.law = torch.Generator(target.device), GREEDY
         self._draft = target.backend.capture(self._chain)
         self._unread: Accepted  # the last step's path, set by ``begin`` and ``observe``
 
@@ -64,7 +77,7 @@ class DraftModel:
         """Start a new turn: the model reads the prompt."""
         self.stack.read(self._embedded(torch.tensor(prompt, device=self.device)))
         self.rng.manual_seed(sampling.seed ^ OWN_STREAM)
-        self.temperature = sampling.temperature
+        self.law = Law(sampling.temperature, sampling.top_k, sampling.top_p)
         self._unread = first
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
@@ -73,8 +86,8 @@ class DraftModel:
 
     def draft(self, tokens: list[int]) -> DraftTree:
         """Read what was committed last and return a chain of the model's next tokens."""
-        noise_KV = exponential(self.nodes, self.common, self.rng) if self.temperature > 0 else None
-        tree = self._draft(self._unread, noise_KV, self.temperature, self.cache.span(len(tokens) + MAX_TREE_SIZE))
+        noise_KV = exponential(self.nodes, self.common, self.rng) if self.law.temperature > 0 else None
+        tree = self._draft(self._unread, noise_KV, self.law, self.cache.span(len(tokens) + MAX_TREE_SIZE))
         self.cache.length += self._unread.length
         return tree
 
@@ -82,7 +95,7 @@ class DraftModel:
         """Clear the model's cache."""
         self.cache.wipe()
 
-    def _chain(self, accepted: Accepted, noise_KV: Tensor | None, temperature: float, span: int) -> DraftTree:
+    def _chain(self, accepted: Accepted, noise_KV: Tensor | None, law: Law, span: int) -> DraftTree:
         """Draft K tokens after what a step committed.
 
         ``noise_KV`` is drawn by the caller, because a captured function may be run twice.
@@ -96,7 +109,7 @@ class DraftModel:
         for k in range(self.nodes):
             scores_1V = self.lm_head(state_1D)[:, : self.common]
             if noise_KV is not None:
-                q.append(probabilities(scores_1V, temperature))
+                q.append(probabilities(truncated(scores_1V, *law), law.temperature))
                 scores_1V = q[-1] / noise_KV[k]
             top = scores_1V.max(dim=-1)
             tokens.append(top.indices)

@@ -10,14 +10,15 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, published_shape
+from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, add_biases, published_shape
 from methods.core.policies import GrownTree, TreePolicy, best_first, check_tree, choices_of
 from methods.core.published import EMBEDDING, Checkpoint
+from methods.core.published_keys import EAGLE
 from methods.core.target import Scores, Target
 from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -67,10 +68,10 @@ class Module(nn.Module):
 
     reads = ()
 
-    def __init__(self, target: PreTrainedConfig, architecture: Architecture):
+    def __init__(self, target: PreTrainedConfig, architecture: Architecture, shape: LlamaConfig | None = None):
         super().__init__()
         self.architecture = architecture
-        self.layer = FeatureLayer(target)
+        self.layer = FeatureLayer(target, shape)
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
         """Set initial weights that pass the target's feature on."""
@@ -171,16 +172,18 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     """Load weights in EAGLE-1's and EAGLE-2's layout: ``fc``, ``layers.0`` and mostly ``embed_tokens``.
 
     The checkpoint's config has the layer's shape and rope, ``bias`` (of ``fc``, true unless given) and
-    ``qkv_bias`` (EAGLE's key for drafters of Qwen2). An embedding that is not the target's is kept and
-    used. Raises UserError as ``Checkpoint.fitted`` does.
+    those of ``add_biases``. An embedding that is not the target's is kept and used. Raises UserError
+    for other keys (``published_keys.EAGLE``) and as ``Checkpoint.fitted`` does.
     """
+    EAGLE.check(checkpoint.config, checkpoint.source)
     checkpoint = checkpoint.sharing(target)
-    module = Module(published_shape(checkpoint, target.config), Architecture())
+    shape = published_shape(checkpoint, target.config)
+    assert isinstance(shape, LlamaConfig)
+    module = Module(target.config, Architecture(), shape)
     layer = module.layer
-    if not checkpoint.config.get("bias", True):
+    if not checkpoint.flag("bias", default=True):
         layer.fc.register_parameter("bias", None)
-    if checkpoint.config.get("qkv_bias", False):
-        layer.bias_attention()
+    add_biases(layer.body.layers[0], checkpoint, "layers.0.")
     if EMBEDDING in checkpoint.tensors:
         layer.embed_tokens = nn.Embedding(target.config.vocab_size, target.config.hidden_size)
     return checkpoint.fitted(module, lambda own: own.removeprefix("layer.").removeprefix("body."), TEMPLATE)

@@ -11,19 +11,21 @@ Shape letters: those of ``methods.core.training``, and U draft vocabulary.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
-from methods.core.feature_layer import layer_config, published_shape
+from methods.core.feature_layer import add_biases, layer_config, published_shape
 from methods.core.policies import MAX_WIDTH, GrownTree, check_tree
-from methods.core.published import CONFIG, EMBEDDING, Checkpoint
+from methods.core.published import EMBEDDING, Checkpoint
+from methods.core.published_keys import AUX, CONFIG, EAGLE3, EAGLE3_NESTED, SPECULATORS, SPECULATORS_LAYER
 from methods.core.target import Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.weights import Trained
@@ -69,23 +71,37 @@ def layers_read(layers: int) -> tuple[int, ...]:
     return (2, layers // 2, layers - 3) if layers >= 7 else tuple(range(max(0, layers - 3), layers))
 
 
+class Layout(NamedTuple):
+    """The layer of a published drafter, in which drafters differ."""
+
+    config: LlamaConfig | Qwen3Config  # Qwen3's: queries and keys are normed
+    reads: tuple[int, ...]  # the target's layers whose input it reads; empty: the final hidden states, without ``fc``
+    norm_before_residual: bool = False  # the residual is the normed hidden state
+
+
 class MidLayer(GradientCheckpointingLayer):
-    """A Llama layer over rows [embedding; hidden state], 2D wide, with a norm for each half.
+    """A decoder layer over rows [embedding; hidden state], 2D wide, with a norm for each half.
 
     Its output is the next hidden state, D wide.
     """
 
-    def __init__(self, config: LlamaConfig):
+    self_attn: nn.Module
+    mlp: nn.Module
+
+    def __init__(self, config: LlamaConfig | Qwen3Config, norm_before_residual: bool = False):
         super().__init__()
+        self.norm_before_residual = norm_before_residual
         width = config.hidden_size
         self.input_layernorm = LlamaRMSNorm(width, eps=config.rms_norm_eps)
         self.hidden_norm = LlamaRMSNorm(width, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(width, eps=config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_idx=0)
+        if isinstance(config, Qwen3Config):
+            self.self_attn, self.mlp = Qwen3Attention(config, layer_idx=0), Qwen3MLP(config)
+        else:
+            self.self_attn, self.mlp = LlamaAttention(config, layer_idx=0), LlamaMLP(config)
         for name in ("q_proj", "k_proj", "v_proj"):
             narrow: Any = self.self_attn.get_submodule(name)
             self.self_attn.set_submodule(name, nn.Linear(2 * width, narrow.out_features, bias=narrow.bias is not None))
-        self.mlp = LlamaMLP(config)
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **kept: Any) -> Tensor:
         """Return hidden states B x N x D from rows B x N x 2D.
@@ -93,8 +109,11 @@ class MidLayer(GradientCheckpointingLayer):
         ``kept`` is where attention keeps keys and values: a cache's rows or, in training, ``Unrolled``.
         """
         embedding, hidden = rows.chunk(2, dim=-1)
-        normed = torch.cat([self.input_layernorm(embedding), self.hidden_norm(hidden)], dim=-1)
-        seen, _ = self.self_attn(normed, attention_mask=attention_mask, position_embeddings=position_embeddings, **kept)
+        normed = self.hidden_norm(hidden)
+        if self.norm_before_residual:
+            hidden = normed
+        read = torch.cat([self.input_layernorm(embedding), normed], dim=-1)
+        seen, _ = self.self_attn(read, attention_mask=attention_mask, position_embeddings=position_embeddings, **kept)
         hidden = hidden + seen
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -127,12 +146,12 @@ def _side_by_side(rows_BGTD: Tensor) -> Tensor:
 class Module(nn.Module):
     """EAGLE-3's trained layer, with tensors named as in published checkpoints.
 
-    ``shape`` is the layer's config, where it differs from the target's.
+    ``layout`` is that of published weights; ours are like the target's layers.
     """
 
     d2t: Tensor
 
-    def __init__(self, target: PreTrainedConfig, architecture: Architecture, shape: PreTrainedConfig | None = None):
+    def __init__(self, target: PreTrainedConfig, architecture: Architecture, layout: Layout | None = None):
         super().__init__()
         layers, vocabulary = architecture.target_layers or target.num_hidden_layers, architecture.vocabulary
         if layers > target.num_hidden_layers:
@@ -141,11 +160,11 @@ class Module(nn.Module):
             raise UserError(f"vocabulary is {vocabulary}, more than the target's {target.vocab_size}; choose 0 for all of its tokens")
 
         self.architecture = replace(architecture, target_layers=layers)
-        self.reads = layers_read(layers)
-        self.config = layer_config(shape or target)
-        self.fc = nn.Linear(len(self.reads) * target.hidden_size, self.config.hidden_size, bias=False)
-        self.midlayer = MidLayer(self.config)
-        self.rotary_emb = LlamaRotaryEmbedding(self.config)
+        layout = layout or Layout(layer_config(target), layers_read(layers))
+        self.config, self.reads = layout.config, layout.reads
+        self.fc = nn.Linear(len(self.reads) * target.hidden_size, self.config.hidden_size, bias=False) if self.reads else None
+        self.midlayer = MidLayer(self.config, layout.norm_before_residual)
+        self.rotary_emb = LlamaRotaryEmbedding(cast(LlamaConfig, self.config))
         self.norm = LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
         self.lm_head = nn.Linear(self.config.hidden_size, vocabulary or target.vocab_size, bias=False)
         self.embed_tokens: nn.Embedding | None = None  # of published layers with an embedding of their own
@@ -163,8 +182,8 @@ class Module(nn.Module):
         return SimpleNamespace(layers=[self.midlayer], rotary_emb=self.rotary_emb, norm=nn.Identity())
 
     def enter(self, features_ND: Tensor) -> Tensor:
-        """Return the first hidden states, from the inputs of three target layers."""
-        return self.fc(features_ND)
+        """Return the first hidden states, from the target's features."""
+        return features_ND if self.fc is None else self.fc(features_ND)
 
     def fold(self, embeddings_ND: Tensor, hidden_ND: Tensor) -> Tensor:
         """Return rows [embedding; hidden state]."""
@@ -188,6 +207,7 @@ class Module(nn.Module):
 
         The first guess is then about the target's own for one token earlier instead of noise.
         """
+        assert self.fc is not None, "only published layers have no fc"
         width = self.config.hidden_size
         nn.init.normal_(self.fc.weight, std=0.02)
         nn.init.eye_(self.fc.weight[:, -width:])
@@ -248,32 +268,110 @@ class Module(nn.Module):
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
-    """Load weights in EAGLE-3's layout.
+    """Load weights in EAGLE-3's layout, or in that of a speculators folder.
 
-    It has the names of ``Module``, ``t2d`` (which of the target's tokens ``d2t`` reaches), and
-    sometimes ``embed_tokens``. The checkpoint's config has the layer's shape, width and rope, and the
-    size of the draft vocabulary (``draft_vocab_size``). Raises UserError as ``Checkpoint.fitted``
-    does, and where the target's width or the two vocabularies do not fit each other.
+    They have the names of ``Module``, or ``layers.0`` for ``midlayer``; ``t2d`` (which of the target's
+    tokens ``d2t`` reaches), and sometimes ``embed_tokens``. The checkpoint's config has the layer's
+    shape, width, rope and biases, the size of the draft vocabulary (``draft_vocab_size``), which of the
+    target's layers are read (``layers_of``) and whether the residual is normed
+    (``norm_before_residual``). Raises UserError for other keys, as ``Checkpoint.fitted`` does, and
+    where the target's width or the two vocabularies do not fit each other.
     """
-    known, what = target.config.vocab_size, f"{CONFIG} of drafter {checkpoint.source}"
-    read = checkpoint.config.get("target_hidden_size", target.config.hidden_size)
-    if read != target.config.hidden_size:
-        raise UserError(f"{what} has target_hidden_size={read!r}, this target is {target.config.hidden_size} wide; use its own target")
+    speculators = "transformer_layer_config" in checkpoint.config
+    checkpoint = _flattened(checkpoint).sharing(target)
+    own, tensors, what = checkpoint.config, checkpoint.tensors, f"{CONFIG} of drafter {checkpoint.source}"
+    known, target_width = target.config.vocab_size, target.config.hidden_size
+    read = own.get("target_hidden_size")
+    if read not in (None, target_width):
+        raise UserError(f"{what} has target_hidden_size={read!r}, this target is {target_width} wide; use its own target")
 
-    checkpoint = checkpoint.sharing(target)
-    width = checkpoint.number("hidden_size", target.config.hidden_size, most=1 << 16)
+    width = checkpoint.number("hidden_size", target_width, most=1 << 16)
+    reads = layers_of(checkpoint, target.config.num_hidden_layers, first_is_shifted=not speculators)
+    if not reads and width != target_width:
+        raise UserError(
+            f"{what} has use_aux_hidden_state=False and hidden_size={width}, this target is {target_width} wide; use its own target"
+        )
     drafted = checkpoint.number("draft_vocab_size", known, most=known)
-    vocabulary = drafted if drafted < known or "d2t" in checkpoint.tensors else 0
-    module = Module(target.config, Architecture(vocabulary), published_shape(checkpoint, target.config, width))
-    if EMBEDDING in checkpoint.tensors or width != target.config.hidden_size:
+    vocabulary = drafted if drafted < known or "d2t" in tensors else 0
+
+    layer = "layers.0." if any(name.startswith("layers.0.") for name in tensors) else "midlayer."
+    normed = any(f"{layer}self_attn.{name}_norm.weight" in tensors for name in "qk") or (speculators and own["model_type"] == "qwen3")
+    config = published_shape(checkpoint, target.config, width, normed=normed)
+    module = Module(target.config, Architecture(vocabulary), Layout(config, reads, checkpoint.flag("norm_before_residual")))
+    add_biases(module.midlayer, checkpoint, layer)
+    if checkpoint.flag("bias") and "fc.bias" in tensors and module.fc is not None:
+        module.fc.register_parameter("bias", nn.Parameter(torch.zeros(width)))
+    if EMBEDDING in tensors or width != target_width:
         module.embed_tokens = nn.Embedding(known, width)
 
-    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "t2d" or not vocabulary}
-    trained = replace(checkpoint, tensors=own).fitted(module, str)
-    tokens_U, reached_V = module.tokens_U, checkpoint.tensors.get("t2d")
+    stored = {name: tensor for name, tensor in tensors.items() if name != "t2d" or not vocabulary}
+    trained = replace(checkpoint, tensors=stored).fitted(module, lambda name: name.replace("midlayer.", layer, 1))
+    tokens_U, reached_V = module.tokens_U, tensors.get("t2d")
     if tokens_U is not None and reached_V is not None and reached_V.nonzero().flatten().tolist() != tokens_U.tolist():
         raise UserError(f"drafter weights {checkpoint.source} name other tokens in t2d than in d2t; fetch them again")
     return trained
+
+
+def _flattened(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with all its config's keys at one level.
+
+    Raises UserError for keys that are unknown or have an effect that is not implemented.
+    """
+    own, source = checkpoint.config, checkpoint.source
+
+    def part(key: str) -> dict[str, Any]:
+        if not isinstance(own[key], dict):
+            raise UserError(f"{CONFIG} of drafter {source} has {key}={own[key]!r}, which is no JSON object; fetch it again")
+        return own[key]
+
+    if "transformer_layer_config" in own:
+        inner = part("transformer_layer_config")
+        SPECULATORS.check(own, source)
+        SPECULATORS_LAYER.check(inner, source, "transformer_layer_config")
+        for key, of in (("norm_before_residual", own), ("model_type", inner)):
+            if of.get(key) is None:
+                raise UserError(f"{CONFIG} of drafter {source} has no {key}, whose default differs between programs; add it")
+        return replace(checkpoint, config=inner | {key: own[key] for key in SPECULATORS.honoured & own.keys()})
+
+    EAGLE3.check(own, source)
+    nested = part("eagle_config") if own.get("eagle_config") is not None else {}
+    EAGLE3_NESTED.check(nested, source, "eagle_config")
+    for key in AUX & nested.keys():
+        if own.get(key) is not None and own[key] != nested[key]:
+            raise UserError(
+                f"{CONFIG} of drafter {source} has {key}={own[key]!r}, and {nested[key]!r} in eagle_config; remove the wrong one"
+            )
+    return replace(checkpoint, config=own | {key: nested[key] for key in AUX & nested.keys()})
+
+
+def layers_of(checkpoint: Checkpoint, layers: int, *, first_is_shifted: bool) -> tuple[int, ...]:
+    """Return which of a target's layers a published drafter reads the input of.
+
+    ``eagle_aux_hidden_state_layer_ids`` names them; the number of layers stands for the output of the
+    last. Without it they are those of ``layers_read``, and none if ``use_aux_hidden_state`` is false.
+    vLLM reads the inputs of the layers named, SGLang their outputs if the first is 1: ids that begin so
+    count up to the layer before (``first_is_shifted``). Raises UserError for ids the target does not
+    have.
+    """
+    own, key = checkpoint.config, "eagle_aux_hidden_state_layer_ids"
+    if not checkpoint.flag("use_aux_hidden_state", default=True):
+        return ()
+
+    ids, what = own.get(key), f"{CONFIG} of drafter {checkpoint.source}"
+    if not ids:
+        reads = layers_read(layers)
+    else:
+        if not isinstance(ids, list) or any(type(each) is not int for each in ids) or ids != sorted(set(ids)):
+            raise UserError(f"{what} has {key}={ids!r}; it must be a list of layers in ascending order")
+        shift = 1 if first_is_shifted and ids[0] == 1 else 0
+        reads = tuple(each + shift for each in ids)
+        if reads[0] < 0 or reads[-1] > layers:
+            raise UserError(f"{what} has {key}={ids!r}, this target has {layers} layers; use its own target")
+    if len(reads) != checkpoint.number("num_aux_hidden_states", len(reads), most=1 << 16):
+        raise UserError(
+            f"{what} has num_aux_hidden_states={own['num_aux_hidden_states']} and names {len(reads)} layers; correct one of them"
+        )
+    return reads
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:

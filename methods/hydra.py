@@ -24,7 +24,8 @@ from methods.core.decode import Drafter
 from methods.core.errors import UserError, check_range
 from methods.core.feature_layer import FeatureStream, layer_config
 from methods.core.policies import TreePolicy, check_tree
-from methods.core.published import CONFIG, Checkpoint
+from methods.core.published import Checkpoint
+from methods.core.published_keys import HYDRA
 from methods.core.target import Scores, Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -210,13 +211,11 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     Head H has ``hydra_mlp.H.I.linear`` for each block I, ``res_connection`` in the first block, and
     ``hydra_lm_head.H``; the prefix layer is ``prefix_embeding_layer``, a model of one layer. In
     Hydra++ a dropout precedes every block and output matrix and takes a number of its own. Raises
-    UserError for heads of another kind, and as ``Checkpoint.fitted`` does.
+    UserError for heads of another kind, unknown keys, and as ``Checkpoint.fitted`` does.
     """
-    config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | checkpoint.config
-    for key, served in (("hydra_head_arch", ("mlp", "prefix-mlp")), ("grounded_heads", (True,)), ("hidden_state_offset", (0,))):
-        if config[key] not in served:
-            choices = " or ".join(map(str, served))
-            raise UserError(f"{CONFIG} of drafter {checkpoint.source} has {key}={config[key]}; drafters with {choices} are supported")
+    given = {key: value for key, value in checkpoint.config.items() if value is not None}
+    config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | given
+    HYDRA.check(config, checkpoint.source)
 
     heads, layers = checkpoint.number("hydra_num_heads", 4, MAX_DEPTH - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
     plain = config["hydra_head_arch"] == "mlp"

@@ -17,6 +17,7 @@ from methods.core.decode import Drafter
 from methods.core.errors import check_range
 from methods.core.policies import TreePolicy, check_tree, choices_of
 from methods.core.published import Checkpoint
+from methods.core.published_keys import MEDUSA
 from methods.core.target import Scores, Target
 from methods.core.training import MAX_DEPTH, Batch, Level, hard_cross_entropy
 from methods.core.tree import DraftTree
@@ -155,8 +156,9 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
     Head H has ``H.R.linear.{weight,bias}`` for each block R, then ``H.BLOCKS.weight``. The tensors
     decide how many heads there are: configs of published weights name fewer than the published code
-    loads. Raises UserError as ``Checkpoint.fitted`` does.
+    loads. Raises UserError for unknown keys of the config and as ``Checkpoint.fitted`` does.
     """
+    MEDUSA.check(checkpoint.config, checkpoint.source)
     places = [match.groups() for name in checkpoint.tensors if (match := re.match(r"(\d+)\.(\d+)\.linear\.", name))]
     heads = max(len({head for head, _ in places}), checkpoint.number("medusa_num_heads", 1, MAX_DEPTH - 1))
     blocks = max(len({block for _, block in places}), checkpoint.number("medusa_num_layers", 1, MAX_BLOCKS))

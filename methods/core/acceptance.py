@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from methods.core.errors import UserError
 from methods.core.tree import DraftTree
 
 
@@ -19,13 +20,23 @@ from methods.core.tree import DraftTree
 class Sampling:
     """The sampling settings of a turn: how tokens are chosen, and when to stop.
 
-    Temperature 0 is greedy decoding.
+    Temperature 0 is greedy decoding. ``top_k`` and ``top_p`` restrict the distribution as
+    ``truncated`` does; drafts are accepted against the restricted distribution. Raises UserError for
+    a value out of range.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0  # 1: all tokens
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; choose 0 for all tokens, or how many to sample from")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; choose a share above 0 and up to 1, which keeps all tokens")
 
 
 class Noise(NamedTuple):
@@ -87,7 +98,10 @@ class AcceptanceRule(Protocol):
     """A function that decides which path of a tree is accepted."""
 
     def __call__(self, tree: DraftTree, logits_NV: Tensor, temperature: float, noise: Noise | None) -> Accepted:
-        """Return the accepted path; ``noise`` is None at temperature 0 and only there."""
+        """Return the accepted path; ``noise`` is None at temperature 0 and only there.
+
+        Logits are -inf for tokens that are not sampled (``truncated``).
+        """
         ...
 
 
@@ -99,6 +113,24 @@ def probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     below_NV = wide_NV - wide_NV.amax(dim=-1, keepdim=True)  # <= 0, so dividing cannot overflow to inf
     return torch.softmax(below_NV / max(temperature, torch.finfo(wide_NV.dtype).tiny), dim=-1)
+
+
+def truncated(logits_NV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Return the logits with -inf for tokens that are not sampled, as transformers' warpers do.
+
+    The temperature comes first, then the ``top_k`` likeliest tokens (0: all; ties with the last of
+    them stay), then, of what is left and renormalised, the fewest likeliest tokens whose probability
+    reaches ``top_p`` (1: all).
+    """
+    if 0 < top_k < logits_NV.shape[-1]:
+        least_N1 = logits_NV.topk(top_k).values[..., -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+    if top_p < 1:
+        ascending_NV, tokens_NV = logits_NV.sort(dim=-1)
+        dropped_NV = probabilities(ascending_NV, temperature).cumsum(dim=-1) <= 1 - top_p
+        dropped_NV[..., -1] = False
+        logits_NV = logits_NV.masked_fill(dropped_NV.scatter(-1, tokens_NV, dropped_NV), -torch.inf)
+    return logits_NV
 
 
 def choose(logits_NV: Tensor, temperature: float, noise: Noise | None) -> Tensor:

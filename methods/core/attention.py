@@ -2,8 +2,9 @@
 
 transformers' models find it by the name in their config. It works on whole buffers whose current
 length is on the device, so that one call can be compiled and captured. On a CPU, where reading that
-length costs nothing, it works on the live rows alone. Query heads that share a key head are folded
-into rows, so that keys and values are never repeated in memory.
+length costs nothing, it works on the live rows alone. In a tree, query heads that share a key head
+are folded into rows, so that keys and values are never repeated in memory. In a prompt they are not:
+folded rows would need a mask of (H / G) T x T, where the kernel needs none for causal rows.
 """
 
 from typing import Any
@@ -45,24 +46,33 @@ def attend(
         span = rows if mask is None else mask.shape[-1]
     keys, values = keys[:, :, :span], values[:, :, :span]
 
+    kernel = _plain if plain else F.scaled_dot_product_attention
+    if mask is None and rows > 1:
+        shared = query.shape[1] // groups
+        if shared > 1 and not at_hand and query.element_size() > 2:  # CUDA's fused kernel for shared heads takes half precision only
+            keys, values, shared = keys.repeat_interleave(shared, dim=1), values.repeat_interleave(shared, dim=1), 1
+        return kernel(query, keys, values, is_causal=True, enable_gqa=shared > 1).transpose(1, 2).contiguous()
+
     folded = query.reshape(1, groups, -1, query.shape[-1])
-    prompt = mask is None and rows > 1
     if mask is not None:
         mask = mask[..., :span]
-    elif prompt and (plain or groups < query.shape[1]):  # the kernel's causal mask is wrong for folded rows
-        causal = torch.full((rows, rows), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device).triu(1)
-        mask = causal.repeat(query.shape[1] // groups, 1)[None, None]
     elif at_hand and folded.shape[2] == 1:
         folded = folded.expand(-1, -1, 2, -1)  # torch's CPU kernel takes two to three times as long for one row as for two
 
-    kernel = _plain if plain else F.scaled_dot_product_attention
-    out = kernel(folded, keys, values, attn_mask=mask, is_causal=prompt and mask is None)
+    out = kernel(folded, keys, values, attn_mask=mask)
     return out[:, :, : query.shape[1] // groups * rows].reshape(query.shape).transpose(1, 2).contiguous()
 
 
-def _plain(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    assert not is_causal, "the plain kernel needs an explicit mask"
+def _plain(
+    query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, enable_gqa: bool = False
+) -> Tensor:
+    """Compute what ``F.scaled_dot_product_attention`` does, as matrix products and a softmax."""
+    if enable_gqa:
+        keys, values = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (keys, values))
     scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5
+    if is_causal:
+        rows = query.shape[2]
+        attn_mask = torch.full((rows, rows), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device).triu(1)
     if attn_mask is not None:
         scores = scores + attn_mask
     return torch.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1).to(query.dtype) @ values

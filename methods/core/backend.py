@@ -1,7 +1,7 @@
 """Back ends: how modules and the functions of a step are run.
 
-``eager`` calls them as they are. ``static`` compiles decoder layers where a compiler is present. On
-a CPU it also reorders the weights of linear layers for the CPU's kernels once, where torch would do
+``eager`` calls them as they are. ``static`` compiles decoder layers where torch can compile. On a
+CPU it also reorders the weights of linear layers for the CPU's kernels once, where torch would do
 so in every call. On CUDA it captures functions of a step as CUDA graphs, whose replay costs one
 launch.
 
@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.utils import _pytree as pytree
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -43,6 +44,7 @@ class Backend(Protocol):
     """A way to run modules and functions. All back ends compute the same values."""
 
     name: str
+    notice: str  # one line on what it does not do here, for the user; empty where it does all
 
     def prepare(self, module: M) -> M:
         """Return a copy of a module that runs on this back end and shares its tensors."""
@@ -63,7 +65,7 @@ class Backend(Protocol):
 class Eager:
     """The back end that calls everything as it is."""
 
-    name = "eager"
+    name, notice = "eager", ""
 
     def prepare(self, module: M) -> M:
         """Return a copy of the module with this package's attention, sharing its tensors."""
@@ -87,8 +89,9 @@ class Static:
     name = "static"
 
     def __init__(self, device: torch.device):
-        self._device = device
-        self._compiles = _compiler_present(device)
+        reason = why_uncompiled(device)
+        self.notice = f"the static back end runs layers uncompiled: {reason}" if reason else ""
+        self._device, self._compiles = device, not reason
         self._packed = _packed_dtypes() if device.type == "cpu" else ()
         if device.type == "cuda":
             self._pool, self._aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -144,6 +147,28 @@ def _packed_dtypes() -> tuple[torch.dtype, ...]:
     if not torch.backends.mkldnn.is_available():
         return ()
     return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+def why_uncompiled(device: torch.device) -> str:
+    """Return why layers cannot be compiled for a device in this process, and what to do; empty if they can.
+
+    Compiling would raise in every turn otherwise: with ``fullgraph`` torch does not fall back to the
+    layers as they are.
+    """
+    for variable in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
+        if os.environ.get(variable) == "1":
+            return f"{variable}=1 is set; unset it to compile them"
+    if torch._dynamo.config.disable:
+        return "torch._dynamo.config.disable is set; clear it to compile them"
+    if not _compiler_present(device):
+        return f"no compiler for {device.type} with Python's headers was found; install them to compile them"
+
+    try:
+        folder = cache_dir()
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        folder, usable = os.environ["TORCHINDUCTOR_CACHE_DIR"], False
+    return "" if usable else f"torch cannot write its compiler cache to {folder}; set TORCHINDUCTOR_CACHE_DIR to a folder it can write to"
 
 
 def _compiler_present(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.core.acceptance import AcceptanceRule, Accepted, HostResult, Sampling, match, noise_for
+from methods.core.acceptance import AcceptanceRule, Accepted, HostResult, Sampling, match, noise_for, truncated
 from methods.core.clock import Clock, HostClock
 from methods.core.target import ContextOverflow, Scores, Target
 from methods.core.tree import MAX_TREE_SIZE, DraftTree
@@ -151,6 +151,8 @@ def _step(
 
 
 def _judge(rule: AcceptanceRule, tree: DraftTree, logits_NV: Tensor, sampling: Sampling, rng: torch.Generator) -> Accepted:
+    if sampling.temperature > 0:
+        logits_NV = truncated(logits_NV, sampling.temperature, sampling.top_k, sampling.top_p)
     return rule(tree, logits_NV, sampling.temperature, noise_for(tree, logits_NV.shape[1], sampling, rng))
 
 

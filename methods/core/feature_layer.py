@@ -10,29 +10,16 @@ from typing import Any, Protocol
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel, PreTrainedConfig
+from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, Qwen3Config
 
 from methods.core.acceptance import Accepted
 from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
-from methods.core.published import CONFIG, Checkpoint
+from methods.core.published import Checkpoint
+from methods.core.published_keys import CONFIG, SHAPE
 from methods.core.stack import Stack
 from methods.core.target import Target, refuse
 from methods.core.tree import MAX_TREE_SIZE
-
-# Keys of a published drafter's config that describe its layer; all others are taken from the target.
-OWN_SHAPE = (
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "hidden_act",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-)
 
 
 def layer_config(target: PreTrainedConfig) -> LlamaConfig:
@@ -54,28 +41,54 @@ def layer_config(target: PreTrainedConfig) -> LlamaConfig:
     return config
 
 
-def published_shape(checkpoint: Checkpoint, target: PreTrainedConfig, width: int | None = None) -> LlamaConfig:
+def published_shape(
+    checkpoint: Checkpoint, target: PreTrainedConfig, width: int | None = None, *, normed: bool = False
+) -> LlamaConfig | Qwen3Config:
     """Return the config of a published drafter's layer; its width is the target's unless given.
 
-    Raises UserError for a layer that is not supported.
+    It is Qwen3's if queries and keys are ``normed``. Raises UserError for a layer that is not
+    supported.
     """
     own, what = checkpoint.config, f"{CONFIG} of drafter {checkpoint.source}"
-    missing = [key for key in OWN_SHAPE[:2] if own.get(key) is None]
+    missing = [key for key in SHAPE[:2] if own.get(key) is None]
     if missing:
         raise UserError(f"{what} has no {' and no '.join(missing)}; give the folder of a published drafter")
     checkpoint.number("num_hidden_layers", 1, most=1)
-    if own.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{what} has hidden_act={own['hidden_act']!r}; drafters with silu are supported")
 
-    given = {key: own[key] for key in OWN_SHAPE if own.get(key) is not None}
+    given = {key: own[key] for key in SHAPE if own.get(key) is not None}
+    given |= {"hidden_size": width or target.hidden_size, "vocab_size": target.vocab_size, "num_hidden_layers": 1}
     try:
-        config = LlamaConfig(hidden_size=width or target.hidden_size, vocab_size=target.vocab_size, **given)
+        config: LlamaConfig | Qwen3Config = LlamaConfig(**given)
+        if normed:
+            config = Qwen3Config(**given | {"head_dim": config.head_dim, "num_key_value_heads": config.num_key_value_heads})
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise UserError(f"{what} describes no layer ({' '.join(str(error).split())[:200]}); fetch it again") from None
 
     config._attn_implementation = target._attn_implementation
     refuse(config, f"drafter {checkpoint.source}")
     return config
+
+
+def add_biases(layer: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    """Give a layer the biases of its config; its tensors' names in the file begin with ``prefix``.
+
+    ``qkv_bias`` (EAGLE's key for drafters of Qwen2) has those of queries, keys and values. Configs
+    copied from a target may have ``attention_bias`` and ``mlp_bias`` where the layer has no biases:
+    there the tensors decide, as they do about the bias of the attention's output.
+    """
+
+    def stored(name: str) -> bool:
+        return f"{prefix}{name}.bias" in checkpoint.tensors
+
+    inputs, output = [f"self_attn.{name}_proj" for name in "qkv"], "self_attn.o_proj"
+    inner = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    qkv, attention, mlp = map(checkpoint.flag, ("qkv_bias", "attention_bias", "mlp_bias"))
+
+    chosen = inputs if qkv or (attention and any(map(stored, [*inputs, output]))) else []
+    chosen = chosen + [output] * (attention and stored(output)) + inner * (mlp and any(map(stored, inner)))
+    for name in chosen:
+        linear = layer.get_submodule(name)
+        linear.register_parameter("bias", nn.Parameter(torch.zeros(linear.get_parameter("weight").shape[0])))
 
 
 class ReadingLayer(Protocol):
@@ -85,8 +98,12 @@ class ReadingLayer(Protocol):
     """
 
     reads: tuple[int, ...]  # target layers whose input are its features; empty: the final hidden states
-    config: LlamaConfig
     embed_tokens: nn.Embedding | None  # None: the target's
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The layer's config."""
+        ...
 
     @property
     def body(self) -> Any:
@@ -105,26 +122,20 @@ class ReadingLayer(Protocol):
 class FeatureLayer(nn.Module):
     """EAGLE's trained module: ``fc``, then a Llama layer without its first norm.
 
-    ``fc`` folds embedding and feature into one vector.
+    ``fc`` folds embedding and feature into one vector. ``shape`` is the layer's config, where it is
+    not like the target's layers.
     """
 
     reads: tuple[int, ...] = ()
 
-    def __init__(self, target: PreTrainedConfig):
+    def __init__(self, target: PreTrainedConfig, shape: LlamaConfig | None = None):
         super().__init__()
-        self.config = layer_config(target)
+        self.config = shape or layer_config(target)
         self.fc = nn.Linear(2 * target.hidden_size, target.hidden_size)
         self.body = LlamaModel(self.config)
         for path in ("embed_tokens", "layers.0.input_layernorm", "norm"):
             self.body.set_submodule(path, nn.Identity())
         self.embed_tokens: nn.Embedding | None = None  # of published layers with an embedding of their own
-
-    def bias_attention(self) -> None:
-        """Give queries, keys and values a bias, as in Qwen2."""
-        attention: Any = self.body.layers[0].self_attn
-        for name in ("q_proj", "k_proj", "v_proj"):
-            linear = getattr(attention, name)
-            setattr(attention, name, nn.Linear(linear.in_features, linear.out_features))
 
     def start_from(self) -> None:
         """Set initial weights that pass the feature on.

@@ -4,8 +4,9 @@ A method whose drafters are published has in its file, beside ``Module`` and ``b
 
     def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]
 
-It builds the module that ``checkpoint.config`` describes for that target and gives it its tensors by
-``checkpoint.fitted``, which accounts for every tensor. It uses the target's config and embedding.
+It checks the keys of ``checkpoint.config`` (``methods.core.published_keys``), builds the module that the
+config describes for that target and gives it its tensors by ``checkpoint.fitted``, which accounts for
+every tensor. It uses the target's config and embedding.
 The caller finds the function by its name and moves the module to the target's device and dtype.
 """
 
@@ -26,9 +27,9 @@ from transformers import PreTrainedModel
 
 from methods.core.errors import UserError
 from methods.core.policies import Choice
+from methods.core.published_keys import CONFIG
 from methods.core.weights import Trained, fit, sha256_of
 
-CONFIG = "config.json"
 # A folder's weights are the first of these patterns that matches. Patterns are needed because training
 # leaves other pickles in the folder (training_args.bin).
 WEIGHTS = ("model*.safetensors", "*_lm_head.safetensors", "pytorch_model*.bin", "*_lm_head.pt")
@@ -70,11 +71,19 @@ class Checkpoint:
         return cls(config, tensors, sha256_of(files), source)
 
     def number(self, key: str, default: int, most: int) -> int:
-        """Return a whole number of the config. Raises UserError unless it is 1 to ``most``."""
-        value = self.config.get(key, default)
+        """Return a whole number of the config, or the default. Raises UserError unless it is 1 to ``most``."""
+        value = self.config.get(key)
+        value = default if value is None else value
         if type(value) is not int or not 1 <= value <= most:
             raise UserError(f"{CONFIG} of drafter {self.source} has {key}={value!r}; it must be 1 to {most}")
         return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """Return a boolean of the config, or the default. Raises UserError for another value."""
+        value = self.config.get(key)
+        if value is not None and type(value) is not bool:
+            raise UserError(f"{CONFIG} of drafter {self.source} has {key}={value!r}; it must be true or false")
+        return default if value is None else value
 
     def sharing(self, target: PreTrainedModel) -> "Checkpoint":
         """Return it without ``embed_tokens.weight`` if that equals the target's, in the target's dtype."""

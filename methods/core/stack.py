@@ -14,7 +14,7 @@ class Rows(NamedTuple):
     """The output of a stack of layers for N rows."""
 
     out_ND: Tensor  # after the last norm
-    deep_ND: Tensor | None  # inputs of the layers asked for, concatenated; None if none were
+    deep_ND: Tensor | None  # inputs of the layers asked for, concatenated in the layers' order; None if none were
 
 
 class Stack:
@@ -33,7 +33,8 @@ class Stack:
     def read(self, vectors_TD: Tensor, reads: tuple[int, ...] = ()) -> Rows:
         """Run the layers on a text from its beginning, TD; the cache then holds exactly its T rows.
 
-        ``reads`` are the layers whose input is returned in ``deep_ND``.
+        ``reads`` are the layers whose input is returned in ``deep_ND``; the number of layers stands
+        for the output of the last, before the last norm.
         """
         tokens = len(vectors_TD)
         self.cache.truncate(0)
@@ -64,6 +65,8 @@ class Stack:
                 hidden, mask, rotary, places_N = _moved(self._moves[i], hidden, mask, rotary, places_N)
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, keys=keys, values=values, places=places_N)
 
+        if len(layers) in reads:
+            entered.append(hidden[0].to(home))
         return Rows(self._body.norm(hidden.to(home))[0], torch.cat(entered, dim=-1) if entered else None)
 
 

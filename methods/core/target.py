@@ -121,7 +121,20 @@ def refuse(config: PreTrainedConfig, what: str = "target") -> None:
             "choose one with full attention in every layer (sliding_window null)"
         )
 
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        how = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise UserError(
+            f"{what} of type {kind!r} is quantised with {how} (quantization_config), which is not supported; "
+            "choose its checkpoint in bf16, fp16 or fp32"
+        )
+
+    parameters = getattr(config, "rope_parameters", None) or {}
+    theta = parameters.get("rope_theta", 1.0)
+    if not theta > 0:
+        raise UserError(f"{what} of type {kind!r} has rope_theta={theta!r}; it must be above 0, correct its config.json")
+
+    rope = parameters.get("rope_type", "default")
     if rope in LENGTH_DEPENDENT_ROPE:
         raise UserError(
             f"{what} of type {kind!r} has {rope} rotary factors that change with the length of the text, for a whole tree at once; "

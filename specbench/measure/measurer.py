@@ -31,10 +31,15 @@ TURN_FAILURES = (RuntimeError, FloatingPointError, ContextOverflow)  # fail one 
 def warm_up(session: Session, console: Console) -> Prepared:
     """Compile and capture what every arm needs, then answer the warm-up questions. Return the time and peak memory.
 
+    Before, print what a back end does not do on this machine.
     If an arm fails to warm up, print a warning and continue. Its turns are recorded as errors; other arms are still measured.
     """
     memory, start = PeakMemory(*session.target.devices), time.perf_counter()
     memory.reset()
+    for notice in dict.fromkeys(engine.target.backend.notice for engine in session.own):
+        if notice:
+            console.print(notice, markup=False, soft_wrap=True)
+
     measurer = Measurer(session, done=[])
     max_new_tokens = min(WARMUP_TOKENS, session.manifest.settings.max_new_tokens)
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.core import weights
 from methods.core.errors import UserError, WeightsError
-from methods.core.published import CONFIG, Checkpoint
+from methods.core.published import Checkpoint
+from methods.core.published_keys import CONFIG
 from methods.core.weights import Trained
 from methods.registry import METHODS, Method, Resolved
 from specbench.targets import checkpoint, families, hub
@@ -107,7 +108,7 @@ def _load_published(target: TargetModel, kind: str, code: Any, path: Path, sourc
         )
 
     stored = Checkpoint.read(path, source)
-    base = str(stored.config.get("base_model_name_or_path") or "")
+    base = _base_model(stored.config)
     if base and Path(base).name.lower() not in (Path(target.name).name.lower(), target.folder.name.lower()):
         print(f"warning: {kind} drafter {source} says it is for {base!r}, and the target is {target.name}", file=sys.stderr)
     try:
@@ -117,6 +118,14 @@ def _load_published(target: TargetModel, kind: str, code: Any, path: Path, sourc
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{kind} drafter {source}: no drafter can be built as its {CONFIG} says ({reason}); fix it") from None
+
+
+def _base_model(config: Mapping[str, Any]) -> str:
+    """Return the model a published drafter says it was trained for; empty where it names none."""
+    wrapped = config.get("speculators_config")
+    verifier = wrapped.get("verifier") if isinstance(wrapped, dict) else None
+    named = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    return str(config.get("base_model_name_or_path") or named or "")
 
 
 def load_draft_model(target: TargetModel, source: str) -> Trained[PreTrainedModel]:

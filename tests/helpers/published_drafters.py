@@ -76,6 +76,36 @@ def write(folder, layout, tensors, form="safetensors", **config):
     return path
 
 
+def eagle3_tensors(drafted=259, width=32, embeds=False, seed=0, *, features=2, layer="midlayer", biases=(), norms=()):
+    """EAGLE-3's tensors for a target of 259 tokens, 32 wide; heads 8 wide, one of keys for four of queries.
+
+    ``features`` of the target's layers go into ``fc``; ``biases`` are the linear parts that have one, ``norms`` those of attention.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    shapes = {
+        **({"fc.weight": (width, features * 32)} if features else {}),
+        **{f"{layer}.{name}.weight": (width,) for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
+        f"{layer}.self_attn.q_proj.weight": (32, 2 * width),
+        **{f"{layer}.self_attn.{name}_proj.weight": (8, 2 * width) for name in "kv"},
+        f"{layer}.self_attn.o_proj.weight": (width, 32),
+        **{f"{layer}.mlp.{name}_proj.weight": (48, width) for name in ("gate", "up")},
+        f"{layer}.mlp.down_proj.weight": (width, 48),
+        "norm.weight": (width,),
+        "lm_head.weight": (drafted, width),
+        **({"embed_tokens.weight": (259, width)} if embeds else {}),
+        **{f"{layer}.self_attn.{name}_norm.weight": (8,) for name in norms},
+    }
+    for name in biases:
+        own = name if name == "fc" else f"{layer}.{name}"
+        shapes[f"{own}.bias"] = shapes[f"{own}.weight"][:1]
+    tensors = {name: torch.randn(shape, generator=rng) * 0.3 + ("norm" in name) for name, shape in shapes.items()}
+    if drafted < 259:
+        chosen = torch.randperm(259, generator=rng)[:drafted].sort().values
+        tensors["d2t"] = chosen - torch.arange(drafted)
+        tensors["t2d"] = torch.zeros(259, dtype=torch.bool).index_fill(0, chosen, True)
+    return tensors
+
+
 def medusa_logits(layout, tensors, model, tokens, features_TD, path):
     """Return the logits after ``path``, from the feature of the last token."""
     head, x_D = len(path), features_TD[-1]

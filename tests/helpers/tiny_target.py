@@ -19,7 +19,7 @@ QUESTIONS = [
 ]
 
 
-def write_target(folder: Path, context: int = CONTEXT) -> Path:
+def write_target(folder: Path, context: int = CONTEXT, layers: int = 2) -> Path:
     """Write a target's checkpoint and tokenizer into a folder."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(alphabet)}, merges=[]))
@@ -32,7 +32,7 @@ def write_target(folder: Path, context: int = CONTEXT) -> Path:
         vocab_size=len(wrapped),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,

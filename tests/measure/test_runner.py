@@ -228,6 +228,16 @@ def test_sampling_differs_between_repeats_but_not_between_runs(options, tmp_path
     assert one["vanilla", "a2", 0, 0].output_ids != one["vanilla", "a2", 0, 1].output_ids
 
 
+def test_what_a_back_end_does_not_do_here_is_printed_once_and_not_recorded(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    console = Console(file=io.StringIO(), width=40)
+    run(LocalExecutor(prepare(dataclasses.replace(options, backend="static", limit=1, max_new_tokens=1))), tmp_path, console)
+    notice = "the static back end runs layers uncompiled: TORCH_COMPILE_DISABLE=1 is set; unset it to compile them"
+    assert printed(console).splitlines().count(notice) == 1
+    assert printed(console).count("TORCH_COMPILE_DISABLE") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "TORCH_COMPILE_DISABLE" in path.read_text()]
+
+
 def test_each_turn_has_its_own_seed_shared_by_the_arms():
     questions = [Question(name, "c", ("x", "y"), ()) for name in ("1", "11")]
     seeds = {(u.question.id, u.turn, u.repeat): turn_seed(0, u) for u in schedule(questions, ["a"], 2)}

@@ -5,9 +5,11 @@ Fixed seeds; a lossless rule must have a p-value above 0.001, a broken or lossy 
 
 import pytest
 import torch
+from helpers.sampling import warped
 from helpers.small_models import CPU, path_of, plant, taken
 
-from methods.core.acceptance import RULES, Sampling, match, noise_for, probabilities, speculative_sampling, typical
+from methods.core.acceptance import RULES, Sampling, match, noise_for, probabilities, speculative_sampling, truncated, typical
+from methods.core.errors import UserError
 from methods.core.tree import PADDING, DraftTree, padded
 
 V = 5
@@ -35,31 +37,89 @@ def drawn_tree(rng):
     return plant([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), q_V.expand(7, V))
 
 
-def p_value(rule, planter):
+def law_of(logits, temperature, top_k, top_p):
+    """Return the distribution that transformers' own warpers leave."""
+    return torch.softmax(warped(logits.view(-1, V) / temperature, top_k, top_p), dim=-1)
+
+
+def p_value(rule, planter, temperature=TEMPERATURE, top_k=0, top_p=1.0, truncate=truncated):
     """Return the p-value of the first two tokens' joint distribution against p(x) p(y | x).
 
     A second token that the step did not emit is drawn from p.
     """
     rng = torch.Generator().manual_seed(11)
     root_V, after_VV = random_logits()
-    p_VV = probabilities(after_VV, TEMPERATURE)
+    p_VV = law_of(after_VV, temperature, top_k, top_p)
     counts = torch.zeros(V, V, dtype=torch.float64)
     for _ in range(DRAWS):
         tree = planter(rng)
-        logits_NV = torch.cat([root_V[None], after_VV[tree.tokens_N[1:]]])
-        emitted = rule(tree, logits_NV, TEMPERATURE, noise_for(tree, V, SAMPLING, rng)).read().tokens
+        logits_NV = truncate(torch.cat([root_V[None], after_VV[tree.tokens_N[1:]]]), temperature, top_k, top_p)
+        emitted = rule(tree, logits_NV, temperature, noise_for(tree, V, SAMPLING, rng)).read().tokens
         if len(emitted) == 1:
             emitted.append(int(torch.multinomial(p_VV[emitted[0]], 1, generator=rng)))
         counts[emitted[0], emitted[1]] += 1
-    expected = DRAWS * probabilities(root_V, TEMPERATURE)[:, None] * p_VV
+    expected = DRAWS * law_of(root_V, temperature, top_k, top_p).view(V, 1) * p_VV
+    if counts[expected == 0].any():
+        return 0.0
+    counts, expected = counts[expected > 0], expected[expected > 0]
     chi_square = ((counts - expected) ** 2 / expected).sum()
-    return float(torch.special.gammaincc(torch.tensor((V * V - 1) / 2, dtype=torch.float64), chi_square / 2))
+    return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.float64), chi_square / 2))
 
 
 @pytest.mark.parametrize("planter", [fixed_tree, drawn_tree])
 @pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values() if rule.lossless])
 def test_a_lossless_rule_samples_from_the_target(rule, planter):
     assert p_value(rule, planter) > PASSES
+
+
+@pytest.mark.parametrize(
+    ("rule", "planter", "restricted"),
+    [
+        (match, fixed_tree, {"top_k": 3}),
+        (speculative_sampling, drawn_tree, {"top_p": 0.8}),
+        (speculative_sampling, drawn_tree, {"top_k": 3, "top_p": 0.8}),
+    ],
+)
+def test_a_lossless_rule_samples_from_the_likeliest_tokens(rule, planter, restricted):
+    assert p_value(rule, planter, 1.0, **restricted) > PASSES
+
+
+def renormalised_at_the_draft(logits_NV, temperature, top_k, top_p):
+    """Restricts what follows the root alone, as when only the first token of a step were sampled from fewer tokens."""
+    return torch.cat([truncated(logits_NV[:1], temperature, top_k, top_p), logits_NV[1:]])
+
+
+def at_another_temperature(logits_NV, temperature, top_k, top_p):
+    return truncated(logits_NV, temperature * 3, top_k, top_p)
+
+
+@pytest.mark.parametrize(("broken", "restricted"), [(renormalised_at_the_draft, {"top_k": 3}), (at_another_temperature, {"top_p": 0.8})])
+def test_a_wrong_restriction_is_caught(broken, restricted):
+    assert p_value(match, drawn_tree, 1.0, **restricted, truncate=broken) < FAILS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (1, 1.0), (20, 1.0), (400, 1.0), (0, 1e-9), (0, 0.5), (0, 0.999), (20, 0.95), (1, 0.1)]
+)
+def test_the_tokens_sampled_are_those_of_transformers_warpers(top_k, top_p, temperature, dtype):
+    logits_NV = (torch.randn(60, 300, generator=torch.Generator().manual_seed(1)) * 4).to(dtype)
+    logits_NV[::7, 5] = logits_NV[::7, 9] = logits_NV[::7].amax(dim=-1)  # ties
+    scores = warped(logits_NV.float() / temperature, top_k, top_p)
+    ours = truncated(logits_NV.float(), temperature, top_k, top_p)
+    assert torch.equal(ours.isinf(), scores.isinf())
+    assert torch.equal(ours[ours.isfinite()], logits_NV.float()[ours.isfinite()])
+
+
+@pytest.mark.parametrize(
+    ("restricted", "said"),
+    [({"top_k": -1}, "top_k is -1; choose 0 for all tokens")]
+    + [({"top_p": p}, f"top_p is {p}; choose a share above 0") for p in (0.0, -0.5, 1.5, float("nan"))],
+)
+def test_restrictions_out_of_range_are_refused(restricted, said):
+    with pytest.raises(UserError, match=said):
+        Sampling(1, 1.0, **restricted)
 
 
 def test_match_does_not_choose_between_equal_siblings():
@@ -140,6 +200,7 @@ def test_nan_logits_are_an_error(rule, temperature):
     logits_NV = torch.zeros(2, V)
     logits_NV[0, 3] = float("nan")
     tree = DraftTree.chain([0, 1], CPU)
+    logits_NV = truncated(logits_NV, temperature, 2, 0.5)  # which must not hide them
     accepted = rule(tree, logits_NV, temperature, noise_for(tree, V, Sampling(8, temperature), torch.Generator()))
     with pytest.raises(FloatingPointError, match="the target's logits are NaN"):
         accepted.read()

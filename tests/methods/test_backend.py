@@ -1,6 +1,9 @@
 """The static back end writes the eager one's tokens, and functions of a step keep the rules for being captured."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,7 +54,7 @@ def fp32():
 
 def texts(target, name, options, **sampling):
     drafter, accept = build(name, target, **options)
-    warm_up(target, drafter, accept, Sampling(1, sampling.get("temperature", 0.0)))
+    warm_up(target, drafter, accept, Sampling(1, **sampling))
     return [run(target, drafter, prompt, NEW, accept, **sampling).tokens for prompt in (PROMPT, OTHER_PROMPT, PROMPT)]
 
 
@@ -153,6 +156,51 @@ def test_without_a_compiler_static_is_plain(kernel, monkeypatch):
     assert texts(target, "eagle2", {})[0] == greedy_text(attention=kernel)[len(PROMPT) :][:NEW]
 
 
+DISABLED = {  # what is set, patched or configured, and the reason that is given
+    "TORCH_COMPILE_DISABLE": ({"TORCH_COMPILE_DISABLE": "1"}, (), True, "TORCH_COMPILE_DISABLE=1 is set; unset it"),
+    "TORCHDYNAMO_DISABLE": ({"TORCHDYNAMO_DISABLE": "1"}, (), False, "TORCHDYNAMO_DISABLE=1 is set; unset it"),
+    "dynamo's config": ({}, (), True, "torch._dynamo.config.disable is set; clear it"),
+    "no compiler": ({}, (backends, "_compiler_present", False), False, "no compiler for cpu"),
+    "no cache folder": ({"TORCHINDUCTOR_CACHE_DIR": "/proc/no"}, (), False, "torch cannot write its compiler cache to /proc/no;"),
+    "a cache folder of others": ({}, (backends, "cache_dir", "/proc/none"), False, "torch cannot write its compiler cache to /proc/none;"),
+}
+
+
+@pytest.mark.parametrize("how", DISABLED)
+def test_where_nothing_can_be_compiled_static_is_plain_and_says_why(how, fp32, monkeypatch):
+    variables, patched, configured, reason = DISABLED[how]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if patched:
+        monkeypatch.setattr(*patched[:2], lambda *asked: patched[2])
+    counters.clear()
+    with torch._dynamo.config.patch(disable=configured):
+        static, eager = (Target(fp32["llama"], capacity=200, backend=backend(each, CPU)) for each in ("static", "eager"))
+        assert texts(static, "eagle2", {}) == texts(eager, "eagle2", {})
+    assert counters["stats"]["unique_graphs"] == 0
+    assert static.backend.notice.startswith(f"the static back end runs layers uncompiled: {reason}")
+    assert "\n" not in static.backend.notice
+
+
+def test_back_ends_that_do_all_they_can_have_nothing_to_say():
+    assert [backend(name, CPU).notice for name in ("eager", "static")] == ["", ""]
+
+
+def test_a_cache_folder_that_cannot_be_made_does_not_keep_the_package_from_being_imported(tmp_path):
+    (tmp_path / "file").write_text("")
+    code = "import os; from methods.core.backend import why_uncompiled as why; import torch; "
+    code += "print(why(torch.device('cpu'))); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    folder = str(tmp_path / "file" / "cache")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"torch cannot write its compiler cache to {folder}; set TORCHINDUCTOR_CACHE_DIR to a folder it can write to",
+        folder,
+    ]
+
+
 class Replayed(Captured):
     """A captured graph on a CPU: it runs the function twice on its own inputs and returns the same tensors every time."""
 
@@ -175,14 +223,17 @@ class Replaying(Eager):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "temperature"),
-    [*((name, options, 0.0) for name, options in SWITCHES), *((name, {}, 0.8) for name in ("vanilla", "medusa", "sps", "s4c"))],
+    ("name", "options", "sampling"),
+    [
+        *((name, options, {"temperature": 0.0}) for name, options in SWITCHES),
+        *((name, {}, {"temperature": 0.8}) for name in ("vanilla", "medusa", "sps", "s4c")),
+        *((name, {}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9}) for name in ("vanilla", "sps")),
+    ],
 )
-def test_functions_of_a_step_can_be_captured(name, options, temperature):
+def test_functions_of_a_step_can_be_captured(name, options, sampling):
     """A step keeps nothing in tensors that the next call overwrites, and running a function twice changes nothing."""
     captured, eager = (Target(small_model(), capacity=200, backend=each) for each in (Replaying(), Eager()))
-    sampling = {"temperature": temperature, "seed": 3}
-    assert texts(captured, name, options, **sampling) == texts(eager, name, options, **sampling)
+    assert texts(captured, name, options, **sampling, seed=3) == texts(eager, name, options, **sampling, seed=3)
 
 
 WAITS = {f"aten::{name}" for name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")}
@@ -201,9 +252,14 @@ class HostReads(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "options"), [each for each in SWITCHES if each[1] != {"tree": "fresh"}])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_host_reads_once_a_step(name, options, temperature, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options", "sampling"),
+    [
+        *((*each, sampling) for each in SWITCHES if each[1] != {"tree": "fresh"} for sampling in ({}, {"temperature": 0.8})),
+        *((name, {}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9}) for name in ("vanilla", "sps")),
+    ],
+)
+def test_the_host_reads_once_a_step(name, options, sampling, monkeypatch):
     target, reads, attend, tolist = small_target(), HostReads(), attention.attend, torch.Tensor.tolist
 
     def attending(*args):
@@ -222,7 +278,7 @@ def test_the_host_reads_once_a_step(name, options, temperature, monkeypatch):
     run(target, drafter, PROMPT, 3, accept)  # static trees are brought to the device once
     reads.seen.clear()
     with reads:
-        result = run(target, drafter, PROMPT, 30, accept, temperature=temperature)
+        result = run(target, drafter, PROMPT, 30, accept, **sampling)
     assert reads.seen == ["tolist"] * (1 + len(result.steps))
 
 

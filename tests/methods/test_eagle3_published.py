@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eagle3_reference import reference_logits
+from helpers.published_drafters import eagle3_tensors as tensors_of
 from helpers.small_models import PROMPT, Beside, Oracle, run, trained, watch_policy
 from helpers.tiny_target import write_target
 from safetensors.torch import save_file
@@ -33,29 +34,6 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_target(tmp_path_factory.mktemp("target"))
-
-
-def tensors_of(drafted=V, width=32, embeds=False, seed=0):
-    """Return random tensors of the published names and shapes, with heads 8 wide and one key head for four query heads."""
-    rng = torch.Generator().manual_seed(seed)
-    shapes = {
-        "fc.weight": (width, 2 * 32),
-        **{f"midlayer.{name}.weight": (width,) for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
-        "midlayer.self_attn.q_proj.weight": (32, 2 * width),
-        **{f"midlayer.self_attn.{name}_proj.weight": (8, 2 * width) for name in "kv"},
-        "midlayer.self_attn.o_proj.weight": (width, 32),
-        **{f"midlayer.mlp.{name}_proj.weight": (48, width) for name in ("gate", "up")},
-        "midlayer.mlp.down_proj.weight": (width, 48),
-        "norm.weight": (width,),
-        "lm_head.weight": (drafted, width),
-        **({"embed_tokens.weight": (V, width)} if embeds else {}),
-    }
-    tensors = {name: torch.randn(shape, generator=rng) * 0.3 + ("norm" in name) for name, shape in shapes.items()}
-    if drafted < V:
-        chosen = torch.randperm(V, generator=rng)[:drafted].sort().values
-        tensors["d2t"] = chosen - torch.arange(drafted)
-        tensors["t2d"] = torch.zeros(V, dtype=torch.bool).index_fill(0, chosen, True)
-    return tensors
 
 
 def write(folder, tensors, file="model.safetensors", **config):

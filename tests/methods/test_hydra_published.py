@@ -135,7 +135,7 @@ def other(tensor):
 @pytest.mark.parametrize(
     ("config", "change", "complaint"),
     [
-        ({"hydra_head_arch": "eagle-attn"}, {}, "has hydra_head_arch=eagle-attn; drafters with mlp or prefix-mlp are supported"),
+        ({"hydra_head_arch": "eagle-attn"}, {}, "has hydra_head_arch='eagle-attn'; drafters with mlp or prefix-mlp are supported"),
         ({"grounded_heads": False}, {}, "has grounded_heads=False; drafters with True are supported"),
         ({"hidden_state_offset": 1}, {}, "has hidden_state_offset=1; drafters with 0 are supported"),
         ({"hydra_num_heads": 9}, {}, "hydra_num_heads=9; it must be 1 to 5"),

@@ -10,12 +10,13 @@ from functools import lru_cache
 
 import pytest
 import torch
+from helpers.sampling import warped
 from helpers.small_models import SHAPE, build, run, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods import draft_model
 from methods.core import decode
-from methods.core.acceptance import match, noise_for, speculative_sampling, typical
+from methods.core.acceptance import match, noise_for, speculative_sampling, truncated, typical
 from methods.core.kv_cache import KVCache
 from methods.core.target import Target
 from methods.registry import METHODS
@@ -33,12 +34,16 @@ def model():
 
 
 @lru_cache
-def joint_law():
-    """Return p(x) p(y | x) p(z | x, y) p(w | x, y, z) of the tokens after the prompt, one dimension for each."""
+def joint_law(temperature=TEMPERATURE, top_k=0, top_p=1.0):
+    """Return p(x) p(y | x) p(z | x, y) p(w | x, y, z) of the tokens after the prompt, one dimension for each.
+
+    It is restricted to the likeliest tokens by transformers' own warpers.
+    """
     texts = [[*PROMPT, *first] for first in itertools.product(range(V), repeat=NEW - 1)]
     logits_BTV = model()(input_ids=torch.tensor(texts), use_cache=False).logits
     assert logits_BTV.dtype == torch.float64
-    p_BTV = torch.softmax(logits_BTV[:, -NEW:] / TEMPERATURE, dim=-1)
+    scores_RV = warped(logits_BTV[:, -NEW:].flatten(0, 1) / temperature, top_k, top_p)
+    p_BTV = torch.softmax(scores_RV, dim=-1).unflatten(0, (-1, NEW))
     joint = torch.ones((), dtype=torch.float64)
     for place in range(NEW):
         following = p_BTV[:: V ** (NEW - 1 - place), place].view([V] * (place + 1))  # the tokens from here on do not matter
@@ -63,7 +68,7 @@ def remember(stack):
     stack._run = answered
 
 
-def p_value(name, seeds, rule=None):
+def p_value(name, seeds, rule=None, *, temperature=TEMPERATURE, **restricted):
     """Return the p-value of the texts that ``decode`` wrote for this many seeds.
 
     Drafts must have been both accepted and rejected.
@@ -75,19 +80,22 @@ def p_value(name, seeds, rule=None):
         remember(stack)
     counts, steps = torch.zeros([V] * NEW, dtype=torch.float64), []
     for seed in range(seeds):
-        result = run(target, drafter, PROMPT, NEW, rule or accept, temperature=TEMPERATURE, seed=seed)
+        result = run(target, drafter, PROMPT, NEW, rule or accept, temperature=temperature, seed=seed, **restricted)
         counts[tuple(result.tokens)] += 1
         steps += result.steps
     if name != "vanilla":
         assert seeds / 10 < sum(step.accepted > 0 for step in steps) < len(steps) - seeds / 10
-    return chi_square(counts.flatten(), seeds * joint_law().flatten())
+    return chi_square(counts.flatten(), seeds * joint_law(temperature, **restricted).flatten())
 
 
 def chi_square(counts, expected):
     assert expected.sum() == pytest.approx(counts.sum())
+    if counts[expected == 0].any():
+        return 0.0
+    counts, expected = counts[expected > 0], expected[expected > 0]
     rare = expected < RARE
-    counts, expected = (torch.cat([each[~rare], each[rare].sum()[None]]) for each in (counts, expected))
-    assert len(expected) > 10
+    counts, expected = (torch.cat([each[~rare], each[rare].sum()[None]][: 1 + rare.any()]) for each in (counts, expected))
+    assert len(expected) >= 10
     distance = ((counts - expected) ** 2 / expected).sum()
     return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.float64), distance / 2))
 
@@ -129,3 +137,55 @@ def test_a_cache_that_keeps_other_rows_than_the_accepted_is_caught(monkeypatch):
 
 def test_the_typical_rule_is_caught():
     assert p_value("s4c", SEEDS, typical) < SIGNIFICANCE
+
+
+RESTRICTED = {"top_k": 4, "top_p": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("vanilla", None), ("eagle2", match), ("sps", speculative_sampling)],
+)
+def test_the_loop_samples_from_the_restricted_target(name, rule):
+    assert p_value(name, SEEDS, rule, temperature=1.0, **RESTRICTED) > SIGNIFICANCE
+
+
+def top_p_first(logits_NV, temperature, top_k, top_p):
+    """The other order: the share is then one of all tokens' probability, and more of them stay."""
+    return truncated(truncated(logits_NV, temperature, 0, top_p), temperature, top_k, 1.0)
+
+
+def one_too_many(logits_NV, temperature, top_k, top_p):
+    return truncated(logits_NV, temperature, top_k + 1, top_p)
+
+
+def below_the_share(logits_NV, temperature, top_k, top_p):
+    """Leaves out the token with which the share is reached."""
+    least = truncated(logits_NV, temperature, top_k, top_p)
+    last = torch.where(least.isinf(), torch.inf, least).argmin(dim=-1, keepdim=True)
+    return least.scatter(-1, last, torch.where(least.isfinite().sum(dim=-1, keepdim=True) > 1, -torch.inf, least.gather(-1, last)))
+
+
+@pytest.mark.parametrize(
+    ("broken", "restricted"),
+    [
+        (one_too_many, {"top_k": 4}),
+        (below_the_share, {"top_p": 0.8}),
+        (top_p_first, RESTRICTED),
+    ],
+)
+def test_a_target_restricted_otherwise_is_caught(broken, restricted, monkeypatch):
+    monkeypatch.setattr(decode, "truncated", broken)
+    assert p_value("vanilla", SEEDS, temperature=1.0, **restricted) < SIGNIFICANCE
+
+
+def test_a_q_wider_than_the_one_drawn_from_is_caught(monkeypatch):
+    """The draft is drawn from the restricted distribution, and the whole one returned with it."""
+    drawn = draft_model.DraftModel._chain
+
+    def wider(drafter, accepted, noise_KV, law, span):
+        tree = drawn(drafter, accepted, noise_KV, law, span)
+        return tree._replace(q_NV=drawn(drafter, accepted, noise_KV, draft_model.Law(law.temperature), span).q_NV)
+
+    monkeypatch.setattr(draft_model.DraftModel, "_chain", wider)
+    assert p_value("sps", SEEDS, temperature=1.0, top_k=2) < SIGNIFICANCE

@@ -20,8 +20,11 @@ from helpers.small_models import (
     small_model,
     taken,
 )
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2Config, GPTQConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
 
+from methods.core import attention
 from methods.core.errors import UserError
 from methods.core.kv_cache import KVCache
 from methods.core.target import Target, refuse
@@ -61,6 +64,44 @@ def test_tree_scores_are_those_of_each_path_alone(family, attention):
             assert target.cache.length == len(committed)
 
 
+class Largest(TorchDispatchMode):
+    """Notes the most elements that any tensor has which an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        self.elements = max(self.elements, *(leaf.numel() for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.usefixtures("exact_math")
+def test_a_prompt_makes_nothing_that_grows_with_its_square(family):
+    """Four query heads share two key heads; a mask of 2 x 200 rows and 200 columns was made in every layer."""
+    model, prompt = small_model(family), torch.arange(200).remainder(SHAPE["vocab_size"]).tolist()
+    target, largest = Target(model, capacity=256), Largest()
+    with torch.inference_mode(), largest:
+        scores = target.prefill(prompt)
+    assert largest.elements < len(prompt) ** 2
+    torch.testing.assert_close(scores.features_ND, features_of(model, prompt), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_prompts_of_shared_key_heads_are_causal_in_every_dtype(at_hand, dtype, monkeypatch):
+    """Where the length is not at hand, as on a GPU, wide dtypes take another way to the kernel."""
+    monkeypatch.setattr(attention, "length_is_at_hand", lambda device: at_hand)
+    query, key, value = (torch.randn(1, heads, 50, 8, generator=torch.Generator().manual_seed(heads)) for heads in (8, 2, 2))
+    rows = torch.zeros(2, 1, 2, 64, 8, dtype=dtype)
+    out = attention.attend(query.to(dtype), key.to(dtype), value.to(dtype), rows[0], rows[1], torch.arange(50), None, False)
+    scores = query @ key.repeat_interleave(4, dim=1).transpose(2, 3) / 8**0.5
+    causal = scores.masked_fill(torch.ones(50, 50).triu(1).bool(), -torch.inf).softmax(-1) @ value.repeat_interleave(4, dim=1)
+    torch.testing.assert_close(
+        out.float(), causal.transpose(1, 2), rtol=1e-5 if dtype == torch.float32 else 0.1, atol=1e-5 if dtype == torch.float32 else 0.1
+    )
+
+
 def test_sliding_window_targets_are_refused_by_name():
     model = MistralForCausalLM._from_config(MistralConfig(**SHAPE, sliding_window=64), attn_implementation="sdpa")
     with pytest.raises(UserError, match=r"'mistral' has sliding_attention layers.*rolled back"):
@@ -97,6 +138,33 @@ def test_rotary_factors_that_switch_with_the_length_are_refused_by_name(rope):
 def test_rotary_factors_that_do_not_are_not(rope):
     model = LlamaForCausalLM._from_config(LlamaConfig(**SHAPE, rope_parameters={"rope_theta": 1e4, **rope}), attn_implementation="sdpa")
     refuse(model.config)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "how"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"bits": 4}, "an unnamed method"),
+        (GPTQConfig(bits=4), "GPTQConfig"),
+    ],
+)
+def test_quantised_checkpoints_are_refused_by_name(quantisation, how):
+    config = LlamaConfig(**SHAPE)
+    config.quantization_config = quantisation
+    with pytest.raises(
+        UserError, match=rf"'llama' is quantised with {how} \(quantization_config\).*choose its checkpoint in bf16"
+    ) as caught:
+        refuse(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("theta", [0, 0.0, -1e4, float("nan")])
+def test_a_rotary_base_that_is_not_above_0_is_refused(theta):
+    config = LlamaConfig(**SHAPE)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+    with pytest.raises(UserError, match=f"'llama' has rope_theta={theta!r}; it must be above 0, correct its config.json"):
+        refuse(config)
 
 
 def test_attention_without_a_tree_mask_is_refused_by_name():

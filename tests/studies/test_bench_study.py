@@ -16,7 +16,7 @@ from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure.session import prepare
 from specbench.store.records import Record
-from specbench.studies.bench import decoding
+from specbench.studies.bench import decoding, prefill
 from specbench.studies.bench.decoding import (
     ARMS,
     EAGER,
@@ -31,6 +31,7 @@ from specbench.studies.bench.decoding import (
     speed_ratios,
 )
 from specbench.studies.bench.finding import Finding, findings_table
+from specbench.studies.bench.prefill import prefill_finding
 from specbench.studies.bench.run import Stopwatch, harness_finding
 from specbench.util.text import NONE
 
@@ -240,3 +241,21 @@ def test_a_short_run_is_measured_and_leaves_nothing_behind(session, tmp_path):
     assert all(0 < share < 1 for share in finding.ratios)
     assert finding.is_share
     assert list(parent.iterdir()) == []
+
+
+def test_a_long_prompt_is_timed_beside_transformers(monkeypatch):
+    """Ours takes twice as long as theirs here, whichever goes first."""
+    finding = prefill_finding(torch.float32, torch.device("cpu"), quiet(), tokens=40, pairs=3)
+    assert len(finding.ratios) == 3
+    assert finding.what == "prefill of 40 tokens, 8 query and 2 key heads / transformers' forward, speed"
+
+    asked: list[str] = []
+
+    def seconds(side, device):
+        asked.append(side.__name__)
+        return {"ours": 2.0, "theirs": 1.0}[side.__name__]
+
+    monkeypatch.setattr(prefill, "_seconds", seconds)
+    slow = prefill_finding(torch.float32, torch.device("cpu"), quiet(), tokens=40, pairs=2)
+    assert (slow.ratios, slow.verdict) == ([0.5, 0.5], "missed")
+    assert asked == ["ours", "theirs", "ours", "theirs", "theirs", "ours"]

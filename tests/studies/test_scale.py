@@ -265,7 +265,7 @@ def test_nothing_is_shown_if_every_turn_failed(copied):
     found, out = copied
     for name in ("tiny-160m", "tiny-1b"):
         spoilt(out, name, lambda row: row["arm"] == "vanilla")
-    with pytest.raises(UserError, match=r"has nothing to show: tiny-160m, Prompt lookup: 6 question.*out of it; choose another --target"):
+    with pytest.raises(UserError, match=r"has nothing to show: tiny-160m, Prompt lookup: 2 question.*out of it; choose another --target"):
         report.write(found, out)
 
 

@@ -1,4 +1,4 @@
-"""The run of the benchmark: the decode loops, the harness, then steps and V(n) on random weights."""
+"""The run of the benchmark: the decode loops, the harness, a long prompt, then steps and V(n) on random weights."""
 
 import contextlib
 import tempfile
@@ -20,6 +20,7 @@ from specbench.studies.base import Conditions
 from specbench.studies.bench import overhead
 from specbench.studies.bench.decoding import decoding_findings, prepared
 from specbench.studies.bench.finding import Finding
+from specbench.studies.bench.prefill import prefill_finding
 from specbench.studies.bench.steps import StepTimes, VerifyTimes
 
 DTYPES = ("bf16", "fp32")  # of the steps, beside the session's own
@@ -43,6 +44,7 @@ def run(config: RunConfig, scratch: Path, console: Console) -> Benchmark:
     session = prepared(config)
     settings = session.manifest.settings
     findings = [*decoding_findings(session, console), harness_finding(session, scratch, console)]
+    findings.append(prefill_finding(session.target.dtype, session.target.device, console))
     targets = dict.fromkeys(engine.target for engine in session.own)
     verified = [overhead.verify_times(settings.target, settings.dtype, target, overhead.PAST) for target in targets]
     steps, random = overhead.overhead(list(dict.fromkeys([settings.dtype, *DTYPES])), session.target.device, console)
