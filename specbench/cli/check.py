@@ -38,9 +38,11 @@ def check(
     from specbench.gate.rules import GateResult, run_checks
     from specbench.util.files import check_writable, write_text
 
+    used = [source for source in base if not source.is_dir()]
     for option, file in (("--junit", junit), ("--markdown", markdown)):
         if file:
-            check_writable(file, option=option)
+            check_writable(file, option=option, inputs=used)
+            used.append(file)
     base_numbers = load_baseline(base)
     pooled = snapshot.read_runs(runs)
     numbers = snapshot.take_snapshot(pooled)
@@ -72,7 +74,10 @@ def set_baseline(
     from specbench.gate import snapshot
     from specbench.gate.baseline import baseline_of, changes, default_path, read_baseline, write_baseline
     from specbench.gate.outputs import one_line
+    from specbench.util.files import check_writable
 
+    if out:
+        check_writable(out)
     new = baseline_of(snapshot.read_runs(runs), explain)
     path = out or default_path(new)
     lines = changes(read_baseline(path), new) if path.exists() else None

@@ -11,7 +11,7 @@ from methods.core.errors import UserError
 from specbench.cli.common import RESULTS, configured, console
 from specbench.cli.report import write_report
 from specbench.config.options import RunConfig
-from specbench.util.exits import INTERRUPTED
+from specbench.util.exits import INTERRUPTED, TURNS_FAILED
 
 if TYPE_CHECKING:
     from specbench.measure.runner import Executor
@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Measure every method on every question, then write a report. Running the same command again resumes the run.
 
-    Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
+    Exit codes: 0 measured, 2 misuse, 4 measured but turns failed, 130 interrupted (every finished turn is kept).
     """
     measure(config, out, workers, ray_address)
 
@@ -43,22 +43,27 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory that `specbench run` wrote.")],
     workers: Workers = None,
     ray_address: RayAddress = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Measure the turns that failed again.")] = False,
 ) -> None:
     """Finish an interrupted run with the settings in its manifest, then write its report.
 
-    Exit codes: 0 measured, 2 misuse, 130 interrupted (every finished turn is kept).
+    Exit codes: 0 measured, 2 misuse, 4 measured but turns failed, 130 interrupted (every finished turn is kept).
     """
     from specbench.store.manifest import RunManifest
 
     manifest = RunManifest.read(run_dir)
     if manifest.imported:
         raise UserError(f"{manifest.name} was imported, not measured here: it cannot be resumed, only reported")
-    measure(manifest.settings, run_dir, workers, ray_address)
+    measure(manifest.settings, run_dir, workers, ray_address, retry_errors)
 
 
-def measure(config: RunConfig, out: Path | None, workers: int | None, ray_address: str | None) -> None:
-    """Measure a run in this process or by workers, then write its report. ``out`` None: a directory under results/."""
+def measure(config: RunConfig, out: Path | None, workers: int | None, ray_address: str | None, retry_errors: bool = False) -> None:
+    """Measure a run in this process or by workers, then write its report. ``out`` None: a directory under results/.
+
+    Exits with ``TURNS_FAILED`` and a line that names the arms if any turn failed, now or at an earlier start.
+    """
     from specbench.measure import runner
+    from specbench.measure.progress import describe_failures
     from specbench.measure.runner import LocalExecutor
     from specbench.measure.session import prepare
     from specbench.measure.workers.driver import started
@@ -77,9 +82,13 @@ def measure(config: RunConfig, out: Path | None, workers: int | None, ray_addres
         if manifest.target.note:
             console.print(manifest.target.note, markup=False)
         try:
-            runner.run(executor, run_dir, console)
+            tallies = runner.run(executor, run_dir, console, retry_errors=retry_errors)
         except KeyboardInterrupt:
             print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
 
     write_report([run_dir], run_dir / "report", show_prompts=False)
+    failures = describe_failures(tallies)
+    if failures:
+        print(f"{failures}; measure them again with: specbench resume {run_dir} --retry-errors", file=sys.stderr)
+        raise SystemExit(TURNS_FAILED)

@@ -46,7 +46,8 @@ def tune(
     from specbench.studies.tune.run import run
     from specbench.util.files import check_writable
 
-    check_writable(out or RESULTS / "tune.toml")
+    inputs = (config.suite_file, data, config.target, *config.drafters.values())
+    check_writable(out or RESULTS / "tune.toml", inputs=inputs)
     tuning = run(config, data, prompts, console)
     path = out or RESULTS / f"{tuning.conditions.folder_name('tune')}.toml"
     report.write(tuning, path)

@@ -13,12 +13,12 @@ from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import RunConfig
 from specbench.importers import spec_bench
 from specbench.importers.spec_bench import AnswerFile
-from specbench.store import manifest, records
+from specbench.store import records
 from specbench.store.describe import UNKNOWN
 from specbench.store.manifest import ArmFacts, ImportSource, RunManifest, SuiteFacts, TargetFacts
 from specbench.store.records import Record
 from specbench.util.environment import Environment, GitState
-from specbench.util.files import check_writable
+from specbench.util.files import check_writable, holds_run
 
 IMPORTED = "imported"  # label of a target of which nothing is known
 
@@ -41,7 +41,7 @@ def import_spec_bench(file: Path, baseline: Path, *, name: str | None, tokenizer
     arm = name or file.stem
     if Arm.is_reserved(arm):
         raise UserError(f"arm name {arm!r} is reserved; give the imported method another one by --name")
-    if any((out / taken).exists() for taken in (manifest.FILE, records.FILE)):
+    if holds_run(out):
         raise UserError(f"{out} already holds a run; choose another --out")
     check_writable(out, folder=True)
 

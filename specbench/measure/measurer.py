@@ -17,15 +17,15 @@ from methods.core.target import ContextOverflow
 from specbench.config.arm import BASELINE
 from specbench.engines.base import Engine
 from specbench.measure.progress import Sink
-from specbench.measure.schedule import Unit, schedule, turn_seed
+from specbench.measure.schedule import Unit, turn_seed, units_of
 from specbench.measure.session import Session
 from specbench.store.manifest import Prepared
-from specbench.store.records import Record
+from specbench.store.records import ImpossibleTimesError, Record
 from specbench.targets import chat
 from specbench.util.memory import PeakMemory, gc_paused
 
 WARMUP_TOKENS = 32  # for each warm-up turn: enough for allocators, kernels and caches to settle
-TURN_FAILURES = (RuntimeError, FloatingPointError, ContextOverflow)  # fail one turn; running out of memory is a RuntimeError
+TURN_FAILURES = (RuntimeError, FloatingPointError, ContextOverflow, ImpossibleTimesError)  # out of memory is a RuntimeError
 
 
 def warm_up(session: Session, console: Console) -> Prepared:
@@ -33,6 +33,7 @@ def warm_up(session: Session, console: Console) -> Prepared:
 
     Before, print what a back end does not do on this machine.
     If an arm fails to warm up, print a warning and continue. Its turns are recorded as errors; other arms are still measured.
+    Raises UserError if vanilla fails: no other arm could be compared.
     """
     memory, start = PeakMemory(*session.target.devices), time.perf_counter()
     memory.reset()
@@ -48,6 +49,8 @@ def warm_up(session: Session, console: Console) -> Prepared:
         for question in session.warmup:
             record = measurer.attempt(Unit(engine.name, question, turn=0, repeat=0), max_new_tokens)
             failure = failure or record.error
+        if failure and engine.name == BASELINE:
+            raise UserError(f"{BASELINE} failed to warm up ({failure}), so nothing is measured; try another --backend or --dtype")
         if failure:
             console.print(f"{engine.name} failed to warm up: {failure}", markup=False, soft_wrap=True)
 
@@ -56,10 +59,8 @@ def warm_up(session: Session, console: Console) -> Prepared:
 
 def measure(session: Session, done: Iterable[Record], write: Callable[[Record], None], progress: Sink) -> None:
     """Measure every turn of the run that is not in ``done``, and write its record. The arms must be warm."""
-    manifest = session.manifest
-    units = schedule(session.suite.questions, list(manifest.arms), manifest.settings.repeats)
     with gc_paused():
-        for record in answers(session, done, units):
+        for record in answers(session, done, units_of(session.suite, session.manifest)):
             write(record)
             progress.add(record)
 

@@ -1,7 +1,7 @@
 """Progress displays: of a running measurement, with each arm's tokens/s and MAT so far, and of other countable work."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -57,18 +57,27 @@ class Tally:
         return f"{self.emitted / self.steps:.2f}" if self.steps else "-"
 
 
+def describe_failures(tallies: Mapping[str, Tally]) -> str:
+    """Return how many turns failed, and in which arms, or "" if none did."""
+    failed = {arm: tally for arm, tally in tallies.items() if tally.failed}
+    if not failed:
+        return ""
+    count, total = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("failed", "turns"))
+    return f"{count} of {total} turns failed: {', '.join(f'{arm} {tally.failed} of {tally.turns}' for arm, tally in failed.items())}"
+
+
 class RunProgress:
     """A progress display, used as a context manager. Call ``add`` after every turn.
 
-    It is drawn between turns only: a refresh thread would take the interpreter, and on a small machine a core, from the
-    turn being timed. Without a terminal it prints a line every ``LINE_EVERY_S`` seconds instead.
+    ``tallies`` holds each arm's sums. The display is drawn between turns only: a refresh thread would take the interpreter, and
+    on a small machine a core, from the turn being timed. Without a terminal it prints a line every ``LINE_EVERY_S`` seconds instead.
     """
 
     def __init__(self, console: Console, arms: Sequence[str], total: int, done: Sequence[Record]):
         self._console, self._total, self._done_before = console, total, len(done)
-        self._tallies = {arm: Tally() for arm in arms}
+        self.tallies = {arm: Tally() for arm in arms}
         for record in done:
-            self._tallies[record.arm].add(record)
+            self.tallies[record.arm].add(record)
         self._started = self._shown = time.perf_counter()
         self._bar = Progress(TextColumn("turns"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
         self._task = self._bar.add_task("", total=total)
@@ -86,11 +95,11 @@ class RunProgress:
     @property
     def done(self) -> int:
         """Turns measured so far, with those of earlier starts."""
-        return sum(tally.turns for tally in self._tallies.values())
+        return sum(tally.turns for tally in self.tallies.values())
 
     def add(self, record: Record) -> None:
         """Count a record, print its error if it has one, and redraw if it is time."""
-        self._tallies[record.arm].add(record)
+        self.tallies[record.arm].add(record)
         if record.status != "ok":
             self._console.print(f"{record.arm}, question {record.question_id}, turn {record.turn + 1}: {record.error}", markup=False)
 
@@ -105,7 +114,7 @@ class RunProgress:
 
     def line(self, now: float) -> str:
         """Return the progress in one line. ``now`` is in seconds of ``time.perf_counter``."""
-        arms = ", ".join(f"{name} {tally.speed} tokens/s MAT {tally.mat}" for name, tally in self._tallies.items())
+        arms = ", ".join(f"{name} {tally.speed} tokens/s MAT {tally.mat}" for name, tally in self.tallies.items())
         return f"{self.done}/{self._total} turns, {self._time_left(now)}: {arms}"
 
     def _time_left(self, now: float) -> str:
@@ -119,7 +128,7 @@ class RunProgress:
 
     def _table(self) -> Table:
         table = Table("arm", "turns", "failed", "tokens/s", "MAT", box=None)
-        for name, tally in self._tallies.items():
+        for name, tally in self.tallies.items():
             table.add_row(name, str(tally.turns), str(tally.failed), tally.speed, tally.mat)
         return table
 

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.measure import measurer
-from specbench.measure.progress import RunProgress, Sink
+from specbench.measure.progress import RunProgress, Sink, Tally
+from specbench.measure.schedule import units_of
 from specbench.measure.session import Session
 from specbench.store import records, rundir
 from specbench.store.manifest import Prepared, RunManifest
 from specbench.store.records import Record
+from specbench.suites import Suite
 
 
 class Executor(Protocol):
@@ -25,6 +27,11 @@ class Executor(Protocol):
     @property
     def manifest(self) -> RunManifest:
         """The run's manifest."""
+        ...
+
+    @property
+    def suite(self) -> Suite:
+        """The questions that the run asks."""
         ...
 
     def warm_up(self, console: Console) -> None:
@@ -40,7 +47,7 @@ class LocalExecutor:
     """An ``Executor`` that measures a session in this process."""
 
     def __init__(self, session: Session):
-        self.manifest, self._session = session.manifest, session
+        self.manifest, self.suite, self._session = session.manifest, session.suite, session
         self.prepared: list[Prepared] = []
 
     def warm_up(self, console: Console) -> None:
@@ -54,31 +61,31 @@ class LocalExecutor:
         measurer.measure(self._session, done, write, progress)
 
 
-def run(executor: Executor, run_dir: Path, console: Console) -> None:
-    """Measure the turns that the directory does not hold yet.
+def run(executor: Executor, run_dir: Path, console: Console, *, retry_errors: bool = False) -> dict[str, Tally]:
+    """Measure the turns that the directory does not hold yet, with ``retry_errors`` also those that failed.
 
-    After Ctrl-C, which is raised again as KeyboardInterrupt, the run can be resumed. Raises UserError for a full disk or a
-    directory of another run. Every finished turn is kept.
+    Returns the sums over all turns of each arm. After Ctrl-C, which is raised again as KeyboardInterrupt, the run can be
+    resumed. Raises UserError for a full disk or a directory of another run. Every finished turn is kept.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with rundir.claimed(run_dir):
-            _measure_missing(executor, run_dir, console)
+            return _measure_missing(executor, run_dir, console, retry_errors)
     except OSError as error:
         raise UserError(f"cannot write to {run_dir} ({error.strerror}); make room, then: specbench resume {run_dir}") from None
 
 
-def _measure_missing(executor: Executor, run_dir: Path, console: Console) -> None:
-    manifest, done = rundir.open_run(executor.manifest, run_dir, console)
-    total = manifest.units_total
+def _measure_missing(executor: Executor, run_dir: Path, console: Console, retry_errors: bool) -> dict[str, Tally]:
+    expected = [unit.key for unit in units_of(executor.suite, executor.manifest)]
+    manifest, done = rundir.open_run(executor.manifest, expected, run_dir, console, retry_errors=retry_errors)
+    progress = RunProgress(console, list(manifest.arms), len(expected), done)
 
     def write_status(status: str) -> None:
         replace(manifest, status=status, prepared=[*manifest.prepared, *executor.prepared]).write(run_dir)
 
-    if len(done) == total:
-        console.print(f"{run_dir}: all {total} turns are measured", markup=False, soft_wrap=True)
+    if len(done) == len(expected):
+        console.print(f"{run_dir}: all {len(expected)} turns are measured", markup=False, soft_wrap=True)
     else:
-        progress = RunProgress(console, list(manifest.arms), total, done)
         try:
             executor.warm_up(console)
             write_status("running")
@@ -90,3 +97,4 @@ def _measure_missing(executor: Executor, run_dir: Path, console: Console) -> Non
             raise
     if manifest.status != "complete":
         write_status("complete")
+    return progress.tallies

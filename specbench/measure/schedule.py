@@ -45,6 +45,11 @@ def schedule(questions: Sequence[Question], arms: Sequence[str], repeats: int) -
                     yield Unit(arm, question, turn, repeat)
 
 
+def units_of(suite: Suite, manifest: RunManifest) -> Iterator[Unit]:
+    """Yield every unit of a run in the order it is measured."""
+    return schedule(suite.questions, list(manifest.arms), manifest.settings.repeats)
+
+
 def turn_seed(seed: int, unit: Unit) -> int:
     """Return the sampling seed of a turn: the same in every arm and after a resume, different for each turn and repeat."""
     text = f"{seed}/{unit.question.id}/{unit.turn}/{unit.repeat}"
@@ -57,7 +62,7 @@ class QuestionQueue:
     def __init__(self, suite: Suite, manifest: RunManifest, done: Iterable[Record], keep: Callable[[Record], None]):
         self._keep = keep
         self._units: dict[str, list[Unit]] = defaultdict(list)  # by question id, like the next three
-        for unit in schedule(suite.questions, list(manifest.arms), manifest.settings.repeats):
+        for unit in units_of(suite, manifest):
             self._units[unit.question.id].append(unit)
 
         self._records: dict[str, dict[tuple[str, str, int, int], Record]] = defaultdict(dict)

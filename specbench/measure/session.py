@@ -40,7 +40,7 @@ class Session:
     stop_ids: frozenset[int]
     own: tuple[OwnEngine, ...]  # arms that specbench decodes, vanilla first
     suite: Suite
-    warmup: tuple[Question, ...]
+    warmup: tuple[Question, ...]  # those that fit the target's context
     manifest: RunManifest
     device: str  # the device that records name (environment.device_id)
     others: tuple[Engine, ...] = ()  # arms of other engines
@@ -88,10 +88,11 @@ def load_target(config: RunConfig) -> Loaded:
 
 def _assemble(planned: Plan, loaded: Loaded, suite: Suite) -> Session:
     """Check what depends on the loaded target, build every engine, and describe the run in a manifest."""
-    config, warmup = planned.config, suites.warmup()
+    config = planned.config
     if config.tuned:
         config.tuned.check_weights(loaded.weights_sha256)
     _check_first_prompts(loaded, suite.questions)
+    warmup = tuple(question for question in suites.warmup() if _first_prompt_tokens(loaded, question) < _context(loaded))
     backends = {method.backend for method in planned.methods.values()}
     _check_packed_fits(loaded, backends)
 
@@ -177,11 +178,18 @@ def _longest_conversation(loaded: Loaded, questions: Sequence[Question], max_new
 
 def _check_first_prompts(loaded: Loaded, questions: Sequence[Question]) -> None:
     """Raise UserError if a question's first prompt does not fit the target's context."""
-    context = loaded.model.config.max_position_embeddings
     for question in questions:
-        tokens = len(loaded.chat.encode(question.turns[:1], []))
-        if tokens >= context:
+        tokens = _first_prompt_tokens(loaded, question)
+        if tokens >= _context(loaded):
             raise UserError(
-                f"question {question.id}: its prompt of {tokens} tokens does not fit the context of {loaded.name}, {context} tokens; "
-                "leave it out (--categories, --suite-file) or choose a target with a longer context"
+                f"question {question.id}: its prompt of {tokens} tokens does not fit the context of {loaded.name}, {_context(loaded)} "
+                "tokens; leave it out (--categories, --suite-file) or choose a target with a longer context"
             )
+
+
+def _first_prompt_tokens(loaded: Loaded, question: Question) -> int:
+    return len(loaded.chat.encode(question.turns[:1], []))
+
+
+def _context(loaded: Loaded) -> int:
+    return int(loaded.model.config.max_position_embeddings)

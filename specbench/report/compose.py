@@ -16,9 +16,11 @@ from specbench.report import compare, figures, findings, html, latex, lossless, 
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, Terms
 from specbench.report.run import Run, load_runs
 from specbench.store import describe
+from specbench.util.files import check_writable
 from specbench.util.text import visible
 
 TITLE = "specbench report"
+PAGES = "report.html", "report.md"
 ARMS = "Every arm, all categories together"
 MAY_DROP = ("Cut by length", "Peak MiB", "Questions", "Left out")  # columns to drop if they are equal for all arms
 ARM_WIDTH = 34  # characters of an arm's label on one line of a figure
@@ -55,6 +57,8 @@ def build(run_dirs: Sequence[Path], out: Path, console: Console, show_prompts: b
     Raises UserError for a directory that is not a run, an ``out`` that cannot be written, and prompts that cannot
     be loaded.
     """
+    for name in PAGES:
+        check_writable(out / name)
     runs = load_runs(run_dirs)
     try:
         for run in runs:
@@ -62,14 +66,14 @@ def build(run_dirs: Sequence[Path], out: Path, console: Console, show_prompts: b
             if run.answered:
                 _write_tables(run, out / run.slug)
         blocks = report(runs, out, show_prompts)
-        (out / "report.md").write_text(markdown.render(blocks, out), encoding="utf-8")
-        path = out / "report.html"
-        path.write_text(html.render(blocks), encoding="utf-8")
+        page, text = (out / name for name in PAGES)
+        text.write_text(markdown.render(blocks, out), encoding="utf-8")
+        page.write_text(html.render(blocks), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report to {out} ({error.strerror}); choose another --out or make room there") from None
     for run in runs:
         _print_summary(run, console)
-    return path
+    return page
 
 
 def _write_tables(run: Run, folder: Path) -> None:

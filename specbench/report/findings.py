@@ -51,14 +51,15 @@ def turn_counts(run: Run) -> TextTable:
 
 
 def fastest(run: Run) -> list[str]:
-    """Return the fastest of specbench's own arms in one sentence; nothing without a speedup."""
-    rows = [row for name, row in run.overall.items() if name in run.drafting and name not in run.other_engines and pd.notna(row["speedup"])]
+    """Return the fastest of specbench's own arms in one sentence; nothing without an arm that took steps and has a speedup."""
+    own = [row for name, row in run.overall.items() if name in run.drafting and name not in run.other_engines]
+    rows = [row for row in own if pd.notna(row["speedup"]) and pd.notna(row["mat"])]
     if not rows:
         return []
     best = max(rows, key=lambda row: row["speedup"])
     low, high = best["speedup_low"], best["speedup_high"]
-    if pd.isna(low):
-        meaning = "too few questions for an interval"
+    if pd.isna(low) or best["questions"] < FEWEST:
+        meaning = "too few questions to call it faster or slower"
     elif low > 1:
         meaning = "the interval lies above 1"
     elif high < 1:
@@ -76,7 +77,7 @@ def noise(run: Run) -> list[str]:
     lines = []
     for name, floor in run.noise.items():
         label = run.arms[name]
-        if floor.known:
+        if floor.known and run.overall[name]["questions"] >= FEWEST:
             farther = max(abs(floor.low - 1), abs(floor.high - 1))
             lines.append(
                 f"A/A noise: {label} ran twice, and the two arms differ by up to {percent(farther)}. "
@@ -93,12 +94,14 @@ def warnings(run: Run) -> list[str]:
     lines = []
     if not run.has_vanilla:
         lines.append("No vanilla turns are recorded, so there are no speedups, step costs, or comparisons with vanilla's output.")
+    impossible = "That is impossible at batch size 1, so times or counts are wrong."
+    by_chance = f"With fewer than {FEWEST} questions that may be chance; on more it is impossible at batch size 1."
     for row in numbers[numbers["accounting_error"]].to_dict("records"):
         where = "all categories" if row["category"] == OVERALL else row["category"]
         lines.append(
             f"ACCOUNTING ERROR, {labels[row['arm']]}, {where}: a step takes less time than a step of vanilla, or the speedup exceeds MAT, "
             f"by more than {IMPOSSIBLE_MARGIN - 1:.0%} beyond the interval. "
-            "That is impossible at batch size 1, so times or counts are wrong."
+            f"{impossible if row['questions'] >= FEWEST else by_chance}"
         )
     for row in numbers[(numbers["category"] == OVERALL) & (numbers["excluded_questions"] > 0)].to_dict("records"):
         failed, mixed = row["excluded_questions"] - row["mixed_questions"], row["mixed_questions"]

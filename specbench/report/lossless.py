@@ -18,8 +18,9 @@ from specbench.lossless.differences import ArmAgreement, Divergence, LosslessRep
 from specbench.report.blocks import Block, Bullets, Paragraph
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
+from specbench.util import files
 
-FILE = "agreement.json"
+FILE = files.AGREEMENT
 NOT_JUDGED = (
     "The differences were not judged: each may be a rounding tie or a bug. "
     f"To judge them by the target's fp32 logits: specbench agree RUN --json > RUN/{FILE}."

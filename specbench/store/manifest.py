@@ -12,12 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
+from specbench.util import files
 from specbench.util.environment import Environment, GitState
-from specbench.util.files import write_text
 
 SCHEMA = 2
+FILE = files.MANIFEST
 COST_MATCHED = "cost-matched"  # label of a target in the shape of a larger model, without its weights
-FILE = "manifest.json"
 IDENTITY = tuple(f.name for f in fields(RunConfig) if f.metadata["option"].identity)
 
 
@@ -151,7 +151,7 @@ class RunManifest:
         """Replace the file atomically. Raises UserError where it cannot be written."""
         stored = {"schema": SCHEMA, "status": self.status, **_jsonable(asdict(self))}
         text = json.dumps(stored, indent=1, ensure_ascii=False) + "\n"
-        write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
+        files.write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:

@@ -4,21 +4,26 @@ import json
 import lzma
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from methods.core.errors import UserError
+from specbench.util import files
 
 SCHEMA = 2
-FILE = "records.jsonl"
-PACKED = f"{FILE}.xz"
+FILE, PACKED = files.RECORDS, files.PACKED
 CLOCK_TOLERANCE = 1.05  # allowed ratio of summed parts to the total; on CUDA, parts are timed by events and the turn by the host
 OVERALL = "overall"  # stands for all categories together in tables; reserved, so no suite may have such a category
 TIMINGS = ("parts", "steps", "answer")
 
 STEP_PARTS = ("draft_s", "verify_s", "commit_s")  # fields of ``Steps`` and of a decode step's trace
+
+
+class ImpossibleTimesError(ValueError):
+    """Times that no answer can take: the clock stood still or ran backwards."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Drafting:
     drafted: int | None
 
 
+Key = tuple[str, str, int, int]
+
+
 @dataclass(frozen=True)
 class Record:
     """One answered or failed turn.
@@ -51,7 +59,7 @@ class Record:
     ``status`` is "ok" or "error"; a failed turn has ``error`` set and no numbers. The first output token belongs to the
     prefill, so ``len(output_ids) == prefill_tokens + sum(steps.emitted)`` (asserted). Other engines' answers have no draft
     trees, and only the times that ``timing`` names. Imported answers have ``tokens`` instead of ids, no draft trees, no step
-    times, and the prefill's token counted in the first step.
+    times, and the prefill's token counted in the first step. Raises ImpossibleTimesError for times that no answer takes.
     """
 
     arm: str
@@ -78,12 +86,12 @@ class Record:
     drafting: Drafting | None = None  # a server's own counts, if no step is known
 
     def __post_init__(self) -> None:
+        assert all(isinstance(name, str) for name in (self.arm, self.question_id)), "arms and questions have names"
+        assert all(isinstance(number, int) for number in (self.turn, self.repeat)), "turns and repeats are counted"
         if self.status == "ok":
             steps = self.steps
             assert self.timing in TIMINGS, f"timing is {self.timing!r}"
-            assert 0 < self.total_s < inf, "a turn takes time"
-            parts_s = self.prefill_s + sum(steps.draft_s) + sum(steps.verify_s) + sum(steps.commit_s) + sum(steps.step_s)
-            assert parts_s <= self.total_s * CLOCK_TOLERANCE + 1e-3, "a turn cannot be shorter than its parts"
+            self._check_times()
             if self.tokens is not None:
                 assert not self.output_ids, "tokens is set only if the ids are unknown"
             elif self.timing != "answer":
@@ -93,8 +101,19 @@ class Record:
             assert steps.emitted[:-1] == whole[:-1], "every step but the last must emit accepted + 1"
             assert steps.emitted[-1:] <= whole[-1:], "the last step can only be clipped"
 
+    def _check_times(self) -> None:
+        """Raise ImpossibleTimesError unless the turn takes time, none of its parts a negative one, and no less than its parts."""
+        steps = self.steps
+        parts = [self.prefill_s, *steps.draft_s, *steps.verify_s, *steps.commit_s, *steps.step_s]
+        if not 0 < self.total_s < inf:
+            raise ImpossibleTimesError(f"the turn took {self.total_s} s by the clock")
+        if not min(parts) >= 0:
+            raise ImpossibleTimesError(f"a part of the turn took {min(parts)} s by the clock")
+        if not sum(parts) <= self.total_s * CLOCK_TOLERANCE + 1e-3:
+            raise ImpossibleTimesError(f"the turn took {self.total_s} s by the clock, its parts {sum(parts)} s")
+
     @property
-    def key(self) -> tuple[str, str, int, int]:
+    def key(self) -> Key:
         """The arm, question, turn and repeat, which identify a record within its run."""
         return (self.arm, self.question_id, self.turn, self.repeat)
 
@@ -102,6 +121,12 @@ class Record:
     def token_count(self) -> int:
         """Number of output tokens."""
         return len(self.output_ids) if self.tokens is None else self.tokens
+
+
+def describe_key(key: Key) -> str:
+    """Return a record's key in words."""
+    arm, question, turn, repeat = key
+    return f"{arm}, question {question}, turn {turn + 1}, repeat {repeat + 1}"
 
 
 def device_kind(device: str) -> str:
@@ -146,8 +171,8 @@ class Writer:
 def read(run_dir: Path) -> tuple[list[Record], bool]:
     """Return a run's records, and whether its last line is torn: the process died while writing it. That line is left out.
 
-    Reads ``records.jsonl``, or ``records.jsonl.xz`` of a published run. Raises UserError for a damaged file and for a turn
-    that was recorded twice.
+    Reads ``records.jsonl``, or ``records.jsonl.xz`` of a published run. A byte order mark and CR LF line ends do not matter.
+    Raises UserError for a damaged file, for lines that end in CR alone, and for a turn that was recorded twice.
     """
     plain, packed = run_dir / FILE, run_dir / PACKED
     if plain.is_file():
@@ -160,7 +185,12 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
         return [], False
 
     lines = raw.split(b"\n")
-    torn = lines.pop() != b""
+    last = lines.pop()
+    if b"\r" in last:
+        raise UserError(
+            f"{plain} has lines that end in CR alone; end them in LF: tr '\\r' '\\n' < {plain} > NEW, then put NEW in its place"
+        )
+    torn = last != b""
     records = []
     for number, line in enumerate(lines, start=1):
         where = f"{plain}, line {number}"
@@ -171,9 +201,10 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
 
     twice = [key for key, times in Counter(record.key for record in records).items() if times > 1]
     if twice:
-        arm, question, turn, repeat = twice[0]
-        where = f"{arm}, question {question}, turn {turn + 1}, repeat {repeat + 1}"
-        raise UserError(f"{plain} holds {len(twice)} turn(s) twice, the first: {where}; the file was edited or two runs were mixed")
+        raise UserError(
+            f"{plain} holds {len(twice)} turn(s) twice, the first: {describe_key(twice[0])}; the file was edited or two runs were mixed: "
+            "remove the lines that are not this run's"
+        )
     return records, torn
 
 
@@ -189,3 +220,8 @@ def drop_torn_line(run_dir: Path) -> None:
     path = run_dir / FILE
     raw = path.read_bytes()
     os.truncate(path, raw.rfind(b"\n") + 1)  # truncated in place: rewriting the file and being killed meanwhile would lose every record
+
+
+def rewrite(run_dir: Path, kept: Iterable[Record]) -> None:
+    """Replace the records on disk atomically. Raises UserError where they cannot be written."""
+    files.write_text(run_dir / FILE, "".join(to_line(record) + "\n" for record in kept), f"make room, then: specbench resume {run_dir}")

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench.store import manifest, records
 from specbench.store.manifest import RunManifest, Start
-from specbench.store.records import Record
+from specbench.store.records import Key, Record
 
 
 @contextlib.contextmanager
@@ -29,11 +29,13 @@ def claimed(run_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def open_run(wanted: RunManifest, run_dir: Path, console: Console) -> tuple[RunManifest, list[Record]]:
-    """Create a run's directory or resume it. Return its manifest and the records that it holds already.
+def open_run(
+    wanted: RunManifest, expected: Collection[Key], run_dir: Path, console: Console, *, retry_errors: bool = False
+) -> tuple[RunManifest, list[Record]]:
+    """Create a run's directory or resume it. Return its manifest and the records of turns that need not be measured.
 
-    Drops a torn last line with a notice. Raises UserError if the directory holds a run with other settings, or records
-    without a manifest.
+    Drops a torn last line with a notice; with ``retry_errors`` also the records of failed turns. Raises UserError if the
+    directory holds a run with other settings, records without a manifest, or a record whose key is not ``expected``.
     """
     if not (run_dir / manifest.FILE).exists():
         if any((run_dir / name).is_file() for name in (records.FILE, records.PACKED)):
@@ -46,22 +48,38 @@ def open_run(wanted: RunManifest, run_dir: Path, console: Console) -> tuple[RunM
     if changed:
         raise UserError(f"{run_dir} holds a run with other settings: {'; '.join(changed)}; choose another --out or the old settings")
 
-    done, torn = records.read(run_dir)
-    if torn:
-        records.drop_torn_line(run_dir)
-        console.print(f"{run_dir}: dropped a torn last record; that turn is measured again", markup=False, soft_wrap=True)
-    if len(done) == old.units_total:
+    found, torn = records.read(run_dir)
+    _check_expected(found, expected, run_dir)
+    done = [record for record in found if record.status == "ok" or not retry_errors]
+    if len(done) == len(expected) and not torn:
         return old, done
 
     packed = run_dir / records.PACKED
     if packed.is_file() and not (run_dir / records.FILE).is_file():
-        raise UserError(f"{run_dir} is incomplete and its records are packed; unpack them first: xz -d {packed}")
+        raise UserError(f"{run_dir} has turns left to measure and its records are packed; unpack them first: xz -d {packed}")
 
     start = Start(wanted.created, wanted.environment, wanted.git, wanted.argv)
     current = replace(old, status="running", resumed=[*old.resumed, start])
     current.write(run_dir)
+    if torn:
+        records.drop_torn_line(run_dir)
+        console.print(f"{run_dir}: dropped a torn last record; that turn is measured again", markup=False, soft_wrap=True)
+    if len(done) < len(found):
+        records.rewrite(run_dir, done)
+        dropped = len(found) - len(done)
+        console.print(f"{run_dir}: dropped {dropped} failed turn(s); they are measured again", markup=False, soft_wrap=True)
     _print_environment_changes(old, wanted, console)
     return current, done
+
+
+def _check_expected(found: Iterable[Record], expected: Collection[Key], run_dir: Path) -> None:
+    planned = set(expected)
+    strange = [record.key for record in found if record.key not in planned]
+    if strange:
+        raise UserError(
+            f"{run_dir / records.FILE} holds {len(strange)} record(s) of turns that the run does not have, the first: "
+            f"{records.describe_key(strange[0])}; the file was edited or two runs were mixed: remove the lines that are not this run's"
+        )
 
 
 def _print_environment_changes(old: RunManifest, new: RunManifest, console: Console) -> None:

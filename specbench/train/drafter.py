@@ -49,7 +49,7 @@ def train(job: Job, console: Console) -> None:
         loaded = _load_target(job, device, world)
         drafter_data.check_context(job.recipe, loaded.model.config.max_position_embeddings)
         files.make_folder(job.out.parent)
-        files.check_writable(job.out)
+        files.check_writable(job.out, inputs=(job.source, job.target))
 
         try:
             _train(job, code, architecture, loaded, world, log, console)

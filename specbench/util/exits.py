@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from methods.core.errors import UserError
 
 MISUSE = 2
+TURNS_FAILED = 4  # the run is complete, but some of its turns failed
 FAULT = 70  # sysexits' EX_SOFTWARE
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 

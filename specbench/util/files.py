@@ -1,24 +1,28 @@
-"""Atomic file writes: a killed process or machine never leaves a half-written file under the final name."""
+"""File writes that lose nothing: atomic ones, and the check that no file of a run and no input is written over."""
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from methods.core.errors import UserError
 
 NEXT_STEP = "choose another place"
+RUN_FILES = MANIFEST, RECORDS, PACKED, AGREEMENT = "manifest.json", "records.jsonl", "records.jsonl.xz", "agreement.json"
 
 
-def check_writable(path: Path, *, folder: bool = False, option: str = "--out") -> None:
+def check_writable(path: Path, *, folder: bool = False, option: str = "--out", inputs: Iterable[Path | str | None] = ()) -> None:
     """Raise UserError unless a file can be written at ``path``, or into it where it is a ``folder``.
 
-    Nothing is created: missing folders pass where they could be made. ``option`` is the command-line
-    option that the error tells the user to change.
+    A file of a run is never written over, nor one of ``inputs``: what the command reads, where a folder stands for the files
+    in it. Nothing is created: missing folders pass where they could be made. ``option`` is the command-line option that the
+    error tells the user to change.
     """
     if not folder and path.is_dir():
         raise UserError(f"{path} is a directory; name a file")
+    if not folder:
+        _check_lost(path, option, inputs)
 
     parent = path if folder else path.parent
     try:
@@ -27,6 +31,23 @@ def check_writable(path: Path, *, folder: bool = False, option: str = "--out") -
             pass
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}); choose another {option} or make room there") from None
+
+
+def _check_lost(path: Path, option: str, inputs: Iterable[Path | str | None]) -> None:
+    """Raise UserError if a file written at ``path`` would take the place of a run's file, or of an input."""
+    target = path.resolve()
+    for place in (path.parent.resolve() / path.name, target):  # either may be the run's, if the path is a link
+        if place.name in RUN_FILES and holds_run(place.parent):
+            raise UserError(f"{path} is a file of the run in {place.parent}; choose another {option}")
+
+    for used in (Path(given).resolve() for given in inputs if given):
+        if target == used or (target.parent == used and target.exists()):
+            raise UserError(f"{path} is a file that this command reads or writes otherwise; choose another {option}")
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds any file of a run."""
+    return any((folder / name).exists() for name in RUN_FILES)
 
 
 def make_folder(path: Path, next_step: str = NEXT_STEP) -> Path:

@@ -13,8 +13,12 @@ from helpers.tiny_target import QUESTIONS, write_suite, write_target
 from transformers import AutoTokenizer
 
 from specbench.cli import app, common
+from specbench.cli import run as run_command
+from specbench.measure.measurer import Measurer
 from specbench.store import records
 from specbench.store.manifest import ImportSource, RunManifest
+from specbench.store.records import Record
+from specbench.util.exits import TURNS_FAILED
 
 torch.set_num_threads(1)
 
@@ -184,8 +188,30 @@ def test_damaged_records_print_one_line(tmp_path, capsys):
     assert "is no file" in complaint(["report", str(run)], capsys)
 
 
+def test_failed_turns_have_an_exit_code_until_they_are_measured_again(base, tmp_path, capsys, monkeypatch):
+    attempt = Measurer.attempt
+
+    def failing(self, unit, max_new_tokens):
+        if unit.key == ("pld", "n2", 0, 0):
+            return Record(*unit.facts, "error", "out of memory")
+        return attempt(self, unit, max_new_tokens)
+
+    monkeypatch.setattr(run_command, "write_report", lambda *arguments, **options: None)
+    failure = "1 of 14 turns failed: pld 1 of 7; measure them again with: specbench resume mine --retry-errors\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurer, "attempt", failing)
+        assert ended([*base, "--out", "mine"]) == TURNS_FAILED
+    assert capsys.readouterr().err == failure
+    assert RunManifest.read(Path("mine")).status == "complete"
+    assert ended(["resume", "mine"]) == TURNS_FAILED
+    assert capsys.readouterr().err == failure
+    assert ended(["resume", "mine", "--retry-errors"]) == 0
+    assert "mine: dropped 1 failed turn(s); they are measured again" in capsys.readouterr().out
+    assert all(record.status == "ok" for record in records.read(Path("mine"))[0])
+
+
 def test_ctrl_c_prints_the_command_that_resumes(base, tmp_path, capsys, monkeypatch):
-    def interrupted(session, run_dir, console) -> None:
+    def interrupted(executor, run_dir, console, retry_errors) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specbench.measure.runner.run", interrupted)

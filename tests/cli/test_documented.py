@@ -18,7 +18,7 @@ COMMANDS = {
     "run": "--method --target --revision --template --system-prompt --thinking --suite --suite-file --hf-column --limit --categories "
     "--max-new-tokens --temperature --seed --dtype --device --device-map --attention "
     "--backend --repeats --turns --set --config --drafter --aa --base-url --endpoint-model --workers --ray-address --out",
-    "resume": "--workers --ray-address",
+    "resume": "--workers --ray-address --retry-errors",
     "report": "--out --show-prompts",
     "agree": "--json",
     "verify": "--claim --method --json",
@@ -42,8 +42,8 @@ CODES = {
     "verify": [0, 1, 2, 3],
     "check": [0, 1, 2, 3],
     "baseline set": [0, 2],
-    "run": [0, 2, 130],
-    "resume": [0, 2, 130],
+    "run": [0, 2, 4, 130],
+    "resume": [0, 2, 4, 130],
     "scale": [0, 2, 130],
 }
 
@@ -79,7 +79,7 @@ def test_every_exit_code_is_in_the_help(name):
 def test_exit_codes_are_frozen():
     assert VERDICTS == {"reproduced": 0, "above": 0, "below": 1, "inconclusive": 3, "not comparable": 3}
     assert {str(outcome): code for outcome, code in GATE.items()} == {"pass": 0, "fail": 1, "inconclusive": 3}
-    assert (exits.INTERRUPTED, exits.FAULT) == (130, 70)
+    assert (exits.MISUSE, exits.TURNS_FAILED, exits.INTERRUPTED, exits.FAULT) == (2, 4, 130, 70)
 
 
 def test_the_readmes_numbers_are_the_reports():

@@ -52,6 +52,13 @@ def test_held_out_of_a_corpus_without_held_out_prompts_is_refused(count, tmp_pat
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_held_out_over_its_own_corpus_is_refused(tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 3)
+    before = corpus.read_bytes()
+    assert "is a file that this command reads" in refused(capsys, "held-out", "--data", corpus, "--out", corpus)
+    assert corpus.read_bytes() == before
+
+
 def test_held_out_into_a_folder_is_refused(tmp_path, capsys):
     records = write_corpus(tmp_path / "c.jsonl", 1000)
     assert "is a directory; name a file" in refused(capsys, "held-out", "--data", records, "--out", tmp_path)

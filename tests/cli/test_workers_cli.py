@@ -71,7 +71,7 @@ def test_resume_takes_the_worker_options(tmp_path, monkeypatch):
     config = small_config(tmp_path)
     prepare(config).manifest.write(tmp_path)
     monkeypatch.setattr(run_command, "measure", lambda *arguments: calls.append(arguments[1:]))
-    for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"]):
+    for arguments in ([], ["--workers", "2"], ["--workers", "4", "--ray-address", "local"], ["--retry-errors"]):
         with pytest.raises(SystemExit):
             app.main(["resume", str(tmp_path), *arguments])
-    assert calls == [(tmp_path, None, None), (tmp_path, 2, None), (tmp_path, 4, "local")]
+    assert calls == [(tmp_path, None, None, False), (tmp_path, 2, None, False), (tmp_path, 4, "local", False), (tmp_path, None, None, True)]

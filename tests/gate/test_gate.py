@@ -47,6 +47,25 @@ def test_a_run_passes_against_itself(base):
     assert (code, found) == (0, dict.fromkeys(names, "pass"))
 
 
+def test_no_command_of_the_gate_writes_over_what_it_reads(base, tmp_path):
+    file = tmp_path / "baseline.json"
+    assert call("baseline", "set", base, "--out", file)[0] == 0
+    before = {path: path.read_bytes() for path in (*(path for path in base.iterdir() if path.is_file()), file)}
+    of_run, of_command = "is a file of the run in", "is a file that this command reads or writes otherwise"
+    for arguments, said in (
+        (("check", base, "--baseline", base, "--junit", base / "records.jsonl"), of_run),
+        (("check", base, "--baseline", base, "--markdown", base / "manifest.json"), of_run),
+        (("check", base, "--baseline", file, "--markdown", file), of_command),
+        (("check", base, "--baseline", file, "--junit", tmp_path / "one", "--markdown", tmp_path / "one"), of_command),
+        (("baseline", "set", base, "--out", base / "agreement.json"), of_run),
+    ):
+        code, printed = call(*arguments)
+        assert (code, printed.count("\n")) == (2, 0)
+        assert said in printed
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["baseline.json"]
+
+
 def test_equal_runs_under_noise_pass_and_ten_percent_less_speed_fails(base, tmp_path):
     same = run(tmp_path / "same", answers(noise=0.02, repeats=4, seed=1))
     slow = run(tmp_path / "slow", answers(noise=0.02, repeats=2, slower=1.13, seed=2))  # a tenth less end to end: a prefill is no step

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
+from specbench.measure.progress import describe_failures
 from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store import records, rundir
@@ -124,6 +125,106 @@ def test_torn_last_line_is_dropped_with_a_notice(options, undisturbed, tmp_path,
     assert records_without_times(tmp_path) == records_without_times(undisturbed)
 
 
+def copied(run_dir: Path, to: Path, lines: list[bytes]) -> Path:
+    """Write a copy of a run that holds these lines of records."""
+    to.mkdir(exist_ok=True)
+    (to / "manifest.json").write_bytes((run_dir / "manifest.json").read_bytes())
+    (to / records.FILE).write_bytes(b"".join(lines))
+    return to
+
+
+def lines_of(run_dir: Path) -> list[bytes]:
+    return (run_dir / records.FILE).read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"arm": "nope"}, "holds 1 record(s) of turns that the run does not have, the first: nope, question a1, turn 1, repeat 1;"),
+        ({"question_id": "x"}, "the first: vanilla, question x, turn 1, repeat 1;"),
+        ({"turn": -1}, "the first: vanilla, question a1, turn 0, repeat 1;"),
+        ({"repeat": 99}, "the first: vanilla, question a1, turn 1, repeat 100;"),
+        ({"turn": 0.5}, "line 1: not a record (turns and repeats are counted);"),
+        ({"arm": ["pld"]}, "line 1: not a record (arms and questions have names);"),
+    ],
+)
+def test_record_of_a_turn_that_the_run_does_not_have_is_refused(options, undisturbed, tmp_path, changed, named):
+    first, *others = lines_of(undisturbed)
+    edited = [json.dumps({**json.loads(first), **changed}).encode() + b"\n", *others]
+    copied(undisturbed, tmp_path, edited)
+    with pytest.raises(UserError) as refusal:
+        run(LocalExecutor(prepare(options)), tmp_path, quiet())
+    assert named in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert lines_of(tmp_path) == edited
+
+
+def test_turn_that_is_recorded_twice_is_refused(undisturbed, tmp_path):
+    lines = lines_of(undisturbed)
+    copied(undisturbed, tmp_path, [*lines[:-2], *lines[:2]])
+    with pytest.raises(UserError, match=r"holds 2 turn\(s\) twice, the first: vanilla, question a1, turn 1, repeat 1; "):
+        records.read(tmp_path)
+
+
+@pytest.mark.parametrize(("mark", "end"), [(b"", b"\r\n"), (b"\xef\xbb\xbf", b"\n")], ids=["CR LF", "byte order mark"])
+def test_records_with_a_byte_order_mark_or_cr_lf_are_read(options, undisturbed, tmp_path, mark, end):
+    lines = [line.replace(b"\n", end) for line in lines_of(undisturbed)[:-2]]
+    copied(undisturbed, tmp_path, [mark, *lines])
+    console = quiet()
+    run(LocalExecutor(prepare(options)), tmp_path, console)
+    assert "dropped" not in printed(console)
+    assert records_without_times(tmp_path) == records_without_times(undisturbed)
+    assert (tmp_path / records.FILE).read_bytes().startswith(mark + b"".join(lines))
+
+
+@pytest.mark.parametrize("from_line", [0, 5], ids=["all", "the last lines"])
+def test_records_that_end_in_cr_alone_are_refused(options, undisturbed, tmp_path, from_line):
+    lines = lines_of(undisturbed)
+    edited = [*lines[:from_line], *(line.replace(b"\n", b"\r") for line in lines[from_line:])]
+    copied(undisturbed, tmp_path, edited)
+    with pytest.raises(UserError, match=r"^.*records.jsonl has lines that end in CR alone; .* tr '.r' '.n' < .*$"):
+        run(LocalExecutor(prepare(options)), tmp_path, quiet())
+    assert (tmp_path / records.FILE).read_bytes() == b"".join(edited)
+
+
+def with_failures(lines: list[bytes], keys: list[tuple[str, str, int, int]]) -> list[bytes]:
+    """Return the lines of records with those of these keys failed."""
+    found = [records.from_fields(json.loads(line), "") for line in lines]
+    failed = [Record(*r.key[:2], r.category, *r.key[2:], status="error", error="out of memory") if r.key in keys else r for r in found]
+    return [f"{records.to_line(record)}\n".encode() for record in failed]
+
+
+def test_only_failed_turns_are_measured_again(options, undisturbed, tmp_path):
+    keys = [("pld", "n1", 1, 0), ("pld", "n1", 2, 0), ("vanilla", "a2", 0, 2)]
+    lines = with_failures(lines_of(undisturbed), keys)
+    kept = b"".join(line for line in lines if b"out of memory" not in line)
+    copied(undisturbed, tmp_path, [*lines, b'{"schema":2,"ar'])
+    console = quiet()
+    tallies = run(LocalExecutor(prepare(options)), tmp_path, console)
+    assert describe_failures(tallies) == f"3 of {len(lines)} turns failed: vanilla 1 of {len(lines) // 2}, pld 2 of {len(lines) // 2}"
+    assert b"".join(lines) == (tmp_path / records.FILE).read_bytes(), "a resume alone retries nothing"
+
+    tallies = run(LocalExecutor(prepare(options)), tmp_path, console, retry_errors=True)
+    assert f"{tmp_path}: dropped 3 failed turn(s); they are measured again" in printed(console)
+    assert describe_failures(tallies) == ""
+    assert (tmp_path / records.FILE).read_bytes().startswith(kept)
+    by_key = {record.key: record for record in records_without_times(undisturbed)}
+    assert {record.key: record for record in records_without_times(tmp_path)} == by_key
+    assert RunManifest.read(tmp_path).status == "complete"
+    assert len(RunManifest.read(tmp_path).resumed) == 2
+
+
+def test_failed_turns_of_packed_records_are_not_measured_again(undisturbed, tmp_path):
+    manifest, lines = RunManifest.read(undisturbed), lines_of(undisturbed)
+    copied(undisturbed, tmp_path, []).joinpath(records.FILE).unlink()
+    packed = lzma.compress(b"".join(with_failures(lines, [("pld", "a1", 0, 0)])))
+    (tmp_path / records.PACKED).write_bytes(packed)
+    keys = [record.key for record in records.read(undisturbed)[0]]
+    with pytest.raises(UserError, match="unpack them first"):
+        rundir.open_run(manifest, keys, tmp_path, quiet(), retry_errors=True)
+    assert (tmp_path / records.PACKED).read_bytes() == packed
+
+
 def test_finished_run_is_not_changed(options, undisturbed):
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir()}
     run(LocalExecutor(prepare(options)), undisturbed, quiet())
@@ -158,7 +259,7 @@ def test_other_weights_and_another_template_are_refused(options, undisturbed):
     old = RunManifest.read(undisturbed)
     new = dataclasses.replace(old, template_sha256="f" * 64, target=dataclasses.replace(old.target, weights_sha256="e" * 64))
     with pytest.raises(UserError, match=r"target.weights_sha256 \w{12}… -> e{12}…; template_sha256 \w{12}… -> f{12}…;"):
-        rundir.open_run(new, undisturbed, quiet())
+        rundir.open_run(new, [], undisturbed, quiet())
 
 
 def test_other_schema_version_is_refused(options, undisturbed, tmp_path):
@@ -209,5 +310,5 @@ def test_change_of_the_environment_is_printed(undisturbed, tmp_path):
     old = RunManifest.read(undisturbed)
     dataclasses.replace(old, environment=dataclasses.replace(old.environment, cpu="abacus")).write(tmp_path)
     console = quiet()
-    rundir.open_run(old, tmp_path, console)
+    rundir.open_run(old, [("vanilla", "a1", 0, 0)], tmp_path, console)
     assert f"times may not compare: cpu abacus -> {old.environment.cpu}" in printed(console)

@@ -5,8 +5,10 @@ import dataclasses
 import io
 import json
 import os
+import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from helpers.consoles import printed
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
 from rich.console import Console
 
-from methods.core.acceptance import Accepted, match, path_to
+from methods.core.acceptance import Accepted, Sampling, match, path_to
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
 from methods.vanilla import Vanilla
 from specbench.config.options import RunConfig
+from specbench.engines.base import Answer
 from specbench.engines.own import OwnEngine
 from specbench.measure import progress
 from specbench.measure.progress import RunProgress
@@ -29,7 +32,7 @@ from specbench.measure.schedule import Unit, schedule, turn_seed
 from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
-from specbench.store.records import Record, Steps
+from specbench.store.records import ImpossibleTimesError, Record, Steps
 from specbench.suites import Question
 from specbench.targets import chat
 from specbench.util.memory import PeakMemory
@@ -164,6 +167,48 @@ def test_failed_turn_is_an_error_record_and_the_run_goes_on(options, tmp_path, e
     assert not any(record.output_ids or record.total_s or record.peak_bytes for record in failed)
 
 
+class MisclockedEngine:
+    """An engine whose clock is another one while it answers the prompt with this hash."""
+
+    def __init__(self, engine: OwnEngine, prompt_sha256: str, clock: Callable[[], float]):
+        self.name, self.warm_up, self.recover = engine.name, engine.warm_up, engine.recover
+        self.engine, self.prompt_sha256, self.clock = engine, prompt_sha256, clock
+
+    def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
+        with pytest.MonkeyPatch.context() as patch:
+            if chat.ids_sha256(prompt) == self.prompt_sha256:
+                patch.setattr(time, "perf_counter", self.clock)
+            return self.engine.answer(prompt, sampling)
+
+
+@pytest.mark.parametrize(
+    ("clock", "error"),
+    [(lambda: 7.0, "the turn took 0.0 s by the clock"), (map(float, range(1000, 0, -1)).__next__, r"the turn took -\d+\.0 s by the clock")],
+    ids=["stands still", "runs backwards"],
+)
+def test_turn_by_a_clock_that_does_not_run_is_an_error_record(options, tmp_path, clock, error):
+    session = prepare(options)
+    vanilla, pld = session.own
+    misclocked: Any = MisclockedEngine(pld, first_prompt(session, "n1"), clock)
+    found = measured(dataclasses.replace(session, own=(vanilla, misclocked)), tmp_path)
+    assert re.fullmatch(f"ImpossibleTimesError: {error}", found["pld", "n1", 0, 0].error)
+    assert Counter(record.status for record in found.values()) == {"error": 3, "ok": 2 * TURNS - 3}
+
+
+@pytest.mark.parametrize(
+    ("total_s", "steps", "error"),
+    [
+        (float("nan"), Steps(accepted=[0], emitted=[1], step_s=[0.1]), "the turn took nan s"),
+        (float("inf"), Steps(accepted=[0], emitted=[1], step_s=[0.1]), "the turn took inf s"),
+        (1.0, Steps(accepted=[0, 0], emitted=[1, 1], step_s=[0.2, -0.1]), "a part of the turn took -0.1 s"),
+        (1.0, Steps(accepted=[0, 0], emitted=[1, 1], step_s=[0.9, 0.9]), r"the turn took 1.0 s by the clock, its parts 1.8 s"),
+    ],
+)
+def test_record_refuses_times_that_no_answer_takes(total_s, steps, error):
+    with pytest.raises(ImpossibleTimesError, match=error):
+        Record("a", "1", "c", 0, 0, "ok", output_ids=[1] * (1 + len(steps.emitted)), total_s=total_s, steps=steps)
+
+
 def test_conversation_longer_than_the_context_is_an_error_record(options, tmp_path):
     target = write_target(tmp_path / "target", context=64)
     found = measured(prepare(dataclasses.replace(options, target=str(target), max_new_tokens=40)), tmp_path / "run")
@@ -219,6 +264,17 @@ def test_failed_warm_up_is_printed_and_the_run_goes_on(options, tmp_path):
     run(LocalExecutor(with_arm(session, Failing(warmed, RuntimeError("no kernel")))), tmp_path, console)
     assert "pld failed to warm up: RuntimeError: no kernel" in printed(console)
     assert RunManifest.read(tmp_path).status == "complete"
+
+
+def test_vanilla_that_fails_to_warm_up_ends_the_run_before_it_measures(options, tmp_path):
+    session = prepare(options)
+    vanilla, pld = session.own
+    warmed = chat.ids_sha256(session.chat.encode(session.warmup[0].turns[:1], []))
+    broken = vanilla._replace(drafter=Failing(warmed, RuntimeError("no kernel")))
+    with pytest.raises(UserError, match=r"^vanilla failed to warm up \(RuntimeError: no kernel\), so nothing is measured; try another .*$"):
+        run(LocalExecutor(dataclasses.replace(session, own=(broken, pld))), tmp_path, quiet())
+    assert not (tmp_path / records.FILE).exists()
+    assert RunManifest.read(tmp_path).status == "interrupted"
 
 
 def test_sampling_differs_between_repeats_but_not_between_runs(options, tmp_path):

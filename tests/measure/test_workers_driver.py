@@ -93,6 +93,15 @@ def test_workers_that_loaded_different_things_are_refused(config, loaded):
         scripted(suites.load("mini"), (0, loaded))[0].load()
 
 
+def test_refusal_while_warming_up_ends_the_run(config, loaded):
+    ready = [(0, loaded), (1, loaded)]
+    executor, pool = scripted(suite_of(config), *ready, (1, WorkerFailed("vanilla failed to warm up")))
+    executor.load()
+    with pytest.raises(UserError, match=r"^vanilla failed to warm up$"):
+        executor.warm_up(quiet())
+    assert pool.stopped == []
+
+
 def test_lost_device_ends_its_worker_and_the_question_is_tried_again(config, loaded):
     ready = [(0, loaded), (1, loaded), (0, WARM), (0, WARM)]
     again = [(0, WorkerFailed("the device failed")), (0, WorkerEnded("exit code 1")), (0, loaded), (0, WARM), (0, QuestionFinished())]

@@ -12,10 +12,22 @@ from helpers.scripted_records import turn, write_run
 from rich.console import Console
 
 from specbench.analysis.frames import OVERALL
-from specbench.analysis.stats import Estimate
+from specbench.analysis.stats import FEWEST, Estimate
 from specbench.report import figures, findings, tables, verdict
 from specbench.report.compose import build
 from specbench.report.run import load_runs
+
+
+def row(arm: str, **changes: Any) -> dict[str, Any]:
+    """A row of the comparison table over all categories."""
+    usual = {"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "mat": 2.0, "step_cost": 1.5, "questions": FEWEST}
+    return {"arm": arm, **usual, **changes}
+
+
+def ranked(*rows: dict[str, Any], **changes: Any) -> Any:
+    """A run with these rows."""
+    arms = {row["arm"]: row["arm"].upper() for row in rows}
+    return SimpleNamespace(overall={row["arm"]: row for row in rows}, drafting=arms, other_engines={}, arms=arms, **changes)
 
 
 @pytest.mark.parametrize(
@@ -24,23 +36,51 @@ from specbench.report.run import load_runs
         (1.1, 1.3, "(the interval lies above 1)"),
         (0.7, 0.9, "(slower than vanilla)"),
         (0.9, 1.1, "(the interval contains 1, so it may be no faster)"),
-        (np.nan, np.nan, "(too few questions for an interval)"),
+        (np.nan, np.nan, "(too few questions to call it faster or slower)"),
     ],
 )
 def test_the_fastest_arm_is_called_faster_only_if_the_interval_says_so(low, high, said):
-    best = {"arm": "b", "speedup": 1.2, "speedup_low": low, "speedup_high": high, "mat": 2.0, "step_cost": 1.5, "questions": 9}
-    run: Any = SimpleNamespace(
-        overall={"a": best | {"arm": "a", "speedup": 0.5}, "b": best}, drafting={"a", "b"}, other_engines={}, arms={"a": "A", "b": "B"}
-    )
-    (line,) = findings.fastest(run)
+    best = row("b", speedup=1.2, speedup_low=low, speedup_high=high)
+    (line,) = findings.fastest(ranked(row("a"), best))
     assert line.startswith("Fastest arm: B, 1.20x")
     assert said in line
 
 
+def test_few_questions_make_no_sentence_on_an_interval():
+    few, enough = (row("a", questions=count, accounting_error=True) for count in (FEWEST - 1, FEWEST))
+    assert "0.50x [0.40, 0.60] end to end over vanilla (too few questions to call it faster or slower)" in findings.fastest(ranked(few))[0]
+    assert "(slower than vanilla)" in findings.fastest(ranked(enough))[0]
+
+    for best, noise in ((few, "on too few questions to estimate the noise"), (enough, "differ by up to 20.0 %")):
+        (line,) = findings.noise(ranked(best, noise={"a": Estimate(1.0, 0.8, 1.1)}))
+        assert noise in line
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(FEWEST - 1, "With fewer than 30 questions that may be chance"), (FEWEST, "so times or counts are wrong")]
+)
+def test_accounting_error_on_few_questions_may_be_chance(tmp_path, count, said):
+    rows = [turn(arm, str(i), [0] * 4, step_s=(0, s, 0)) for i in range(count) for arm, s in (("vanilla", 0.01), ("s4c", 0.001))]
+    (run,) = load_runs(
+        [write_run(tmp_path / "run", rows, methods={"vanilla": "Vanilla", "s4c": "S4C"}, suite={"categories": {"qa": count}})]
+    )
+    lines = [line for line in findings.warnings(run) if line.startswith("ACCOUNTING ERROR, S4C (reconstruction), all categories: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_an_arm_without_steps_is_in_no_ranking(tmp_path):
+    ended = [turn(arm, q, [] if arm == "pld" else [0] * 4) for q in "ab" for arm in ("vanilla", "pld")]
+    (run,) = load_runs([write_run(tmp_path / "run", ended, methods={"vanilla": "Vanilla", "pld": "Prompt lookup"})])
+    assert run.overall["pld"]["speedup"] > 0
+    assert findings.fastest(run) == []
+    (line,) = findings.fastest(ranked(row("a"), row("b", speedup=9.0, mat=np.nan)))
+    assert line.startswith("Fastest arm: A, 0.50x")
+
+
 @pytest.mark.parametrize(("low", "high", "farther"), [(0.996, 1.009, "0.9 %"), (0.98, 1.009, "2.0 %")])
 def test_the_noise_is_the_farther_end(low, high, farther):
-    run: Any = SimpleNamespace(noise={"s4c": Estimate(1.003, low, high)}, arms={"s4c": "S4C"})
-    (line,) = findings.noise(run)
+    (line,) = findings.noise(ranked(row("s4c"), noise={"s4c": Estimate(1.003, low, high)}))
     assert f"differ by up to {farther}. " in line
 
 

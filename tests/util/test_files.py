@@ -65,6 +65,28 @@ def test_a_writable_place_is_not_created(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_and_what_a_command_reads_are_not_written_over(tmp_path):
+    run, read, folder = tmp_path / "run", tmp_path / "read.jsonl", tmp_path / "target"
+    for place in (run, folder):
+        place.mkdir()
+    for file in (run / files.RECORDS, read, folder / "config.json"):
+        file.write_text("kept")
+    (tmp_path / "link").symlink_to(run / files.RECORDS)
+    (tmp_path / "linked").symlink_to(run)
+    (tmp_path / "aside").symlink_to(read)
+    (run / files.PACKED).symlink_to(read)
+
+    of_run = [run / name for name in files.RUN_FILES]
+    for path in (*of_run, tmp_path / "link", tmp_path / "linked" / files.AGREEMENT, run / ".." / "run" / files.MANIFEST):
+        with pytest.raises(UserError, match=r"is a file of the run in .*run; choose another --junit$"):
+            files.check_writable(path, option="--junit")
+    for path in (read, tmp_path / "aside", folder / "config.json"):
+        with pytest.raises(UserError, match=r"is a file that this command reads or writes otherwise; choose another --out$"):
+            files.check_writable(path, inputs=[None, "", str(tmp_path / "aside"), folder])
+    for path in (run / "check.xml", folder / "new.toml", folder / "drafters" / "medusa.safetensors", tmp_path / files.MANIFEST):
+        files.check_writable(path, inputs=[read, folder])
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     files.check_writable(tmp_path / "file")

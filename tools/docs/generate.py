@@ -15,7 +15,7 @@ from specbench.analysis import breakdown
 from specbench.analysis.metrics import DEFINITIONS
 from specbench.cli import app
 from specbench.report.tables import COLUMNS
-from specbench.util.exits import FAULT
+from specbench.util.exits import FAULT, TURNS_FAILED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +77,7 @@ def cli_page() -> str:
         "`specbench COMMAND --help` prints the same in a terminal. `python -m specbench` is the same program.",
         "Errors that you can fix are one line on stderr, with exit code 2. An unknown option gets a usage box, also with exit code 2. "
         f"Exit code {FAULT}, with a traceback, is a bug in specbench: please report it. "
+        f"Exit code {TURNS_FAILED}, of `run` and `resume`, means that the run is complete but turns of it failed. "
         "A command without exit codes below ends with 0 on success.",
     ]
     for name, command in commands(typer.main.get_command(app.app)):

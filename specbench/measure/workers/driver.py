@@ -66,7 +66,7 @@ class WorkerExecutor:
 
     def __init__(self, pool: WorkerPool[Any], count: int, suite: Suite, console: Console):
         self.prepared: list[Prepared] = []
-        self._pool, self._count, self._suite, self._console = pool, count, suite, console
+        self._pool, self._count, self.suite, self._console = pool, count, suite, console
         self._loaded: dict[int, SessionLoaded] = {}  # by slot
         self._questions: QuestionQueue | None = None
         self._ended_in_a_row = 0  # workers that ended since a question was finished
@@ -103,7 +103,7 @@ class WorkerExecutor:
             write(record)
             progress.add(record)
 
-        self._questions = QuestionQueue(self._suite, self._loaded[0].manifest, done, keep)
+        self._questions = QuestionQueue(self.suite, self._loaded[0].manifest, done, keep)
         try:
             while self._hand_out(self._questions):
                 self._handle_next_reply()
@@ -148,7 +148,7 @@ class WorkerExecutor:
                 slot.worker.call("go_on")
             case QuestionFinished():
                 slot.stage, slot.question, self._ended_in_a_row = Stage.FREE, None, 0
-            case WorkerFailed(message) if slot.stage is Stage.LOADING:
+            case WorkerFailed(message) if slot.stage is Stage.LOADING or self._questions is None:  # nothing has been measured yet
                 raise UserError(message)
             case WorkerFailed(reason) | WorkerEnded(reason):
                 self._restart(slot, reason)
@@ -174,8 +174,8 @@ class WorkerExecutor:
                     f"worker {slot.index} is not like worker {index}: {'; '.join(changed)}; "
                     "use the same version and files on every machine, or set what differs by its option"
                 )
-        if new.manifest.suite.sha256 != self._suite.sha256:
-            raise UserError(f"worker {slot.index} reads another suite {self._suite.name} than is here; give every machine the same file")
+        if new.manifest.suite.sha256 != self.suite.sha256:
+            raise UserError(f"worker {slot.index} reads another suite {self.suite.name} than is here; give every machine the same file")
 
     def _restart(self, slot: Slot, reason: str) -> None:
         """Replace a slot's worker. The new one gets the same question if it may be tried again."""

@@ -31,7 +31,7 @@ class QuestionFinished:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """The reply of a worker that raised UserError: while loading about the user's input, later about a lost device."""
+    """The reply of a worker that raised UserError: about the user's input, a warm-up of vanilla, or a lost device."""
 
     message: str
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure import measurer
-from specbench.measure.schedule import schedule
+from specbench.measure.schedule import units_of
 from specbench.measure.session import prepare
 from specbench.measure.workers.protocol import QuestionFinished, SessionLoaded, WarmedUp, WorkerFailed, WorkerReply
 from specbench.store.records import Record
@@ -50,8 +50,7 @@ class WorkerSession:
 
     def answer(self, question_id: str, done: Sequence[Record]) -> Record | QuestionFinished:
         """Answer the question's first turn that is not in ``done``."""
-        manifest = self._session.manifest
-        units = schedule(self._session.suite.questions, list(manifest.arms), manifest.settings.repeats)
+        units = units_of(self._session.suite, self._session.manifest)
         self._records = measurer.answers(self._session, done, [unit for unit in units if unit.question.id == question_id])
         return self.go_on()
 

@@ -157,7 +157,7 @@ def write_held_out_suite(source: Source, out: Path, console: Console, per_catego
 
     Options are chosen on these, since Spec-Bench itself is never tuned on.
     """
-    files.check_writable(out)
+    files.check_writable(out, inputs=[source])
     rows = []
     for category, conversations in sorted(prompts(source, held_out=True).items()):
         texts = [messages[0]["content"] for messages in conversations if [m["role"] for m in messages] == ["user"]]
