@@ -72,7 +72,7 @@ def contents(run_dir: Path) -> dict[str, str]:
     (folder,) = [path for path in (run_dir / "report").iterdir() if path.is_dir()]
     return {
         "records.jsonl": (run_dir / "records.jsonl").read_text(),
-        "manifest.json": json.dumps(settled(manifest), indent=1) + "\n",
+        "manifest.json": json.dumps(settled(manifest), indent=1).replace(f"{Path.cwd()}/", "") + "\n",
         **{name: (folder / name).read_text() for name in ("comparison.csv", "acceptance.csv", "time_split.csv")},
     }
 

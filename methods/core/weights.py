@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -57,7 +58,7 @@ def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accur
     header = {"kind": kind, "architecture": asdict(architecture), "rank_accuracy": rank_accuracy, "parameters": parameters, **facts}
 
     tensors = {name: _in(torch.bfloat16, tensor.detach()).contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(header)})
+    path.write_bytes(serialize(tensors, metadata={"format": FORMAT, "about": json.dumps(header)}))  # save_file ignores the umask
 
 
 def load(path: Path, kind: str, module_type: type[M], architecture_type: type, target: PreTrainedConfig) -> Trained[M]:
@@ -72,6 +73,12 @@ def load(path: Path, kind: str, module_type: type[M], architecture_type: type, t
     module = module_type(target, _architecture(facts["architecture"], architecture_type, path))
     fit(module, tensors, str(path))
     return Trained(module.eval().requires_grad_(False), _tuples(facts["rank_accuracy"]), sha256_of([path]), str(path))
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError for a file that exists but may not be read, which safetensors calls missing."""
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read by this user; change its mode (chmod a+r), or run as its owner")
 
 
 def is_ours(path: Path) -> bool:
@@ -105,6 +112,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: _in(torch.float32, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
+        check_readable(path)
         raise WeightsError(f"drafter weights {path} cannot be read ({error})", kind) from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"drafter weights {path} are not in the format {FORMAT}", kind)

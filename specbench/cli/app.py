@@ -3,10 +3,15 @@
 Commands import torch inside their functions: how its threads wait must be set before, and ``--help`` must not wait for it.
 """
 
+import io
+import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
+from methods.core.errors import UserError
 from specbench.cli.agree import agree
 from specbench.cli.bench import bench
 from specbench.cli.check import baseline, check
@@ -38,8 +43,30 @@ app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")
 
 
+TEXTS = ("--system-prompt", "--stop")  # options whose values are no paths, whatever they start with
+MAY_BE_EMPTY = "--system-prompt"
+HOME = re.compile(r"(^|=)~(?=/|$)")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. An error that the user can correct becomes one line on stderr and exit code 2."""
     configure_thread_waiting()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 lacks some of our signs
     with exit_codes():
-        app(args=argv)
+        app(args=_checked(sys.argv[1:] if argv is None else argv))
+
+
+def _checked(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with ``~`` expanded where a path starts, which shells leave in ``--out=~/x``.
+
+    Raises UserError for an option that is given an empty text.
+    """
+    checked = []
+    for before, argument in zip(("", *argv), argv, strict=False):
+        option, has_value, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if has_value and not value and option != MAY_BE_EMPTY:
+            raise UserError(f"{option or 'the command'} is empty; give it a value or leave it out")
+        checked.append(argument if option in TEXTS else HOME.sub(lambda start: f"{start[1]}{Path.home()}", argument))
+    return checked

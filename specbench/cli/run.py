@@ -80,7 +80,7 @@ def measure(config: RunConfig, out: Path | None, workers: int | None, ray_addres
         manifest = executor.manifest
         run_dir = out or RESULTS / f"{manifest.name}-{manifest.fingerprint()}"
         if manifest.target.note:
-            console.print(manifest.target.note, markup=False)
+            console.print(manifest.target.note, markup=False, soft_wrap=True)
         try:
             tallies = runner.run(executor, run_dir, console, retry_errors=retry_errors)
         except KeyboardInterrupt:

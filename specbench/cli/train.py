@@ -13,7 +13,7 @@ from specbench.config.options import RunConfig, pairs
 
 TARGET, PRESET = "tiny", "micro"
 TRAINING = Path("training")
-LOADING = ("revision", "template", "system_prompt", "thinking", "device_map")  # fields of RunConfig: how a target is loaded
+LOADING = ("revision", "template", "system_prompt", "thinking", "device_map", "stop")  # fields of RunConfig: how a target is loaded
 
 Data = Annotated[str, typer.Option(metavar="FILE|hf:ID", help="Chat records: a JSONL file, plain or .xz, or a data set of the hub.")]
 

@@ -116,6 +116,14 @@ class RunConfig:
     thinking: str | None = option(
         "--thinking", "Turn the chat template's thinking mode on or off. Default: the template decides.", metavar="on|off"
     )
+    stop: list[str] = option(
+        "--stop",
+        "Token that ends an answer, by its name or as its text, in addition to the target's own; repeatable.",
+        list,
+        metavar="TOKEN|TEXT",
+        given=list[str] | None,
+        parse=_as_list,
+    )
     suite: str = option("--suite", "Questions: mini, spec-bench, or hf:ID. Default: mini.", "", given=str | None, parse=_not_empty)
     suite_file: Path | None = option("--suite-file", "Questions from a JSONL file of Spec-Bench's schema.", identity=False)
     hf_columns: dict[str, str] = option(

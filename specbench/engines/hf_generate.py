@@ -25,25 +25,6 @@ from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded, drafters, families
 
-# Settings that leave the target's distribution as it is. A model's generation_config.json may set any of them otherwise.
-NEUTRAL: Mapping[str, Any] = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": None,
-    "encoder_repetition_penalty": 1.0,
-    "max_time": None,
-    "stop_strings": None,
-    "return_dict_in_generate": False,
-}
 # Settings that sample from the whole vocabulary.
 UNTRUNCATED: Mapping[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
@@ -118,7 +99,10 @@ class StepStreamer(BaseStreamer):
 def generate_tokens(
     model: PreTrainedModel, prompt: list[int], sampling: Sampling, arguments: Mapping[str, Any], streamer: BaseStreamer | None = None
 ) -> list[int]:
-    """Return the new tokens of ``generate``. ``arguments`` choose how it drafts. Sampling seeds torch's global generator."""
+    """Return the new tokens of ``generate``. ``arguments`` choose how it drafts. Sampling seeds torch's global generator.
+
+    The model's own generation settings must be empty, as ``checkpoint.load_model`` makes them.
+    """
     chosen: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
         torch.manual_seed(sampling.seed)
@@ -134,7 +118,6 @@ def generate_tokens(
         eos_token_id=stop_ids or None,
         pad_token_id=stop_ids[0] if stop_ids else 0,  # never used: a batch of one needs no padding
         streamer=streamer,
-        **NEUTRAL,
         **chosen,
         **arguments,
     )

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from specbench.config.options import DEFAULT_METHODS, RunConfig
 from specbench.engines import registry as engines
 from specbench.engines.registry import ResolvedEngine
 from specbench.suites import Suite
+from specbench.util.files import absolute
 
 BACKEND_VARIABLE = "SPECBENCH_BACKEND"  # environment variable: the back end if --backend is not given
 
@@ -45,7 +47,10 @@ def backend_name(config: RunConfig) -> str:
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """Return the settings with device, back end, target, and dtype settled. Raises UserError for values that do not exist."""
+    """Return the settings with device, back end, target, and dtype settled, and paths that hold in any folder.
+
+    Raises UserError for values that do not exist.
+    """
     least = {"max-new-tokens": (config.max_new_tokens, 1), "repeats": (config.repeats, 1), "temperature": (config.temperature, 0)}
     for name, (value, bound) in least.items():
         if not bound <= value < math.inf:
@@ -64,7 +69,9 @@ def settle(config: RunConfig) -> RunConfig:
         config,
         device=device,
         backend=backend,
-        target=config.target or targets.default_name(device),
+        target=config.target if config.target in targets.TARGETS else absolute(config.target) or targets.default_name(device),
+        suite_file=config.suite_file and config.suite_file.absolute(),
+        drafters={key: Path(absolute(str(source))) for key, source in config.drafters.items()},
         dtype=config.dtype or targets.default_dtype(device),
         categories=sorted(config.categories),
     )

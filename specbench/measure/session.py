@@ -83,6 +83,7 @@ def load_target(config: RunConfig) -> Loaded:
         system_prompt=config.system_prompt,
         thinking=config.thinking,
         device_map=config.device_map,
+        stops=config.stop,
     )
 
 
@@ -137,12 +138,13 @@ def _facts(resolved: Resolved, drafter: Trained | None, repeat_of: str) -> ArmFa
 
 
 def _manifest(config: RunConfig, loaded: Loaded, suite: Suite, facts: dict[str, ArmFacts]) -> RunManifest:
+    note = f"{loaded.note} {loaded.prompt_note}".strip()
     return RunManifest(
         name=f"{suite.name.replace(':', '-').replace('/', '-')}-{Path(loaded.name).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=replace(config, suite=suite.name, revision=loaded.revision, template=loaded.chat.template),
         arms=facts,
-        target=TargetFacts(loaded.name, loaded.label, loaded.note, loaded.parameters, loaded.weights_sha256, loaded.layers),
+        target=TargetFacts(loaded.name, loaded.label, note, loaded.parameters, loaded.weights_sha256, loaded.layers),
         suite=SuiteFacts(suite.name, suite.version, suite.sha256, dict(Counter(question.category for question in suite.questions))),
         units_total=sum(len(question.turns) for question in suite.questions) * len(facts) * config.repeats,
         template_sha256=loaded.chat.sha256,

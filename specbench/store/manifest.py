@@ -133,6 +133,7 @@ class RunManifest:
         """Return the facts that decide what a record means, by dotted name. Runs that agree on them may share a directory."""
         settings = _jsonable(asdict(self.settings))
         facts: dict[str, Any] = {"arms": list(self.arms), **{name: settings[name] for name in IDENTITY}, "suite_sha256": self.suite.sha256}
+        facts["target"] = files.absolute(facts["target"])  # older manifests hold a folder's path as it was typed
         for name in self.arms:
             facts |= self.arm_identity(name)
         return facts | {"target.weights_sha256": self.target.weights_sha256, "template_sha256": self.template_sha256}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -25,19 +25,27 @@ def load(name: str, columns: Mapping[str, str]) -> Suite:
     table, identity = _read_split(name, "suite")
     sources = _source_columns(columns, table.column_names, identity)
     fallback_category = identity.rpartition("/")[2]
+    features = getattr(table, "features", None) or {}
+    labels = {field: features[column].names for field, column in sources.items() if hasattr(features.get(column), "names")}
 
     located = []
     for number, columns_of_row in enumerate(table):
         where = f"{name}, row {number}"
         row: dict[str, Any] = {"question_id": number, "category": fallback_category}
         row.update((field, columns_of_row[column]) for field, column in sources.items())
+        row.update((field, _label(names, row[field])) for field, names in labels.items())
         if isinstance(row["turns"], str):
             row["turns"] = [row["turns"]]
-        located.append((where, parse_question(row, where)))
+        located.append((where, parse_question(row, where, sources)))
 
     questions = check_distinct(located, name)
     sha256 = hashlib.sha256(json.dumps([astuple(item) for item in questions]).encode()).hexdigest()
     return Suite(name, sha256[:12], questions, sha256)
+
+
+def _label(names: Sequence[str], value: Any) -> Any:
+    """Return the name of a class label, which a data set stores as its number; anything else as it is."""
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def read_rows(name: str, what: str) -> Any:

@@ -5,6 +5,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
+from math import isfinite
 
 from methods.core.errors import UserError
 from specbench.store.records import OVERALL
@@ -54,43 +56,60 @@ def check_distinct(located: Sequence[tuple[str, Question]], source: str) -> tupl
     return tuple(question for _, question in located)
 
 
-def parse_question(row: Mapping[str, object], where: str) -> Question:
-    """Return the question of a row. Raises UserError, starting with ``where``, for a missing or ill-typed field."""
-    identity = row.get("question_id")
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
-        raise _bad_field(where, row, "question_id", "an integer or a non-empty string")
+def parse_question(row: Mapping[str, object], where: str, columns: Mapping[str, str] | None = None) -> Question:
+    """Return the question of a row. Numbers and dates stand for their text.
 
-    category = row.get("category")
-    if not isinstance(category, str) or not category:
-        raise _bad_field(where, row, "category", "a non-empty string")
+    Raises UserError, starting with ``where``, for a missing or ill-typed field. ``columns`` names the column
+    of a hub data set that each field was read from; None for a row of a file.
+    """
+
+    def bad(field: str, wanted: str) -> UserError:
+        found = _shorten(row[field]) if field in row else "nothing"
+        if columns is None:
+            return UserError(f"{where}: field {field!r} must be {wanted}, found {found}; correct the line")
+        named = f"column {columns[field]!r}, read as" if field in columns else "field"
+        return UserError(f"{where}: {named} {field!r} must be {wanted}, found {found}; read another: --hf-column {field}=COLUMN")
+
+    identity = _as_text(row.get("question_id"))
+    if not identity:
+        raise bad("question_id", "a number or a non-empty string")
+
+    category = _as_text(row.get("category"))
+    if not category:
+        raise bad("category", "a non-empty string")
     if category == OVERALL:
-        raise _bad_field(where, row, "category", f"any name but {OVERALL!r}")
+        raise bad("category", f"any name but {OVERALL!r}")
 
     turns = row.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise _bad_field(where, row, "turns", "a non-empty list of non-empty strings")
+        raise bad("turns", "a non-empty list of non-empty strings")
 
     reference = _flatten(row.get("reference"))
     if reference is None:
-        raise _bad_field(where, row, "reference", "a list of strings")
-    return Question(id=str(identity), category=reported_category(category), turns=tuple(turns), reference=tuple(reference))
+        raise bad("reference", "a list of strings or numbers")
+    return Question(id=identity, category=reported_category(category), turns=tuple(turns), reference=tuple(reference))
+
+
+def _as_text(value: object) -> str | None:
+    """Return a text as it is, a number or a date as text, a whole number without decimals; None for anything else."""
+    if isinstance(value, float) and isfinite(value):
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, str | int | date) and not isinstance(value, bool):
+        return str(value)
+    return None
 
 
 def _flatten(value: object) -> list[str] | None:
-    """Return the strings of a possibly nested list (Spec-Bench nests its rag references); None if it holds anything else."""
+    """Return the texts of a possibly nested list (Spec-Bench nests its rag references); None if it holds anything else."""
     if value is None:
         return []
-    if isinstance(value, str):
-        return [value]
+    text = _as_text(value)
+    if text is not None:
+        return [text]
     if not isinstance(value, list):
         return None
     parts = [None if item is None else _flatten(item) for item in value]
     return None if any(part is None for part in parts) else [text for part in parts if part for text in part]
-
-
-def _bad_field(where: str, row: Mapping[str, object], field: str, wanted: str) -> UserError:
-    actual = _shorten(row[field]) if field in row else "nothing"
-    return UserError(f"{where}: field {field!r} must be {wanted}, found {actual}; correct the line")
 
 
 def _shorten(value: object) -> str:

@@ -44,7 +44,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"suite file {path} does not exist; check the path given by --suite-file") from None
+        raise UserError(f"suite file {path} does not exist; put it back, or check the path given by --suite-file") from None
     except OSError as error:
         raise UserError(f"suite file {path} cannot be read ({error.strerror}); pass a readable JSONL file by --suite-file") from None
 

@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
 
 from methods.core.errors import UserError
 from methods.core.target import refuse
+from methods.core.weights import check_readable
 
 # In the order in which transformers looks for weights; an index lists the shards beside it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -62,6 +71,13 @@ def load_config(folder: Path, attention: str, what: str = "target") -> PreTraine
     config = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
     if getattr(config, "transformers_weights", None):
         raise ValueError("its config names a weight file of its own, transformers_weights; leave that out")
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        how = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else "unnamed"
+        raise UserError(
+            f"the weights of {what} {folder} are quantised (its config has quantization_config, method {how}), and would be measured as "
+            "something else; use the checkpoint that they were made from"
+        )
     refuse(config, what)
     return config
 
@@ -92,10 +108,14 @@ def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizer
 def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, device_map: Mapping[str, str] | None = None) -> PreTrainedModel:
     """Load a folder's model from its ``weight_files``, on the CPU or on the devices of ``device_map``.
 
-    Raises ValueError where the weights do not match the config. Pickles are read as tensors only; one
-    that would run code is an error.
+    Its generation settings are made from nothing, except for the ids that end an answer: others, such as
+    penalties or a missing cache, would change what ``generate`` computes. Raises ValueError where the weights
+    do not match the config. Pickles are read as tensors only; one that would run code is an error.
     """
-    safetensors = weight_files(folder)[0].suffix == ".safetensors"
+    files = weight_files(folder)
+    for file in files:
+        check_readable(file)
+    safetensors = files[0].suffix == ".safetensors"
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers reports misfits in many lines; the error below is one line
     try:
@@ -121,6 +141,8 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
     if misfits:
         name, problem = min(misfits)
         raise ValueError(f"{name} {problem}; {len(misfits)} of its tensors do not match config.json")
+    stored = model.generation_config.eos_token_id if model.generation_config is not None else None
+    model.generation_config = GenerationConfig(eos_token_id=stored, use_cache=True)
     return model.eval().requires_grad_(False)
 
 

@@ -22,6 +22,7 @@ from specbench.targets.model import TargetModel
 from specbench.targets.widen import fill
 
 FILES = (".safetensors", ".pt", ".bin")  # endings of files; any other source is a folder or a hub id
+RENAMED = 0.01  # share of the ids whose tokens may be named otherwise by a draft model: special tokens, not another tokenizer
 
 
 def locate(target: TargetModel, resolved: Resolved) -> str | None:
@@ -143,15 +144,21 @@ def load_draft_model(target: TargetModel, source: str) -> Trained[PreTrainedMode
 
 
 def _check_tokens(target: TargetModel, drafter_tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Raise UserError where an id stands for two different tokens; ids that only one model has are allowed."""
+    """Raise UserError where more than RENAMED of the ids stand for two different tokens, and print a warning for fewer.
+
+    Drafts are verified, so such an id costs acceptance, not losslessness. Ids that only one model has are allowed.
+    """
     own, theirs = (
         {token_id: token for token, token_id in tokenizer.get_vocab().items()} for tokenizer in (target.tokenizer, drafter_tokenizer)
     )
     common = own.keys() & theirs.keys()
     differing = [token_id for token_id in sorted(common) if own[token_id] != theirs[token_id]]
-    if differing:
-        first = differing[0]
+    if not differing:
+        return
+    first = differing[0]
+    what = f"of {len(common)} ids {len(differing)} differ, the first is {first}, {theirs[first]!r} there and {own[first]!r} here"
+    if len(differing) > RENAMED * len(common):
         raise UserError(
-            f"draft model {source} has another tokenizer than {target.name}: of {len(common)} ids {len(differing)} differ, the first "
-            f"is {first}, {theirs[first]!r} there and {own[first]!r} here; choose a model with the target's tokenizer"
+            f"draft model {source} has another tokenizer than {target.name}: {what}; choose a model with the target's tokenizer"
         )
+    print(f"warning: draft model {source} names tokens otherwise than {target.name}: {what}; its drafts of these are lost", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Loading of a target by name, folder or hub id, and of the drafters that go with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -60,11 +60,13 @@ def load(
     system_prompt: str | None = None,
     thinking: str | None = None,
     device_map: str | None = None,
+    stops: Sequence[str] = (),
 ) -> Loaded:
     """Load a target by name, folder or hub id.
 
     ``template`` None is the model family's; see ``chat.Chat`` for the prompt and ``placement.device_map``
-    for spreading a target over devices. Raises UserError, before any weights are read, for anything
+    for spreading a target over devices. ``stops`` are tokens that end an answer beside the target's own.
+    Raises UserError, before any weights are read, for anything
     that does not exist, does not fit together, or cannot be a target.
     """
     if dtype not in DTYPES:
@@ -81,16 +83,17 @@ def load(
     with checkpoint.readable(folder):
         config = checkpoint.load_config(folder, attention)
         tokenizer = checkpoint.load_tokenizer(folder, legacy=family.legacy)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(f"tokenizer of {folder} has {len(tokenizer)} tokens, its model {config.vocab_size}: they are not a pair")
-    chat = Chat(tokenizer, template or family.template, system_prompt, thinking)
+    if tokenizer.vocab_size > config.vocab_size:  # added tokens may lie beyond; a prompt that holds one is refused
+        raise UserError(f"tokenizer of {folder} has {tokenizer.vocab_size} tokens, its model {config.vocab_size}: they are not a pair")
+    chat = Chat(tokenizer, template or family.template, system_prompt, thinking, config.vocab_size)
 
     with within_memory(name, dtype, device):
         devices = placement.device_map(device_map, config, DTYPES[dtype], device) if device_map else None
         with checkpoint.readable(folder):
             model = checkpoint.load_model(folder, config, torch.float32 if name in SHAPES else DTYPES[dtype], devices)
             sha256 = checkpoint.sha256(folder)
-        loaded = Loaded(name, model, chat, folder, sha256, drafter_files=drafter_files or {})
+        loaded = Loaded(name, model, chat, folder, sha256, drafter_files=drafter_files or {}, stops=stops)
+        loaded.check_prompt_end()
 
         if name in SHAPES:
             return replace(loaded, model=widened(model, SHAPES[name], name, device=device, dtype=DTYPES[dtype]), small=model)
@@ -104,6 +107,8 @@ def load(
 def _find_folder(name: str, revision: str | None) -> Path:
     """Return a target's folder, downloading it where necessary."""
     if name not in TARGETS and not hub.is_id(name) and not Path(name).is_dir():
+        if Path(name).is_absolute():
+            raise UserError(f"target folder {name} does not exist; put it back, or name the target by --target")
         raise unknown("target", name, (*TARGETS, "a folder", "a hub id"), families.hub_ids())
     folder = shipped_folder() if name in TARGETS else hub.fetch_folder(name, revision)
     if not (folder / "config.json").is_file():

@@ -91,6 +91,7 @@ def _load_target(job: Job, device: str, world: World) -> targets.Loaded:
         system_prompt=job.system_prompt,
         thinking=job.thinking,
         device_map=job.device_map,
+        stops=job.stop,
     )
     if job.device_map:
         placement.add_hooks(loaded.model)

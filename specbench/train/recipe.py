@@ -1,6 +1,7 @@
 """A drafter training's settings: the recipe, and the job that applies it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,11 @@ class Job:
     options: dict[str, str] = field(default_factory=dict)  # of the drafter's architecture, as typed
     recipe: Recipe = Recipe()
     device: str = "cpu"
-    device_map: str | None = None  # this and the next four as in targets.load
+    device_map: str | None = None  # this and the next five as in targets.load
     revision: str | None = None
     template: str | None = None
     system_prompt: str | None = None
     thinking: str | None = None
+    stop: Sequence[str] = ()
     cache_features: bool = False
     log_dir: Path | None = None

@@ -50,6 +50,11 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN_FILES)
 
 
+def absolute(name: str) -> str:
+    """Return the absolute path of a file or folder that exists; another name, such as a hub id, as it is."""
+    return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+
 def make_folder(path: Path, next_step: str = NEXT_STEP) -> Path:
     """Return the folder, created where it is missing. Raises UserError where it cannot be written to."""
     try:

@@ -193,7 +193,7 @@ def test_failed_turns_have_an_exit_code_until_they_are_measured_again(base, tmp_
 
     def failing(self, unit, max_new_tokens):
         if unit.key == ("pld", "n2", 0, 0):
-            return Record(*unit.facts, "error", "out of memory")
+            return Record(*unit.facts, status="error", error="out of memory")
         return attempt(self, unit, max_new_tokens)
 
     monkeypatch.setattr(run_command, "write_report", lambda *arguments, **options: None)
@@ -232,6 +232,48 @@ def test_methods_and_targets_are_listed(base, capsys):
     assert "max_ngram" in shown
     assert ended(["targets"]) == 0
     assert "tiny-7b" in capsys.readouterr().out
+
+
+def test_a_run_started_with_relative_paths_is_resumed_from_another_folder(target, base, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own").symlink_to(target)
+    relative = [text.replace(str(target), "own").replace(f"{tmp_path}/", "") for text in base]
+    assert ended([*relative, "--out", "mine"]) == 0
+    lines = (tmp_path / "mine" / records.FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / "mine" / records.FILE).write_bytes(b"".join(lines[:-2]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ended(["resume", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / records.FILE).read_bytes().count(b"\n") == len(lines)
+    (tmp_path / "own").unlink()
+    assert f"target folder {tmp_path}/own does not exist" in complaint(["resume", str(tmp_path / "mine")], capsys)
+
+
+@pytest.mark.parametrize("written", [["--out", "~/mine"], ["--out=~/mine"]])
+def test_a_path_in_the_home_folder_is_found(base, tmp_path, capsys, monkeypatch, written):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "suite.jsonl").rename(tmp_path / "home" / "suite.jsonl")
+    base = ["--suite-file=~/suite.jsonl" if "suite" in text else text for text in base if text != "--suite-file"]
+    seen = []
+    monkeypatch.setattr("specbench.cli.run.measure", lambda config, out, *rest: seen.append((config.suite_file, out, config.system_prompt)))
+    app_ended = ended([*base, *written, "--system-prompt", "~/ is home"])
+    assert app_ended == 0
+    assert seen == [(tmp_path / "home" / "suite.jsonl", tmp_path / "home" / "mine", "~/ is home")]
+
+
+@pytest.mark.parametrize("option", ["--target", "--dtype", "--device", "--out", "--aa", "--suite-file", "--method", "--stop", "--template"])
+def test_an_empty_text_is_refused(base, tmp_path, capsys, option):
+    for written in ([option, ""], [f"{option}="]):
+        assert complaint([*base, *written], capsys) == f"error: {option} is empty; give it a value or leave it out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.jsonl"]
+
+
+def test_a_terminal_of_another_encoding_gets_signs_for_what_it_lacks():
+    code = "import specbench.cli.app as cli; cli.main(['run', '--help'])"
+    for encoding in ("ascii", "latin-1"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_wrong_settings_are_refused_before_the_target_is_loaded(options, monkeyp
 def test_draft_model_with_another_tokenizer_is_refused(options, tmp_path):
     other = write_target(tmp_path / "other")
     facts = json.loads((other / "tokenizer.json").read_text())
-    facts["model"]["vocab"] = {f"{sign}{sign}" if sign == "a" else sign: index for sign, index in facts["model"]["vocab"].items()}
+    facts["model"]["vocab"] = {sign * 2 if sign in "abcd" else sign: index for sign, index in facts["model"]["vocab"].items()}
     (other / "tokenizer.json").write_text(json.dumps(facts))
     assisted = dataclasses.replace(options, methods=["hf-assisted"], drafters={"hf-assisted": other})
     assert "has another tokenizer" in refusal(prepare, assisted)

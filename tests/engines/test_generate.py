@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,22 +140,40 @@ def test_answers_stop_at_stop_ids_and_at_the_context(session, name):
         engine(session, name).answer([5] * session.target.context, Sampling(1))
 
 
-@pytest.mark.parametrize("name", ["hf-generate", "hf-pld"])
-def test_generation_config_of_the_model_changes_nothing(session, name, monkeypatch):
+SETTINGS = {
+    "use_cache": False,
+    "cache_implementation": "static",
+    "repetition_penalty": 50.0,
+    "encoder_repetition_penalty": 4.0,
+    "penalty_alpha": 0.6,
+    "top_k": 1,
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "prompt_lookup_num_tokens": 5,
+    "stop_strings": ["a"],
+    "max_time": 1e-9,
+    "return_dict_in_generate": True,
+}
+
+
+def test_generation_settings_of_the_checkpoint_change_nothing(session, options, tmp_path, monkeypatch):
     greedy = session.own[0].answer(encoded(session), Sampling(TOKENS)).output_ids
-    config = session.model.generation_config
-    monkeypatch.setattr(config, "repetition_penalty", 50.0)
-    monkeypatch.setattr(config, "top_k", 1)
-    monkeypatch.setattr(config, "suppress_tokens", greedy[:1])
-    monkeypatch.setattr(config, "encoder_repetition_penalty", 4.0)
-    monkeypatch.setattr(config, "max_time", 1e-9)
-    monkeypatch.setattr(config, "stop_strings", ["a"])
-    monkeypatch.setattr(config, "return_dict_in_generate", True)
-    arm = engine(session, name)
-    assert arm.answer(encoded(session), Sampling(TOKENS)).output_ids == greedy
-    hot = [arm.answer(encoded(session), Sampling(TOKENS, temperature=3.0, seed=seed)).output_ids for seed in (1, 1, 2)]
-    assert hot[0] == hot[1]
-    assert len({tuple(tokens) for tokens in (greedy, *hot)}) == 3
+    other = shutil.copytree(options.target, tmp_path / "other")
+    (other / "generation_config.json").write_text(json.dumps(SETTINGS | {"suppress_tokens": greedy[:1], "eos_token_id": 7}))
+    twin = prepare(dataclasses.replace(options, methods=["hf-generate", "hf-pld"], target=str(other), drafters={}))
+    assert 7 in twin.stop_ids
+    widths: list[int] = []
+    for name in ("hf-generate", "hf-pld"):
+        arm = engine(twin, name)
+        widths.clear()
+        hook = twin.model.register_forward_pre_hook(lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True)
+        answer = arm.answer(encoded(twin), Sampling(TOKENS))
+        hook.remove()
+        assert answer.output_ids == greedy
+        assert max(widths[1:]) == (1 if name == "hf-generate" else 11), "the cache is used, and only hf-pld drafts"
+        hot = [arm.answer(encoded(twin), Sampling(TOKENS, temperature=3.0, seed=seed)).output_ids for seed in (1, 1, 2)]
+        assert hot[0] == hot[1]
+        assert len({tuple(tokens) for tokens in (greedy, *hot)}) == 3
 
 
 def test_interrupted_run_resumes(run_dir, tmp_path):

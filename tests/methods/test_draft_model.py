@@ -197,11 +197,11 @@ def test_another_tokenizer_is_refused_in_one_line(folder, tmp_path):
     draft = other(folder, tmp_path / "draft")
     facts = json.loads((draft / "tokenizer.json").read_text())
     vocabulary = facts["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    vocabulary["a"], vocabulary["b"], vocabulary["c"] = vocabulary["b"], vocabulary["c"], vocabulary["a"]
     (draft / "tokenizer.json").write_text(json.dumps(facts))
     message = refusal(folder, draft)
     assert "has another tokenizer than" in message
-    assert "of 259 ids 2 differ, the first is" in message
+    assert "of 259 ids 3 differ, the first is" in message
 
 
 def test_what_is_no_model_is_refused(folder, tmp_path):

@@ -89,6 +89,19 @@ def test_weights_of_another_kind_are_refused(tmp_path):
     assert "are for 'medusa', not 'eagle'" in refusal(path, "eagle")
 
 
+def test_saved_weights_have_the_mode_of_any_new_file(tmp_path):
+    path, _ = saved(tmp_path, "medusa")
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(tmp_path, monkeypatch):
+    path = tmp_path / "s4c.safetensors"
+    path.write_bytes(b"as unreadable as a file of mode 0 is to another user than root")
+    monkeypatch.setattr("os.access", lambda file, mode: False)
+    assert "may not be read by this user; change its mode (chmod a+r)" in refusal(path, "s4c")
+
+
 def test_a_missing_file_garbage_and_a_foreign_format_are_refused(tmp_path):
     path = tmp_path / "drafter.safetensors"
     assert "cannot be read" in refusal(path, "s4c")

@@ -79,6 +79,11 @@ def test_all_fields_of_a_file_are_read(write):
     )
 
 
+def test_numbers_stand_for_their_text(write):
+    path = write(row(1.0, 7, reference=[18, 2.5, 3.0]))
+    assert suites.load("file", suite_file=path).questions == (suites.Question("1", "7", ("Why?",), ("18", "2.5", "3")),)
+
+
 def test_a_file_given_without_a_suite_name_replaces_the_default(write):
     suite = suites.load("mini", suite_file=write(row(1)))
     assert suite.name == "file"
@@ -115,14 +120,15 @@ def test_categories_filter_keeps_suite_order(write):
         ([row(1), row(2, turns=["half \ud800"])], "line 2: half of a surrogate pair"),
         (["[" * 100_000], "line 1: nested too deeply"),
         ([row(1), "", "[1]"], "line 3: a JSON object is needed, found [1]"),
-        ([{"category": "qa", "turns": ["a"]}], "line 1: field 'question_id' must be an integer or a non-empty string, found nothing"),
+        ([{"category": "qa", "turns": ["a"]}], "line 1: field 'question_id' must be a number or a non-empty string, found nothing"),
         ([row(True)], "line 1: field 'question_id'"),
-        ([row(1, 5)], "line 1: field 'category' must be a non-empty string, found 5"),
+        ([row(1, [5])], "line 1: field 'category' must be a non-empty string, found [5]"),
         ([row(1, "")], "line 1: field 'category'"),
         ([row(1), row(2, turns="Why?")], "line 2: field 'turns' must be a non-empty list of non-empty strings, found \"Why?\""),
         ([row(1, turns=[])], "line 1: field 'turns'"),
         ([row(1, turns=["a", " "])], "line 1: field 'turns'"),
-        ([row(1, reference=[1])], "line 1: field 'reference'"),
+        ([row(1, reference=[{}])], "line 1: field 'reference'"),
+        (['{"question_id": NaN}'], "line 1: field 'question_id'"),
         ([row(1), row(2), row("1")], "line 3: question_id '1' was already used at"),
     ],
 )

@@ -1,6 +1,7 @@
 """Suites from data sets of the Hugging Face hub."""
 
 import sys
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,21 @@ class Table(list):
         return list(self[0])
 
 
+class Labelled(Table):
+    """A stand-in for a split with a column of class labels."""
+
+    @property
+    def features(self):
+        return {"topic": SimpleNamespace(names=["poems", "riddles"]), "turns": SimpleNamespace()}
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Replace the hub by data sets {(id, config): {split: rows}}; others are unreachable."""
     stored = {
         ("own/quiz", None): {"train": Table({"prompt": f"Q{i}", "answer": f"A{i}", "topic": "coding"} for i in range(3))},
         ("own/plain", "de"): {"train": Table([row(1, "a")]), "test": Table([row(2, "Why?"), row(3, "a", "b")])},
+        ("own/typed", None): {"train": Labelled([{"day": date(2024, 7, 26), "topic": 1, "turns": "Why?"}])},
         ("own/twice", None): {"train": Table([row(1, "a"), row(1, "b")])},
     }
 
@@ -53,6 +63,11 @@ def test_a_hub_data_set_with_the_schemas_columns_needs_no_mapping(hub):
     assert [(q.id, q.turns) for q in suite.questions] == [("2", ("Why?",)), ("3", ("a", "b"))]
 
 
+def test_class_labels_are_read_by_their_names_and_dates_as_text(hub):
+    suite = suites.load("hf:own/typed", hf_columns={"category": "topic", "question_id": "day"})
+    assert suite.questions == (suites.Question("2024-07-26", "riddles", ("Why?",), ()),)
+
+
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
     [
@@ -62,6 +77,7 @@ def test_a_hub_data_set_with_the_schemas_columns_needs_no_mapping(hub):
         ("hf:own/quiz", {}, "no column 'turns'; map one of prompt, answer, topic"),
         ("hf:own/quiz", {"turns": "promt"}, "did you mean 'prompt'?"),
         ("hf:own/quiz", {"turn": "prompt"}, "did you mean 'turns'?"),
+        ("hf:own/typed", {"turns": "day"}, "row 0: column 'day', read as 'turns' must be a non-empty list of non-empty strings"),
         ("hf:own/twice", {}, "row 1: question_id '1' was already used at hf:own/twice, row 0"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 from helpers.tiny_target import TEMPLATE, write_target
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from methods.core.errors import UserError
@@ -122,6 +124,84 @@ def test_the_hash_covers_everything_but_the_conversation(own, tmp_path):
     assert Chat(own, system="S").sha256 == Chat(own, system="S").sha256
 
 
+PARTS = TEMPLATE.replace("{{ m.content }}", "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}")
+
+
+def test_a_template_that_takes_contents_in_parts_is_given_parts(own, tmp_path):
+    in_parts = Chat(with_template(own, PARTS, tmp_path))
+    assert in_parts.text(conversation(["a", "c"], ["b"])) == Chat(own).text(conversation(["a", "c"], ["b"]))
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        ("{{ messages[-1].content }}", "the user said, 'A question[?]'"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "the earlier answer said, 'An answer[.]'"),
+        (TEMPLATE.replace("m.content", "m.content[:18]"), "the user said, 'A question that is long'"),
+        (TEMPLATE.replace("m.content", "(m.content | replace('x', ''))"), "the earlier answer said, 'x y'"),
+    ],
+)
+def test_a_prompt_without_what_was_said_is_refused(own, tmp_path, template, lost):
+    chat = Chat(with_template(own, template, tmp_path))
+    chat.encode(["A question"], [])  # of a single turn nothing is lost
+    with pytest.raises(UserError, match=f"leaves out what {lost}"):
+        chat.encode(["A question that is long", "And?"], ["x y"])
+
+
+def test_the_thoughts_of_an_earlier_answer_may_be_left_out(own, tmp_path):
+    template = TEMPLATE.replace("m.content", "m.content.split('</think>')[-1]")
+    chat = Chat(with_template(own, template, tmp_path))
+    assert (
+        chat.encode(["a", "c"], ["<think>hm</think>\nb"])
+        == own("<|user|>a<|end|><|assistant|>\nb<|end|><|user|>c<|end|><|assistant|>").input_ids
+    )
+
+
+def test_a_template_that_reads_the_clock_gives_the_same_prompt_at_any_time(own, tmp_path):
+    clock = Chat(with_template(own, "{{ strftime_now( '%Y-%m-%d %H:%M:%S' ) }}" + TEMPLATE, tmp_path))
+    assert clock.text(conversation(["a"], [])).startswith("2024-07-26 00:00:00<|user|>a")
+    assert clock.note == "The template writes the date or time: in every prompt it is 26 Jul 2024, 00:00:00."
+    assert clock.sha256 != hashlib.sha256(clock.source.encode()).hexdigest(), "a run made by the clock is another one"
+    assert Chat(own).note == ""
+
+
+def test_of_named_templates_the_default_is_taken(own, tmp_path):
+    named = with_template(own, {"default": TEMPLATE, "tool_use": "{{ tools[0] }}"}, tmp_path)
+    assert Chat(named).encode(["a"], []) == Chat(own).encode(["a"], [])
+    assert Chat(named).sha256 == Chat(own).sha256
+
+
+def test_a_tokenizer_that_appends_an_end_does_not_end_the_prompt(llama, tmp_path):
+    llama.save_pretrained(tmp_path)
+    appends: Any = AutoTokenizer.from_pretrained(tmp_path)
+    appends._tokenizer.post_processor = TemplateProcessing("<s> $A </s>", "<s> $A $B </s>", [("<s>", BOS), ("</s>", EOS)])
+    assert appends("Hi").input_ids[-1] == EOS
+    assert Chat(appends, "vicuna_v1.1").encode(["Hi"], []) == Chat(llama, "vicuna_v1.1").encode(["Hi"], [])
+
+
+def test_the_token_after_an_assistants_turn_is_found(own, llama, tmp_path):
+    assert Chat(own).turn_end == own.convert_tokens_to_ids("<|end|>")
+    assert Chat(llama, "vicuna_v1.1").turn_end == EOS
+    assert Chat(with_template(own, TEMPLATE.replace("<|end|>", "\n\n"), tmp_path)).turn_end is None
+    assert Chat(with_template(own, TEMPLATE.replace("{% for", "{{ 1 / (2 - messages | length) }}{% for"), tmp_path)).turn_end is None
+
+
+def test_a_stop_is_a_single_token(own):
+    chat = Chat(own)
+    assert chat.token_id("<|end|>") == own.eos_token_id
+    assert chat.token_id("\n") == chat.token_id("Ċ") == own.convert_tokens_to_ids("Ċ")
+    with pytest.raises(UserError, match=r"--stop 'no' is 2 tokens of .*; name one token"):
+        chat.token_id("no")
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_in_a_prompt(own):
+    chat = Chat(own, rows=own.convert_tokens_to_ids("<|assistant|>") + 1)
+    chat.encode(["a"], [])
+    own_end = Chat(own, rows=own.convert_tokens_to_ids("<|assistant|>"))
+    with pytest.raises(UserError, match=r"token '<\|assistant\|>' has the id 258 .* whose model has 258 tokens"):
+        own_end.encode(["a"], [])
+
+
 @pytest.mark.parametrize(
     ("template", "options", "message"),
     [
@@ -135,7 +215,10 @@ def test_the_hash_covers_everything_but_the_conversation(own, tmp_path):
             {"system": "S"},
             r"cannot be rendered \(users only\); repair it there, or leave --system-prompt out",
         ),
-        (None, {}, "has no single chat template; .* or name a template: --template vicuna_v1.1"),
+        (None, {}, "has no chat template; .* or name a template: --template vicuna_v1.1"),
+        ({"tool_use": TEMPLATE}, {}, r"has only templates for other uses \(tool_use\); .* or name a template: --template vicuna_v1.1"),
+        ("Hello!", {}, "leaves out what the user said, 'A question[?]'; repair it there"),
+        ("{{ strftime_now(form) }}" + TEMPLATE, {}, "writes the time in a format that is not written out"),
     ],
 )
 def test_options_that_a_template_does_not_support_are_refused(own, tmp_path, template, options, message):

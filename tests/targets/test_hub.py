@@ -195,7 +195,7 @@ def test_the_error_for_a_mistyped_id_suggests_a_known_one(cache, monkeypatch):
     ("arguments", "message"),
     [
         (["--target", "vicuna-7b-v1.3"], "unknown target 'vicuna-7b-v1.3'; did you mean 'lmsys/vicuna-7b-v1.3'"),
-        (["--target", "/nowhere/at/all"], "unknown target '/nowhere/at/all'"),
+        (["--target", "/nowhere/at/all"], "target folder /nowhere/at/all does not exist"),
         (["--target", NAME], "is not whole in the local cache"),
         (["--target", "tiny", "--revision", "v1"], "target tiny is built here; leave --revision out"),
         (["--target", "tiny", "--device-map", "auto"], "target tiny is built here; leave --device-map out"),

@@ -17,7 +17,7 @@ from methods.core.policies import GrownTree
 from methods.registry import METHODS, SHIPPED_WEIGHTS, resolve
 from specbench import targets
 from specbench.cli.app import main
-from specbench.targets import checkpoint
+from specbench.targets import checkpoint, drafters
 from specbench.train import card, drafter
 from specbench.train.recipe import Job, Recipe
 
@@ -102,6 +102,14 @@ def test_an_unsupported_model_type_is_refused(folder, tmp_path):
         loaded(other)
 
 
+@pytest.mark.parametrize("what", ["target", "draft model"])
+def test_quantised_weights_are_refused_in_one_line(folder, tmp_path, what):
+    other = altered(folder, tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    with pytest.raises(UserError, match=rf"the weights of {what} .* are quantised .*method fp8.*; use the checkpoint") as refused:
+        loaded(other) if what == "target" else drafters.load_draft_model(loaded(folder), str(other))
+    assert "\n" not in str(refused.value)
+
+
 def altered(folder, tmp_path, tensors=lambda kept: kept, **config):
     other = shutil.copytree(folder, tmp_path / "altered")
     save_file(tensors(load_file(other / "model.safetensors")), other / "model.safetensors", metadata={"format": "pt"})
@@ -142,6 +150,46 @@ def test_a_chat_template_that_does_not_render_is_refused_at_load(folder, tmp_pat
     (other / "chat_template.jinja").write_text(template)
     with pytest.raises(UserError, match=r"the chat template of .* cannot be rendered"):
         loaded(other)
+
+
+def test_added_tokens_beyond_the_models_rows_are_refused_only_in_a_prompt(folder, tmp_path):
+    other = altered(folder, tmp_path)
+    padded = loaded(folder).tokenizer
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    padded.save_pretrained(other)
+    chat = loaded(other).chat
+    assert chat.encode(["a"], []) == loaded(folder).chat.encode(["a"], [])
+    with pytest.raises(UserError, match=r"token '\[PAD\]' has the id 259"):
+        chat.encode(["a [PAD]"], [])
+
+
+def test_a_draft_model_with_a_renamed_token_is_taken_with_a_warning(folder, tmp_path, capsys):
+    other = altered(folder, tmp_path)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|user|>", "<|human|>"))
+    assert drafters.load_draft_model(loaded(folder), str(other)).module.config.vocab_size == 259
+    warning = capsys.readouterr().err
+    assert "of 259 ids 1 differ, the first is 257, '<|human|>' there and '<|user|>' here" in warning
+    assert warning.count("\n") == 1
+
+
+def test_a_prompt_that_ends_in_a_stop_token_is_refused(folder, tmp_path):
+    other = altered(folder, tmp_path)
+    (other / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    with pytest.raises(UserError, match=r"a prompt of .* ends in '<\|end\|>', which ends an answer"):
+        loaded(other)
+
+
+def test_the_end_of_a_turn_that_is_no_stop_is_told_and_stops_are_added(folder, tmp_path):
+    other = altered(folder, tmp_path)
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("<|end|>", "<|user|>"))
+    told = loaded(other)
+    assert told.prompt_note.endswith("answers may run on after it (add it with --stop '<|user|>').")
+    assert "\n" not in told.prompt_note
+    mended = targets.load(str(other), device="cpu", dtype="fp32", attention="sdpa", stops=["<|user|>", "\n"])
+    assert mended.stop_ids == told.stop_ids | {257, mended.tokenizer.convert_tokens_to_ids("Ċ")}
+    assert mended.prompt_note == loaded(folder).prompt_note == ""
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_compressed_corpus_reads_the_same(corpus_file):
     assert list(corpus.read_records(packed, held_out=False)) == list(corpus.read_records(corpus_file, held_out=False))
 
 
-@pytest.mark.parametrize("line", ["{", '{"messages": [{"role": "assistant", "content": "x"}]}', '{"id": 1}', "[]"])
+@pytest.mark.parametrize("line", ["{", '{"messages": ["x"]}', '{"id": 1}', "[]", "3"])
 def test_the_error_names_a_bad_corpus_line(line, corpus_file):
     corpus_file.write_text(corpus_file.read_text().splitlines()[0] + f"\n{line}\n")
     with pytest.raises(UserError, match="line 2: not a chat record"):
@@ -95,12 +95,34 @@ def test_the_error_names_a_required_key_that_is_missing(key, corpus_file):
         list(corpus.read_records(corpus_file, held_out=False, needs=("license", "category")))
 
 
-@pytest.mark.parametrize("content", [None, 3])
-def test_the_error_names_a_line_whose_content_is_not_text(content, corpus_file):
-    record = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]}
-    corpus_file.write_text(json.dumps(record) + "\n")
-    with pytest.raises(UserError, match="line 1: not a chat record"):
-        list(corpus.read_records(corpus_file, held_out=False))
+def test_a_record_that_is_no_dialogue_of_texts_is_passed_over_and_counted(corpus_file, capsys):
+    before = list(corpus.read_records(corpus_file, held_out=False))
+    asked = {"role": "user", "content": "x"}
+    called = [asked, {"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "8"}]
+    images = [{"role": "user", "content": [{"type": "image"}]}]
+    for turns in (called, images, [asked, {"role": "assistant", "content": 3}], [{"role": "assistant", "content": "x"}], []):
+        corpus_file.write_text(corpus_file.read_text() + json.dumps({"messages": turns}) + "\n")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert list(corpus.read_records(corpus_file, held_out=False)) == before
+    assert capsys.readouterr().err == f"{corpus_file}: passed over 5 records that are no dialogue of texts with a user turn\n"
+
+
+def test_a_corpus_is_read_as_suites_are(corpus_file, tmp_path):
+    """With a byte order mark, blank lines, Windows' line ends, contents in parts, and as one array."""
+    plain = list(corpus.read_records(corpus_file, held_out=False))
+    records = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    (tmp_path / "lines.jsonl").write_bytes(b"\xef\xbb\xbf\r\n" + b"\r\n\r\n".join(json.dumps(record).encode() for record in records))
+    (tmp_path / "array.json").write_text(json.dumps(records, indent=1), encoding="utf-8-sig")
+    for record in records:
+        for turn in record["messages"]:
+            turn["content"] = [{"type": "text", "text": part} for part in (turn["content"][:3], turn["content"][3:])]
+    (tmp_path / "parts.json").write_text(json.dumps(records))
+    for name in ("lines.jsonl", "array.json", "parts.json"):
+        assert list(corpus.read_records(tmp_path / name, held_out=False)) == plain
+    (tmp_path / "array.json").write_text("[{},")
+    with pytest.raises(UserError, match=r"array\.json begins as a JSON array but is none"):
+        list(corpus.read_records(tmp_path / "array.json", held_out=False))
 
 
 def shipped_format(corpus_file):

@@ -59,11 +59,13 @@ class ChatFormat:
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Tokens]:
         """Tokenize conversations."""
-        encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=self._chat.adds_special)
+        encodings = self._backend.encode_batch([conversation.text for conversation in rendered], add_special_tokens=False)
+        opening = self._chat.opening
         tokens = []
         for conversation, encoding in zip(rendered, encodings, strict=True):
-            tokens_T = np.array(encoding.ids, self._dtype)
-            ends_T = np.array([end for _, end in encoding.offsets], np.int64)
+            self._chat.check_rows(encoding.ids)
+            tokens_T = np.array([*opening, *encoding.ids], self._dtype)
+            ends_T = np.array([0] * len(opening) + [end for _, end in encoding.offsets], np.int64)
             tokens.append(Tokens(tokens_T, self._answer_mask(tokens_T, ends_T, conversation.answers)))
         return tokens
 

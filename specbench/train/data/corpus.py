@@ -1,13 +1,16 @@
 """The training corpus: chat records, split into those to train on and those held out.
 
-A record is one line of JSON, ``{"id", "category", "source", "messages": [{"role", "content"}, ...]}`` or ShareGPT's
-``{"conversations": [{"from", "value"}, ...]}``, plain or xz-compressed, or a row of a data set of the Hugging Face hub
-(``hf:ID``). The split is by a hash of the first user message, so that two answers to the same prompt are always on the same side.
+A record is ``{"id", "category", "source", "messages": [{"role", "content"}, ...]}`` or ShareGPT's
+``{"conversations": [{"from", "value"}, ...]}``: one line of JSON, or an item of one JSON array, in a file that is plain or
+xz-compressed, or a row of a data set of the Hugging Face hub (``hf:ID``). The split is by a hash of the first user message, so
+that two answers to the same prompt are always on the same side.
 """
 
+import functools
 import hashlib
 import json
 import lzma
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ PROMPTS_PER_CATEGORY = 20  # of a held-out suite
 CATEGORY_WEIGHT = {"rag": 2.0, "summarization": 2.0}
 SOURCE_WEIGHT = {"opentriviaqa": 0.3}
 DEFAULT_CATEGORY = "chat"  # of records without a category
+TURNS = ("messages", "conversations")  # the key of a record's turns: as chat models are asked, and ShareGPT's
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
 
 ChatRecord = dict[str, Any]
@@ -34,51 +38,70 @@ Source = Path | str  # a file, or hf:ID, hf:ID:CONFIG, hf:ID@SPLIT
 def read_records(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -> Iterator[ChatRecord]:
     """Yield the training or the held-out records of a corpus in its order, each with ``messages``.
 
-    ShareGPT's records often begin with an answer, which is left out. Those with other speakers or
-    without a user turn are skipped. Raises UserError naming the first row that is not a chat record, or
-    whose value for one of the keys ``needs`` is not a text.
+    ShareGPT's records often begin with an answer, which is left out. Records that are no dialogue of texts
+    with a user turn, such as calls of tools, are passed over, and their number is printed at the end. Raises
+    UserError naming the first row that is not a chat record, or whose value for one of the keys ``needs`` is
+    not a text.
     """
+    passed_over = 0
     for where, text in _rows(source):
         try:
             record = json.loads(text) if isinstance(text, str) else text
             messages = _messages(record)
-            if not messages:
-                continue
-            prompt = next(m["content"] for m in messages if m["role"] == "user")
-            is_valid = all(isinstance(m[key], str) for m in messages for key in ("role", "content"))
-        except (ValueError, KeyError, TypeError, StopIteration):
-            is_valid = False
-        if not is_valid:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(
-                f"{where}: not a chat record; each line is one record, with messages (role, content) or ShareGPT's conversations "
-                "(from, value), and a user turn among them"
-            )
+                f"{where}: not a chat record; each has messages (role, content) or ShareGPT's conversations (from, value)"
+            ) from None
+        if not messages:
+            passed_over += 1
+            continue
+        prompt = next(m["content"] for m in messages if m["role"] == "user")
         for key in needs:
             if not isinstance(record.get(key), str):
                 raise UserError(f"{where}: the record has no {key!r}, a text; each line needs {', '.join(needs)} here")
         if (_uniform(prompt) < HELD_OUT_SHARE) == held_out:
             yield record | {"messages": messages}
+    if passed_over:
+        _report_passed_over(source, passed_over)
+
+
+@functools.cache
+def _report_passed_over(source: Source, count: int) -> None:
+    """Print once, for a corpus that is read several times, how many of its records are passed over."""
+    print(f"{source}: passed over {count:,} records that are no dialogue of texts with a user turn", file=sys.stderr)
 
 
 def _messages(record: ChatRecord) -> list[Message]:
     """Return a record's turns; for ShareGPT's, its system turn and those from the first user turn on.
 
-    The list is empty where ShareGPT's record has no user turn or another speaker.
+    The list is empty where the record has no user turn, another speaker, or a turn that is no text.
     """
-    if "conversations" not in record:
-        return list(record["messages"])
-    turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
-    if any(speaker not in SPEAKERS for speaker, _ in turns):
-        return []
-    messages = [{"role": SPEAKERS[speaker], "content": text} for speaker, text in turns]
+    shared = "conversations" in record
+    turns = [(turn["from"], turn["value"]) if shared else (turn["role"], turn.get("content")) for turn in record[TURNS[shared]]]
+    messages: list[Message] = []
+    for speaker, content in turns:
+        text = _text(content)
+        if speaker not in SPEAKERS or text is None:
+            return []
+        messages.append({"role": SPEAKERS[speaker], "content": text})
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    if first == len(messages):
-        return []
+    if first == len(messages) or not shared:
+        return messages if first < len(messages) else []
     return [message for message in messages[:first] if message["role"] == "system"] + messages[first:]
 
 
+def _text(content: Any) -> str | None:
+    """Return the text of a turn, which may be a list of parts; None where it holds anything else."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        return None
+    parts = [part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text" and isinstance(part["text"], str)]
+    return "".join(parts) if len(parts) == len(content) else None
+
+
 def _rows(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield (location, row) pairs; a file's row is a line of text, the hub's a dict."""
+    """Yield (location, row) pairs; a file's row is a line of text or an item of its array, the hub's a dict."""
     if not _on_hub(source):
         yield from _lines(Path(source))
         return
@@ -87,15 +110,32 @@ def _rows(source: Source) -> Iterator[tuple[str, Any]]:
         yield f"{source}, row {number}", row
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the lines of a file that are not blank, or, where it is one JSON array as ShareGPT's, the items of that."""
     _check_file(path)
     opener = lzma.open if path.suffix == ".xz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
+            first = True
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                if first and line.lstrip().startswith("["):
+                    yield from _items(path, line + lines.read())
+                    return
+                first = False
                 yield f"{path}, line {number}", line
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
         raise UserError(f"corpus file {path} cannot be read ({error}); it must be JSONL in UTF-8, plain or .xz") from None
+
+
+def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"corpus file {path} begins as a JSON array but is none ({error}); give one array, or one record a line") from None
+    for number, item in enumerate(items, start=1):
+        yield f"{path}, record {number}", item
 
 
 def sha256(source: Source) -> str:
