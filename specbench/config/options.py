@@ -145,6 +145,10 @@ class RunConfig:
     )
     max_new_tokens: int = option("--max-new-tokens", "Longest answer, in tokens.", 128)
     temperature: float = option("--temperature", "Sampling temperature; 0 is greedy.", 0.0)
+    top_k: int = option("--top-k", "Sample from this many of the likeliest tokens; 0: from all.", 0)
+    top_p: float = option(
+        "--top-p", "Sample from the fewest likeliest tokens, of those of --top-k, whose probability reaches this share; 1: from all.", 1.0
+    )
     seed: int = option("--seed", "Seed of sampling; each turn derives its own.", 0)
     dtype: str = option(
         "--dtype", "fp32, bf16, fp16, or fp64. Default: the fastest the device computes natively.", "", given=str | None, parse=_not_empty
@@ -194,3 +198,9 @@ class RunConfig:
     endpoint_model: str | None = option(
         "--endpoint-model", "Model name on the server; needed if it serves several.", metavar="NAME", identity=False
     )
+
+    @property
+    def restriction(self) -> str:
+        """The options that restrict sampling to the likeliest tokens, as on the command line; "" for none."""
+        given = {"--top-k": self.top_k if self.top_k else None, "--top-p": self.top_p if self.top_p < 1 else None}
+        return " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)

@@ -25,8 +25,8 @@ from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded, drafters, families
 
-# Settings that sample from the whole vocabulary.
-UNTRUNCATED: Mapping[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+# Settings that restrict what is sampled from by nothing but top_k and top_p.
+UNTRUNCATED: Mapping[str, Any] = {"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def generate_tokens(
     chosen: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
         torch.manual_seed(sampling.seed)
-        chosen = {"do_sample": True, "temperature": sampling.temperature, **UNTRUNCATED}
+        chosen = {"do_sample": True, "temperature": sampling.temperature, **UNTRUNCATED, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
     generate: Any = model.generate  # transformers types its self as a protocol that no model class satisfies
     ids = torch.tensor([prompt], device=model.device)

@@ -81,6 +81,8 @@ class Measurer:
     def __init__(self, session: Session, done: Iterable[Record]):
         self.records = {record.key: record for record in done}
         self._session, self._settings = session, session.manifest.settings
+        chosen = self._settings
+        self._sampling = Sampling(WARMUP_TOKENS, chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p)
         self._engines = {engine.name: engine for engine in session.engines}
         self._memory = PeakMemory(*session.target.devices)
 
@@ -99,7 +101,9 @@ class Measurer:
 
         prompt = self._session.chat.encode(unit.question.turns[: unit.turn + 1], [earlier.output_text for earlier in history])
         record = replace(record, prompt_sha256=chat.ids_sha256(prompt), prompt_tokens=len(prompt))
-        sampling = Sampling(max_new_tokens, self._settings.temperature, self._session.stop_ids, turn_seed(self._settings.seed, unit))
+        sampling = replace(
+            self._sampling, max_new_tokens=max_new_tokens, stop_ids=self._session.stop_ids, seed=turn_seed(self._settings.seed, unit)
+        )
 
         engine = self._engines[unit.arm]
         try:
@@ -112,7 +116,7 @@ class Measurer:
     def warm_up(self, engine: Engine) -> str:
         """Prepare an arm for every turn that can come. Return what went wrong, or ""."""
         try:
-            engine.warm_up(Sampling(WARMUP_TOKENS, self._settings.temperature))
+            engine.warm_up(self._sampling)
             return ""
         except TURN_FAILURES as error:
             failure = describe_failure(error)

@@ -51,10 +51,19 @@ def settle(config: RunConfig) -> RunConfig:
 
     Raises UserError for values that do not exist.
     """
-    least = {"max-new-tokens": (config.max_new_tokens, 1), "repeats": (config.repeats, 1), "temperature": (config.temperature, 0)}
+    least = {
+        "max-new-tokens": (config.max_new_tokens, 1),
+        "repeats": (config.repeats, 1),
+        "temperature": (config.temperature, 0),
+        "top-k": (config.top_k, 0),
+    }
     for name, (value, bound) in least.items():
         if not bound <= value < math.inf:
             raise UserError(f"--{name} is {value}; it must be at least {bound}")
+    if not 0 < config.top_p <= 1:
+        raise UserError(f"--top-p is {config.top_p}; it must be above 0 and at most 1")
+    if config.restriction and not config.temperature:
+        raise UserError(f"{config.restriction} has no effect at temperature 0; leave it out, or sample with --temperature")
 
     if config.turns not in ("own", "shared"):
         raise unknown("value of --turns", config.turns, ("own", "shared"))
@@ -85,6 +94,12 @@ def plan(config: RunConfig) -> Plan:
 
     own, others = split_arms(config)
     methods = resolve_methods(own, config)
+    for name, method in methods.items():
+        if config.restriction and not method.lossless:
+            raise UserError(
+                f"{config.restriction} has no meaning for the rule {method.acceptance} of {name}, which accepts by thresholds of its own; "
+                "leave one of them out"
+            )
     resolved = {arm.name: engines.resolve(arm) for arm in others}
     engines.check(list(resolved.values()), config)
 

@@ -127,6 +127,16 @@ def test_resume_and_report_of_a_run_directory(base, tmp_path, capsys):
         (["--repeats", "0"], ["--repeats is 0; it must be at least 1"]),
         (["--temperature", "-1"], ["--temperature is -1.0"]),
         (["--temperature", "nan"], ["--temperature is nan"]),
+        (["--top-k", "-1"], ["--top-k is -1; it must be at least 0"]),
+        (["--top-p", "0"], ["--top-p is 0.0; it must be above 0"]),
+        (["--top-p", "nan"], ["--top-p is nan"]),
+        (["--top-k", "3"], ["--top-k 3 has no effect at temperature 0; leave it out, or sample with --temperature"]),
+        (["--top-k", "3", "--top-p", "0.5"], ["--top-k 3 --top-p 0.5 has no effect at temperature 0"]),
+        (
+            ["--temperature", "1", "--top-p", "0.9", "--set", "acceptance=typical"],
+            ["--top-p 0.9 has no meaning for the rule typical of pld"],
+        ),
+        (["--temperature", "1", "--top-k", "3", "--method", "endpoint"], ["--top-k 3 does not reach endpoint"]),
         (["--max-new-tokens", "0"], ["--max-new-tokens is 0"]),
         (["--suite-file", "absent.jsonl"], ["absent.jsonl does not exist"]),
         (["--method", "s4c"], ["s4c needs trained s4c weights"]),
@@ -193,7 +203,7 @@ def test_failed_turns_have_an_exit_code_until_they_are_measured_again(base, tmp_
 
     def failing(self, unit, max_new_tokens):
         if unit.key == ("pld", "n2", 0, 0):
-            return Record(*unit.facts, status="error", error="out of memory")
+            return Record("pld", "n2", unit.question.category, 0, 0, "error", error="out of memory")
         return attempt(self, unit, max_new_tokens)
 
     monkeypatch.setattr(run_command, "write_report", lambda *arguments, **options: None)

@@ -176,6 +176,13 @@ def test_generation_settings_of_the_checkpoint_change_nothing(session, options, 
         assert len({tuple(tokens) for tokens in (greedy, *hot)}) == 3
 
 
+@pytest.mark.parametrize("restricted", [{"top_k": 1}, {"top_p": 1e-9}])
+@pytest.mark.parametrize("name", GENERATE)
+def test_they_sample_from_the_likeliest_tokens(session, name, restricted):
+    greedy = session.own[0].answer(encoded(session), Sampling(TOKENS)).output_ids
+    assert engine(session, name).answer(encoded(session), Sampling(TOKENS, 3.0, **restricted)).output_ids == greedy
+
+
 def test_interrupted_run_resumes(run_dir, tmp_path):
     copy = tmp_path / "run"
     copy.mkdir()

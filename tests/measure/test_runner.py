@@ -26,12 +26,13 @@ from specbench.config.options import RunConfig
 from specbench.engines.base import Answer
 from specbench.engines.own import OwnEngine
 from specbench.measure import progress
+from specbench.measure.measurer import WARMUP_TOKENS
 from specbench.measure.progress import RunProgress
 from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.schedule import Unit, schedule, turn_seed
 from specbench.measure.session import Session, prepare
 from specbench.store import records
-from specbench.store.manifest import RunManifest
+from specbench.store.manifest import RunManifest, differences
 from specbench.store.records import ImpossibleTimesError, Record, Steps
 from specbench.suites import Question
 from specbench.targets import chat
@@ -282,6 +283,28 @@ def test_sampling_differs_between_repeats_but_not_between_runs(options, tmp_path
     one, two = measured(prepare(hot), tmp_path / "1"), measured(prepare(hot), tmp_path / "2")
     assert {key: record.output_ids for key, record in one.items()} == {key: record.output_ids for key, record in two.items()}
     assert one["vanilla", "a2", 0, 0].output_ids != one["vanilla", "a2", 0, 1].output_ids
+
+
+def test_turns_and_warm_up_sample_from_the_likeliest_tokens(options, tmp_path, monkeypatch):
+    warmed: list[Sampling] = []
+    restricted = {"top_k": 1, "top_p": 0.9}
+    options = dataclasses.replace(options, backend="eager", limit=1, max_new_tokens=6)
+    monkeypatch.setattr(OwnEngine, "warm_up", lambda engine, sampling: warmed.append(sampling))
+    greedy = measured(prepare(options), tmp_path / "1")
+    session = prepare(dataclasses.replace(options, temperature=3.0, top_k=1, top_p=0.9))
+    least = measured(session, tmp_path / "2")
+    assert {key: record.output_ids for key, record in least.items()} == {key: record.output_ids for key, record in greedy.items()}
+    assert warmed[-2:] == [Sampling(WARMUP_TOKENS, 3.0, top_k=1, top_p=0.9)] * 2
+    assert session.manifest.identity().items() >= restricted.items()
+
+
+def test_a_manifest_of_before_top_k_and_top_p_sampled_from_all_tokens(options, tmp_path):
+    manifest = prepare(options).manifest
+    manifest.write(tmp_path)
+    stored = json.loads((tmp_path / "manifest.json").read_text())
+    assert (stored["settings"].pop("top_k"), stored["settings"].pop("top_p")) == (0, 1.0)
+    (tmp_path / "manifest.json").write_text(json.dumps(stored))
+    assert differences(RunManifest.read(tmp_path), manifest) == []
 
 
 def test_what_a_back_end_does_not_do_here_is_printed_once_and_not_recorded(options, tmp_path, monkeypatch):

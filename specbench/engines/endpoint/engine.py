@@ -183,7 +183,11 @@ class EndpointEngine:
 
 
 def check(engine: ResolvedEngine, config: RunConfig) -> None:
-    """Raise UserError if the server cannot be reached or does not serve the model."""
+    """Raise UserError if the server cannot be reached or does not serve the model, and for options it is not asked to follow."""
+    if config.restriction:
+        raise UserError(
+            f"{config.restriction} does not reach {engine.arm}: servers restrict sampling each in its own way; leave one of them out"
+        )
     find_model(config)
 
 
