@@ -15,8 +15,8 @@ from specbench.util import exits
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
-    "run": "--method --target --revision --template --system-prompt --thinking --stop --suite --suite-file --hf-column --limit --categories "
-    "--max-new-tokens --temperature --top-k --top-p --seed --dtype --device --device-map --attention "
+    "run": "--method --target --revision --template --system-prompt --thinking --stop --suite --suite-file --hf-column --limit "
+    "--categories --max-new-tokens --temperature --top-k --top-p --seed --dtype --device --device-map --attention "
     "--backend --repeats --turns --set --config --drafter --aa --base-url --endpoint-model --workers --ray-address --out",
     "resume": "--workers --ray-address --retry-errors",
     "report": "--out --show-prompts",
@@ -32,8 +32,9 @@ COMMANDS = {
     "bench": "--target --dtype --device --out",
     "methods": "",
     "targets": "",
-    "train": "--data --target --revision --template --system-prompt --thinking --stop --device-map --preset --out --set --tokens --lr --schedule "
-    "--seq --rows --accumulate --regenerate --max-new-tokens --temperature --cache-features --device --work --log-dir --estimate",
+    "train": "--data --target --revision --template --system-prompt --thinking --stop --device-map --preset --out --set --tokens --lr "
+    "--schedule --seq --rows --accumulate --regenerate --max-new-tokens --temperature --cache-features --device --work --log-dir "
+    "--estimate",
     "card": "--data",
     "held-out": "--data --out",
 }

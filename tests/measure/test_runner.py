@@ -172,7 +172,7 @@ class MisclockedEngine:
     """An engine whose clock is another one while it answers the prompt with this hash."""
 
     def __init__(self, engine: OwnEngine, prompt_sha256: str, clock: Callable[[], float]):
-        self.name, self.warm_up, self.recover = engine.name, engine.warm_up, engine.recover
+        self.name, self.target, self.warm_up, self.recover = engine.name, engine.target, engine.warm_up, engine.recover
         self.engine, self.prompt_sha256, self.clock = engine, prompt_sha256, clock
 
     def answer(self, prompt: list[int], sampling: Sampling) -> Answer:
