@@ -262,7 +262,7 @@ def test_the_config_file_has_the_facts_of_a_checkout_that_is_not_installed(monke
 
     monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
     monkeypatch.setattr(base, "git_state", lambda: GitState("12ab", True))
-    loaded: Any = SimpleNamespace(name="t", note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
+    loaded: Any = SimpleNamespace(name="t", revision=None, note="", parameters=1, model=SimpleNamespace(device=torch.device("cpu")))
     conditions = Conditions.of_target(loaded, RunConfig(dtype="fp32", backend="eager"))
     facts = tuned_on(conditions, "0", Suite("s", "", (), "1"), 7)
     assert (facts.notes["recorded_tokens"], facts.notes["git_sha"], facts.notes["git_dirty"]) == (7, "12ab", True)

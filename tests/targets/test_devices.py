@@ -138,5 +138,5 @@ def test_the_gate_compares_only_runs_of_one_kind_and_worker_count(tmp_path):
     shared = gated_run(tmp_path / "shared", rows, **on)
     code, line = call("check", shared, "--baseline", base)
     assert code == 2
-    assert "workers None -> 2" in line
+    assert "workers none -> 2" in line
     assert call("check", shared, "--baseline", shared)[0] == call("check", base, "--baseline", base)[0] == 0
