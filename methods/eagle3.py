@@ -21,11 +21,12 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 
 from methods.core.decode import Drafter
+from methods.core.eagle3_config import flattened, layers_of, layers_read
 from methods.core.errors import UserError
 from methods.core.feature_layer import add_biases, layer_config, published_shape
 from methods.core.policies import MAX_WIDTH, GrownTree, check_tree
 from methods.core.published import EMBEDDING, Checkpoint
-from methods.core.published_keys import AUX, CONFIG, EAGLE3, EAGLE3_NESTED, SPECULATORS, SPECULATORS_LAYER
+from methods.core.published_keys import CONFIG
 from methods.core.target import Target
 from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
 from methods.core.weights import Trained
@@ -61,14 +62,6 @@ class Architecture:
             raise UserError(
                 f"target_layers is {self.target_layers}; choose 0 for those of the target at hand, or as many as it was trained for"
             )
-
-
-def layers_read(layers: int) -> tuple[int, ...]:
-    """Return which of a target's layers are read: 2, half and all but 3, as published.
-
-    With fewer than 7 layers these would coincide; the last three are read instead.
-    """
-    return (2, layers // 2, layers - 3) if layers >= 7 else tuple(range(max(0, layers - 3), layers))
 
 
 class Layout(NamedTuple):
@@ -278,7 +271,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     where the target's width or the two vocabularies do not fit each other.
     """
     speculators = "transformer_layer_config" in checkpoint.config
-    checkpoint = _flattened(checkpoint).sharing(target)
+    checkpoint = flattened(checkpoint).sharing(target)
     own, tensors, what = checkpoint.config, checkpoint.tensors, f"{CONFIG} of drafter {checkpoint.source}"
     known, target_width = target.config.vocab_size, target.config.hidden_size
     read = own.get("target_hidden_size")
@@ -310,68 +303,6 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     if tokens_U is not None and reached_V is not None and reached_V.nonzero().flatten().tolist() != tokens_U.tolist():
         raise UserError(f"drafter weights {checkpoint.source} name other tokens in t2d than in d2t; fetch them again")
     return trained
-
-
-def _flattened(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with all its config's keys at one level.
-
-    Raises UserError for keys that are unknown or have an effect that is not implemented.
-    """
-    own, source = checkpoint.config, checkpoint.source
-
-    def part(key: str) -> dict[str, Any]:
-        if not isinstance(own[key], dict):
-            raise UserError(f"{CONFIG} of drafter {source} has {key}={own[key]!r}, which is no JSON object; fetch it again")
-        return own[key]
-
-    if "transformer_layer_config" in own:
-        inner = part("transformer_layer_config")
-        SPECULATORS.check(own, source)
-        SPECULATORS_LAYER.check(inner, source, "transformer_layer_config")
-        for key, of in (("norm_before_residual", own), ("model_type", inner)):
-            if of.get(key) is None:
-                raise UserError(f"{CONFIG} of drafter {source} has no {key}, whose default differs between programs; add it")
-        return replace(checkpoint, config=inner | {key: own[key] for key in SPECULATORS.honoured & own.keys()})
-
-    EAGLE3.check(own, source)
-    nested = part("eagle_config") if own.get("eagle_config") is not None else {}
-    EAGLE3_NESTED.check(nested, source, "eagle_config")
-    for key in AUX & nested.keys():
-        if own.get(key) is not None and own[key] != nested[key]:
-            raise UserError(
-                f"{CONFIG} of drafter {source} has {key}={own[key]!r}, and {nested[key]!r} in eagle_config; remove the wrong one"
-            )
-    return replace(checkpoint, config=own | {key: nested[key] for key in AUX & nested.keys()})
-
-
-def layers_of(checkpoint: Checkpoint, layers: int, *, first_is_shifted: bool) -> tuple[int, ...]:
-    """Return which of a target's layers a published drafter reads the input of.
-
-    ``eagle_aux_hidden_state_layer_ids`` names them; the number of layers stands for the output of the
-    last. Without it they are those of ``layers_read``, and none if ``use_aux_hidden_state`` is false.
-    vLLM reads the inputs of the layers named, SGLang their outputs if the first is 1: ids that begin so
-    count up to the layer before (``first_is_shifted``). Raises UserError for ids the target does not
-    have.
-    """
-    own, key = checkpoint.config, "eagle_aux_hidden_state_layer_ids"
-    if not checkpoint.flag("use_aux_hidden_state", default=True):
-        return ()
-
-    ids, what = own.get(key), f"{CONFIG} of drafter {checkpoint.source}"
-    if not ids:
-        reads = layers_read(layers)
-    else:
-        if not isinstance(ids, list) or any(type(each) is not int for each in ids) or ids != sorted(set(ids)):
-            raise UserError(f"{what} has {key}={ids!r}; it must be a list of layers in ascending order")
-        shift = 1 if first_is_shifted and ids[0] == 1 else 0
-        reads = tuple(each + shift for each in ids)
-        if reads[0] < 0 or reads[-1] > layers:
-            raise UserError(f"{what} has {key}={ids!r}, this target has {layers} layers; use its own target")
-    if len(reads) != checkpoint.number("num_aux_hidden_states", len(reads), most=1 << 16):
-        raise UserError(
-            f"{what} has num_aux_hidden_states={own['num_aux_hidden_states']} and names {len(reads)} layers; correct one of them"
-        )
-    return reads
 
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:

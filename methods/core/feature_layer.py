@@ -84,8 +84,13 @@ def add_biases(layer: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
     inner = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     qkv, attention, mlp = map(checkpoint.flag, ("qkv_bias", "attention_bias", "mlp_bias"))
 
-    chosen = inputs if qkv or (attention and any(map(stored, [*inputs, output]))) else []
-    chosen = chosen + [output] * (attention and stored(output)) + inner * (mlp and any(map(stored, inner)))
+    chosen: list[str] = []
+    if qkv or (attention and any(map(stored, [*inputs, output]))):
+        chosen += inputs
+    if attention and stored(output):
+        chosen.append(output)
+    if mlp and any(map(stored, inner)):
+        chosen += inner
     for name in chosen:
         linear = layer.get_submodule(name)
         linear.register_parameter("bias", nn.Parameter(torch.zeros(linear.get_parameter("weight").shape[0])))

@@ -73,8 +73,8 @@ def set_baseline(
     """
     from specbench.gate import snapshot
     from specbench.gate.baseline import baseline_of, changes, default_path, read_baseline, write_baseline
-    from specbench.gate.outputs import one_line
     from specbench.util.files import check_writable
+    from specbench.util.text import one_line
 
     if out:
         check_writable(out)

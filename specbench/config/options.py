@@ -61,9 +61,7 @@ def pairs(flag: str, given: Sequence[str] | None) -> dict[str, str]:
     return values
 
 
-def _not_empty(flag: str, given: str | None) -> str:
-    if given == "":
-        raise UserError(f"{flag} is empty; give it a value or leave it out")
+def _or_empty(flag: str, given: str | None) -> str:
     return given or ""
 
 
@@ -106,7 +104,7 @@ class RunConfig:
         "Target: a name, a folder, or a hub id (OWNER/NAME). Default: tiny-160m on a CPU, tiny-7b on CUDA.",
         "",
         given=str | None,
-        parse=_not_empty,
+        parse=_or_empty,
     )
     revision: str | None = option("--revision", "Branch, tag, or commit of a hub id. Default: its main branch.")
     template: str | None = option(
@@ -124,7 +122,7 @@ class RunConfig:
         given=list[str] | None,
         parse=_as_list,
     )
-    suite: str = option("--suite", "Questions: mini, spec-bench, or hf:ID. Default: mini.", "", given=str | None, parse=_not_empty)
+    suite: str = option("--suite", "Questions: mini, spec-bench, or hf:ID. Default: mini.", "", given=str | None, parse=_or_empty)
     suite_file: Path | None = option("--suite-file", "Questions from a JSONL file of Spec-Bench's schema.", identity=False)
     hf_columns: dict[str, str] = option(
         "--hf-column",
@@ -151,9 +149,9 @@ class RunConfig:
     )
     seed: int = option("--seed", "Seed of sampling; each turn derives its own.", 0)
     dtype: str = option(
-        "--dtype", "fp32, bf16, fp16, or fp64. Default: the fastest the device computes natively.", "", given=str | None, parse=_not_empty
+        "--dtype", "fp32, bf16, fp16, or fp64. Default: the fastest the device computes natively.", "", given=str | None, parse=_or_empty
     )
-    device: str = option("--device", "cpu or cuda. Default: cuda if there is one.", "", given=str | None, parse=_not_empty)
+    device: str = option("--device", "cpu or cuda. Default: cuda if there is one.", "", given=str | None, parse=_or_empty)
     device_map: str | None = option(
         "--device-map", "Spread the target's layers over GPUs: evenly (auto) or as a JSON file says.", metavar="auto|FILE"
     )
@@ -163,7 +161,7 @@ class RunConfig:
         "Execution back end: static (compiled; CUDA graphs on a GPU) or eager. Default: static.",
         "",
         given=str | None,
-        parse=_not_empty,
+        parse=_or_empty,
     )
     repeats: int = option("--repeats", "Passes over the suite.", 1)
     turns: str = option("--turns", "History for later turns: each method's own answers (`own`) or vanilla's for all (`shared`).", "own")
@@ -200,7 +198,11 @@ class RunConfig:
     )
 
     @property
+    def restricted(self) -> dict[str, float]:
+        """The settings that restrict sampling to the likeliest tokens, without those that keep all tokens."""
+        return ({"top_k": self.top_k} if self.top_k else {}) | ({"top_p": self.top_p} if self.top_p < 1 else {})
+
+    @property
     def restriction(self) -> str:
         """The options that restrict sampling to the likeliest tokens, as on the command line; "" for none."""
-        given = {"--top-k": self.top_k if self.top_k else None, "--top-p": self.top_p if self.top_p < 1 else None}
-        return " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.restricted.items())

@@ -60,14 +60,8 @@ class Tuned:
     def check(self, *, target: str, dtype: str, device: str, backend: str) -> None:
         """Raise UserError if the options were tuned for another target, dtype, kind of device, or back end than the run's."""
         kind = device.partition(":")[0]
-        name_only = Path(target).name  # a target's folder may have moved
-        of = self.tuned_on
-        for name, tuned, wanted in (
-            ("target", Path(of.target).name, name_only),
-            ("dtype", of.dtype, dtype),
-            ("device", of.device, kind),
-            ("backend", of.backend, backend),
-        ):
+        for name, wanted in (("target", Path(target).name), ("dtype", dtype), ("device", kind), ("backend", backend)):
+            tuned = Path(getattr(self.tuned_on, name)).name  # a target's folder may have moved
             if tuned != wanted:
                 raise UserError(f"{self.source} was tuned for {name} {tuned!r}, the run is on {wanted!r}; {NEXT_STEP}")
 

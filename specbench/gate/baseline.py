@@ -15,11 +15,11 @@ from typing import Any
 
 from methods.core.errors import UserError
 from specbench.gate import snapshot
-from specbench.gate.outputs import one_line
 from specbench.gate.rules import Explain, Outcome, check_failed_turns, check_losslessness
 from specbench.gate.snapshot import ArmNumbers, DepthAcceptance, PooledRuns, Snapshot
 from specbench.store.manifest import changed_facts
 from specbench.util.files import write_text
+from specbench.util.text import one_line
 
 SCHEMA = 1
 FOLDER = Path("baselines")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from specbench.gate.rules import GateResult, Outcome
-from specbench.util.text import escape, visible
+from specbench.util.text import escape, one_line
 
 SCHEMA = 1
 STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.INCONCLUSIVE: "yellow", Outcome.NOT_APPLICABLE: "dim"}
@@ -27,11 +27,6 @@ def show(result: GateResult, console: Console) -> None:
         console.print(one_line(f"warning: {warning}"), markup=False, soft_wrap=True)
     verdict = f"{result.outcome}: {result.new} against {result.base}"
     console.print(Text(one_line(verdict), STYLES[result.outcome]), soft_wrap=True)
-
-
-def one_line(text: str) -> str:
-    """Return text on one line, without characters that control a terminal."""
-    return visible(" ".join(text.split()))
 
 
 def markdown(result: GateResult) -> str:

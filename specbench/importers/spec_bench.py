@@ -15,6 +15,7 @@ from typing import Any, Self
 from methods.core.errors import UserError
 from specbench.store.records import OVERALL, Record, Steps
 from specbench.suites.suite import reported_category
+from specbench.util.text import shorten
 
 FAILED = "ERROR"  # what Spec-Bench stores as the text of a turn that raised
 STALE = "Spec-Bench recorded an error; the numbers beside it are the previous turn's"
@@ -134,7 +135,7 @@ class _AnswerLine:
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}); an answer file holds one JSON object a line") from None
         if not isinstance(self.fields, dict):
-            raise UserError(f"{where}: a JSON object is needed, found {_shorten(self.fields)}; an answer file holds one a line")
+            raise UserError(f"{where}: a JSON object is needed, found {shorten(self.fields)}; an answer file holds one a line")
 
     def parse(self) -> QuestionAnswers:
         identity = self._take(
@@ -163,7 +164,7 @@ class _AnswerLine:
     def _take(self, source: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool], wanted: str) -> Any:
         value = source.get(name)
         if not is_valid(value):
-            actual = "nothing" if value is None else _shorten(value)
+            actual = "nothing" if value is None else shorten(value)
             raise UserError(f"{self.where}: field {name!r} must be {wanted}, found {actual}; is this an answer file of Spec-Bench?")
         return value
 
@@ -193,8 +194,3 @@ def _is_count(value: object) -> bool:
 
 def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LIMIT
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

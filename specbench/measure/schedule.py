@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from specbench.store.manifest import RunManifest
-from specbench.store.records import Record
+from specbench.store.records import Key, Record
 from specbench.suites import Question, Suite
 
 TRIES = 2  # for each question, each in a fresh worker
@@ -65,7 +65,7 @@ class QuestionQueue:
         for unit in units_of(suite, manifest):
             self._units[unit.question.id].append(unit)
 
-        self._records: dict[str, dict[tuple[str, str, int, int], Record]] = defaultdict(dict)
+        self._records: dict[str, dict[Key, Record]] = defaultdict(dict)
         for record in done:
             self._records[record.question_id][record.key] = record
 

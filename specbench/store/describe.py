@@ -58,6 +58,7 @@ def processor(manifest: RunManifest) -> str:
 def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
     """Return how the run was made: pairs of a name and its value as text."""
     settings, loaded, environment, suite = manifest.settings, manifest.target, manifest.environment, manifest.suite
+    restriction = "".join(f", {name} {value:g}" for name, value in settings.restricted.items())
     choice = f", {settings.limit} a category" if settings.limit else ""
     categories = ", ".join(f"{name} {count}" for name, count in suite.categories.items())
     parameters = f"{loaded.parameters:,}" if loaded.parameters else UNKNOWN
@@ -72,7 +73,7 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
         "Weights": f"sha256 {loaded.weights_sha256}{f', commit {settings.revision} of the hub' if settings.revision else ''}",
         "Prompts": f"template {settings.template}, sha256 {manifest.template_sha256}{_template_changes(settings)}",
         "Suite": f"{suite.name}{choice}, sha256 {suite.sha256}; questions: {categories}",
-        "Sampling": f"temperature {temperature}{_restriction(settings)}, at most {limit} tokens a turn, seed {seed}, "
+        "Sampling": f"temperature {temperature}{restriction}, at most {limit} tokens a turn, seed {seed}, "
         f"{settings.repeats} repeat(s), second turns see {history}'s first answer",
         "Arithmetic": f"{settings.dtype} on {processor(manifest)}{_layer_placement(loaded)}, attention {settings.attention}, "
         f"back end {settings.backend}, {threads} threads" + (f" in each of {environment.workers} workers" if environment.workers else ""),
@@ -82,10 +83,6 @@ def conditions(manifest: RunManifest) -> list[tuple[str, str]]:
         "Begun": manifest.created + (f", resumed {len(manifest.resumed)} time(s)" if manifest.resumed else ""),
     }
     return [*facts.items(), *((name, _arm(arm)) for name, arm in manifest.arms.items())]
-
-
-def _restriction(settings: RunConfig) -> str:
-    return (f", top_k {settings.top_k}" if settings.top_k else "") + (f", top_p {settings.top_p:g}" if settings.top_p < 1 else "")
 
 
 def _shown_arguments(manifest: RunManifest) -> list[str]:

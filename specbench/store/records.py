@@ -18,7 +18,6 @@ FILE, PACKED = files.RECORDS, files.PACKED
 CLOCK_TOLERANCE = 1.05  # allowed ratio of summed parts to the total; on CUDA, parts are timed by events and the turn by the host
 OVERALL = "overall"  # stands for all categories together in tables; reserved, so no suite may have such a category
 TIMINGS = ("parts", "steps", "answer")
-
 STEP_PARTS = ("draft_s", "verify_s", "commit_s")  # fields of ``Steps`` and of a decode step's trace
 
 
@@ -49,7 +48,7 @@ class Drafting:
     drafted: int | None
 
 
-Key = tuple[str, str, int, int]
+Key = tuple[str, str, int, int]  # arm, question, turn, repeat
 
 
 @dataclass(frozen=True)

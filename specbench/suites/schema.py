@@ -11,6 +11,7 @@ from math import isfinite
 from methods.core.errors import UserError
 from specbench.store.records import OVERALL
 from specbench.suites.suite import Question, reported_category
+from specbench.util.text import shorten
 
 
 def questions_from_jsonl(raw: bytes, source: str) -> tuple[Question, ...]:
@@ -36,7 +37,7 @@ def questions_from_jsonl(raw: bytes, source: str) -> tuple[Question, ...]:
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error}); a suite file holds one JSON object a line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON object is needed, found {_shorten(row)}; a suite file holds one JSON object a line")
+            raise UserError(f"{where}: a JSON object is needed, found {shorten(row)}; a suite file holds one JSON object a line")
         located.append((where, parse_question(row, where)))
     return check_distinct(located, source)
 
@@ -64,7 +65,7 @@ def parse_question(row: Mapping[str, object], where: str, columns: Mapping[str, 
     """
 
     def bad(field: str, wanted: str) -> UserError:
-        found = _shorten(row[field]) if field in row else "nothing"
+        found = shorten(row[field]) if field in row else "nothing"
         if columns is None:
             return UserError(f"{where}: field {field!r} must be {wanted}, found {found}; correct the line")
         named = f"column {columns[field]!r}, read as" if field in columns else "field"
@@ -110,8 +111,3 @@ def _flatten(value: object) -> list[str] | None:
         return None
     parts = [None if item is None else _flatten(item) for item in value]
     return None if any(part is None for part in parts) else [text for part in parts if part for text in part]
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else f"{text[:57]}…"

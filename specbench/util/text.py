@@ -1,5 +1,6 @@
 """Text for the terminal and for Markdown: escaping, formatted numbers, and tables of them."""
 
+import json
 import re
 from dataclasses import dataclass
 from math import isfinite
@@ -34,6 +35,17 @@ def escape(text: str) -> str:
     """Return the text on one line, escaped so that it can neither leave a Markdown table cell nor become markup."""
     plain = visible(text.replace("\r", "\n")).replace("&", "&amp;").replace("<", "&lt;")
     return " ".join(MARKUP.sub(r"\\\g<0>", plain).split())
+
+
+def one_line(text: str) -> str:
+    """Return text on one line, without characters that control a terminal."""
+    return visible(" ".join(text.split()))
+
+
+def shorten(value: object) -> str:
+    """Return the beginning of a value as JSON, for messages; what JSON lacks is shown as Python does."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 @dataclass(frozen=True)

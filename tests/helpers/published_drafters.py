@@ -13,6 +13,17 @@ from torch.nn import functional as F
 H, I = 32, 48  # noqa: E741 (a width, as in the layouts' facts)
 LLAMA = {"architectures": ["LlamaForCausalLM"], "hidden_size": H, "intermediate_size": I, "num_hidden_layers": 1, "num_attention_heads": 4}
 BASE = {"medusa_num_heads": 2, "medusa_num_layers": 1, "base_model_name_or_path": "someone/target"}
+SHAPE = {  # of a layer that fits helpers.tiny_target
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-3,
+    "vocab_size": 259,
+}
 # Layout -> kind, config.json, arguments of the tensors' shapes.
 LAYOUTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "medusa": ("medusa", BASE, {"heads": 4, "blocks": 1}),  # configs of published weights count two heads, whatever the file has

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eagle3_reference import reference_logits
-from helpers.published_drafters import eagle3_tensors
+from helpers.published_drafters import SHAPE, eagle3_tensors
 from helpers.small_models import PROMPT, Beside, Oracle, run, watch_policy
 from helpers.tiny_target import write_target
 from safetensors.torch import save_file
@@ -19,17 +19,6 @@ from methods.core.target import Target
 from specbench import targets
 
 LAYERS, IDS = 8, "eagle_aux_hidden_state_layer_ids"
-SHAPE = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 1,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-3,
-    "vocab_size": 259,
-}
 SPECFORGE = {
     "architectures": ["LlamaForCausalLMEagle3"],
     "attention_bias": False,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eagle3_reference import reference_logits
+from helpers.published_drafters import SHAPE
 from helpers.published_drafters import eagle3_tensors as tensors_of
 from helpers.small_models import PROMPT, Beside, Oracle, run, trained, watch_policy
 from helpers.tiny_target import write_target
@@ -17,18 +18,7 @@ from methods.core.target import Target
 from specbench import targets
 
 V, READS = 259, (0, 1)  # of the tiny target: two layers
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 1,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-3,
-    "vocab_size": V,
-}
+CONFIG = {"architectures": ["LlamaForCausalLM"], **SHAPE}
 
 
 @pytest.fixture(scope="module")

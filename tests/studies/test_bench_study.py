@@ -251,11 +251,11 @@ def test_a_long_prompt_is_timed_beside_transformers(monkeypatch):
 
     asked: list[str] = []
 
-    def seconds(side, device):
+    def laps(side, repeats, device):
         asked.append(side.__name__)
-        return {"ours": 2.0, "theirs": 1.0}[side.__name__]
+        return [{"ours": 2.0, "theirs": 1.0}[side.__name__]]
 
-    monkeypatch.setattr(prefill, "_seconds", seconds)
+    monkeypatch.setattr(prefill, "laps", laps)
     slow = prefill_finding(torch.float32, torch.device("cpu"), quiet(), tokens=40, pairs=2)
     assert (slow.ratios, slow.verdict) == ([0.5, 0.5], "missed")
     assert asked == ["ours", "theirs", "ours", "theirs", "theirs", "ours"]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from methods.core.errors import UserError, unknown
 from specbench.config.options import RunConfig
-from specbench.util.text import visible
+from specbench.util.text import one_line
 
 KEY_VARIABLES = ("SPECBENCH_API_KEY", "OPENAI_API_KEY")  # environment variables; the key is sent, never stored
 CONNECT_S, READ_S = 10.0, 300.0  # timeouts; the first token of a long prompt takes its time
@@ -108,7 +108,7 @@ class Client:
         body = self.get(path)
         fields = _json_object(body)
         if fields is None:
-            raise ServerError(f"no JSON object came from it but {one_line(body)!r}")
+            raise ServerError(f"no JSON object came from it but {beginning(body)!r}")
         return fields
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[StreamEvent]:
@@ -153,7 +153,7 @@ class Client:
         connection.request(method, self.path + path, body, headers)
         response = connection.getresponse()
         if response.status != 200:
-            message = one_line(response.read(4 * MESSAGE_LENGTH).decode("utf-8", "replace"))
+            message = beginning(response.read(4 * MESSAGE_LENGTH).decode("utf-8", "replace"))
             kind = RequestRejected if 400 <= response.status < 500 else ServerError
             raise kind(f"HTTP {response.status} from {self.address}{path}: {message or response.reason}")
         return response
@@ -161,16 +161,16 @@ class Client:
     def _event_fields(self, data: bytes) -> dict[str, Any]:
         fields = _json_object(data)
         if fields is None:
-            raise ServerError(f"{self.address} sent an event that is no JSON object: {one_line(data.decode('utf-8', 'replace'))!r}")
+            raise ServerError(f"{self.address} sent an event that is no JSON object: {beginning(data.decode('utf-8', 'replace'))!r}")
         if "error" in fields:
-            raise ServerError(f"{self.address} failed: {one_line(str(fields['error']))}")
+            raise ServerError(f"{self.address} failed: {beginning(str(fields['error']))}")
         return fields
 
     def _failure(self, error: Exception) -> ServerError:
         if isinstance(error, TimeoutError):
             return ServerError(f"{self.address} did not answer in time")
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ServerError(f"{self.address}: {one_line(str(reason))}")
+        return ServerError(f"{self.address}: {beginning(str(reason))}")
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,12 @@ def find_model(config: RunConfig) -> ServedModel:
         raise unknown("model in --endpoint-model", name, models)
 
     server = " ".join(filter(None, (str(models[name].get("owned_by") or ""), _server_version(client))))
-    return ServedModel(client, name, one_line(", ".join(filter(None, (f"{name} at {client.host}", server)))))
+    return ServedModel(client, name, beginning(", ".join(filter(None, (f"{name} at {client.host}", server)))))
 
 
-def one_line(text: str) -> str:
+def beginning(text: str) -> str:
     """Return the beginning of a server's text on one line, without characters that control a terminal."""
-    return visible(" ".join(text.split()))[:MESSAGE_LENGTH]
+    return one_line(text)[:MESSAGE_LENGTH]
 
 
 def _server_version(client: Client) -> str:

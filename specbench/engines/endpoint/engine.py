@@ -21,8 +21,8 @@ from specbench.engines.endpoint.client import (
     RequestRejected,
     ServerError,
     StreamEvent,
+    beginning,
     find_model,
-    one_line,
 )
 from specbench.engines.endpoint.counters import Counters, drafting_of_timings
 from specbench.engines.registry import BuiltEngine, ResolvedEngine
@@ -75,7 +75,7 @@ class Completion:
                 self.ids += ids
                 self.finish = str(choice.get("finish_reason") or self.finish)
         except (TypeError, ValueError, AttributeError):
-            raise ServerError(f"the server sent an event that is no completion's: {one_line(str(event.fields))}") from None
+            raise ServerError(f"the server sent an event that is no completion's: {beginning(str(event.fields))}") from None
 
 
 @dataclass(frozen=True)

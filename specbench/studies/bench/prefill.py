@@ -1,14 +1,12 @@
 """A comparison of the time of reading a long prompt with transformers' own forward pass, where query heads share key heads."""
 
-import time
-from collections.abc import Callable
-
 import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.target import Target
 from specbench.studies.bench.finding import Finding
+from specbench.studies.roofline.measure import filler, laps
 from specbench.util.memory import gc_paused
 
 TOKENS = 8000
@@ -31,7 +29,7 @@ def prefill_finding(dtype: torch.dtype, device: torch.device, console: Console, 
         max_position_embeddings=tokens + 1,
     )
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=dtype).to(device).eval().requires_grad_(False)
-    prompt = torch.randint(config.vocab_size, (tokens,)).tolist()
+    prompt = filler(tokens, config.vocab_size)
     target, ids = Target(model, capacity=tokens + 1), torch.tensor([prompt], device=device)
 
     def ours() -> None:
@@ -43,16 +41,8 @@ def prefill_finding(dtype: torch.dtype, device: torch.device, console: Console, 
     ratios = []
     with torch.inference_mode(), gc_paused():
         for side in (ours, theirs):
-            _seconds(side, device)
+            laps(side, 1, device)
         for pair in range(pairs):
-            seconds = {side: _seconds(side, device) for side in ((ours, theirs) if pair % 2 == 0 else (theirs, ours))}
+            seconds = {side: laps(side, 1, device)[0] for side in ((ours, theirs) if pair % 2 == 0 else (theirs, ours))}
             ratios.append(seconds[theirs] / seconds[ours])
     return Finding(f"{what}, speed", ratios, WANTED)
-
-
-def _seconds(side: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    side()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
