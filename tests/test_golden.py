@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers.small_models import trained
-from helpers.tiny_target import write_suite, write_target
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from helpers.tiny_target import write_drafters, write_suite, write_target
 
 from methods import registry
-from methods.core import weights
 from specbench.cli import app
 from specbench.measure import session
-from specbench.targets import checkpoint
 from specbench.util.memory import PeakMemory
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,26 +22,12 @@ TICK_S = 2.0**-10  # a power of two, so that differences of clock readings are e
 VOLATILE = ("created", "argv", "prepared", "weights_sha256")  # of the manifest; a drafter file's header is in no fixed order
 
 
-def write_drafters(target: Path) -> None:
-    """Put random drafters of every kind beside the target, and a draft model in `draft/`."""
-    model, facts = AutoModelForCausalLM.from_pretrained(target), {"target_sha256": checkpoint.sha256(target)}
-    (target / "drafters").mkdir()
-    for kind in dict.fromkeys(row.weights for row in registry.METHODS.values() if row.weights and not row.model):
-        drafter = trained(kind, model)
-        path = target / "drafters" / f"{kind}.safetensors"
-        weights.save(path, kind, drafter.module, drafter.module.architecture, drafter.rank_accuracy, facts)
-    for parameter in model.parameters():
-        parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    model.save_pretrained("draft")  # nearly the target, so that its drafts are often accepted
-    AutoTokenizer.from_pretrained(target).save_pretrained("draft")
-
-
 @pytest.fixture
 def measured(tmp_path, monkeypatch) -> Path:
     """Run every method and return the folder of the finished run."""
     monkeypatch.chdir(tmp_path)
     write_suite(Path("suite.jsonl"))
-    write_drafters(write_target(Path("target")))
+    write_drafters(write_target(Path("target")), Path("draft"))
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * TICK_S)
     monkeypatch.setattr(PeakMemory, "peak", lambda self: 2**20)
@@ -78,7 +59,6 @@ def contents(run_dir: Path) -> dict[str, str]:
 
 
 def test_a_run_of_every_method_is_what_it_was(measured, request):
-    torch.set_num_threads(1)
     found = contents(measured)
     if request.config.getoption("--update-golden"):
         GOLDEN.mkdir(exist_ok=True)

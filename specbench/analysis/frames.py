@@ -40,7 +40,9 @@ def turns_frame(records: Iterable[Record], arms: Mapping[str, ArmFacts]) -> pd.D
 
     Steps that only a server counted are sums without lists. They are 0 where the server did not count them.
     """
-    return pd.DataFrame([_row(record) | _arm_values(arms.get(record.arm)) for record in records], columns=COLUMNS)
+    frame = pd.DataFrame([_row(record) | _arm_values(arms.get(record.arm)) for record in records], columns=COLUMNS)
+    texts = [name for name, dtype in frame.dtypes.items() if dtype == "str"]
+    return frame.astype(dict.fromkeys(texts, object))  # rows of Arrow's strings, pandas' default, are slow to select
 
 
 def _arm_values(facts: ArmFacts | None) -> dict[str, Any]:
@@ -133,7 +135,10 @@ def _mixed_devices(turns: pd.DataFrame) -> set[str]:
     Server rows have no device and are ignored here; report/findings.py warns about them.
     """
     own = turns[turns["timing"] != "answer"]
-    kinds = own["device"].map(device_kind).groupby([own["question_id"], own["repeat"]]).nunique()
+    kinds = own["device"].map(device_kind)
+    if kinds.nunique() < 2:
+        return set()
+    kinds = kinds.groupby([own["question_id"], own["repeat"]]).nunique()
     return set(kinds[kinds > 1].index.get_level_values("question_id"))
 
 

@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -155,7 +156,7 @@ class RunManifest:
         files.write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
 
     @classmethod
-    def read(cls, run_dir: Path) -> Self:
+    def read(cls, run_dir: Path) -> "RunManifest":
         """Read a manifest. Raises UserError if it is missing, broken, or of another schema version."""
         path = run_dir / FILE
         if not path.is_file():
@@ -171,13 +172,18 @@ class RunManifest:
             settings = stored["settings"]
             if settings["temperature"] is None:
                 settings["temperature"] = nan
-            return TypeAdapter(cls).validate_python(stored)
+            return _adapter().validate_python(stored)
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         except (KeyError, TypeError) as error:
             reason = str(error)
         raise UserError(f"{path} is not a manifest ({reason}); restore it or use another --out")
+
+
+@cache
+def _adapter() -> TypeAdapter[RunManifest]:
+    return TypeAdapter(RunManifest)  # takes 60 ms to make
 
 
 def _jsonable(value: Any) -> Any:

@@ -5,7 +5,7 @@ import lzma
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,8 @@ def device_kind(device: str) -> str:
 
 def to_line(record: Record) -> str:
     """Return the record's JSON line, without a newline. Times of steps are rounded to 0.1 microseconds."""
-    fields = asdict(record)
-    for name in (*STEP_PARTS, "step_s"):
-        fields["steps"][name] = [round(s, 7) for s in fields["steps"][name]]
+    steps = {name: [round(s, 7) for s in values] if name.endswith("_s") else values for name, values in vars(record.steps).items()}
+    fields = {**vars(record), "steps": steps, "drafting": record.drafting and vars(record.drafting)}
     return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -6,7 +6,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.small_models import trained
+from methods import registry
+from methods.core import weights
+from specbench.targets import checkpoint
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
@@ -47,6 +52,20 @@ def write_target(folder: Path, context: int = CONTEXT, layers: int = 2) -> Path:
             nn.init.normal_(parameter, std=0.3)  # the default is so small that near ties are everywhere
     model.save_pretrained(folder)
     return folder
+
+
+def write_drafters(target: Path, draft: Path) -> None:
+    """Put random drafters of every kind beside the target, and a model that is nearly the target into the folder ``draft``."""
+    model, facts = AutoModelForCausalLM.from_pretrained(target), {"target_sha256": checkpoint.sha256(target)}
+    (target / "drafters").mkdir()
+    for kind in dict.fromkeys(row.weights for row in registry.METHODS.values() if row.weights and not row.model):
+        drafter = trained(kind, model)
+        path = target / "drafters" / f"{kind}.safetensors"
+        weights.save(path, kind, drafter.module, drafter.module.architecture, drafter.rank_accuracy, facts)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(draft)
+    AutoTokenizer.from_pretrained(target).save_pretrained(draft)
 
 
 def write_suite(path: Path, questions: list[tuple[str, str, list[str]]] = QUESTIONS) -> Path:

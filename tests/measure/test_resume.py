@@ -4,11 +4,9 @@ import dataclasses
 import io
 import json
 import lzma
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,28 +27,6 @@ from specbench.store.records import Record
 
 torch.set_num_threads(1)
 KILLS = 5
-
-# Imports once, then forks a process for each command read from stdin, so that five starts do not cost five imports of torch.
-FORK_SERVER = """
-import io, os, sys
-import torch
-from pathlib import Path
-from rich.console import Console
-from specbench import targets
-from specbench.measure import runner
-from specbench.measure.runner import LocalExecutor
-from specbench.measure.session import prepare
-from specbench.store.manifest import RunManifest
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        directory = Path(line.strip())
-        runner.run(LocalExecutor(prepare(RunManifest.read(directory).settings)), directory, Console(file=io.StringIO()))
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -87,29 +63,28 @@ def count_records(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def resume_quietly(run_dir: Path) -> None:
+    run(LocalExecutor(prepare(RunManifest.read(run_dir).settings)), run_dir, quiet())
+
+
 def test_run_that_is_killed_five_times_gives_the_same_records(options, undisturbed, tmp_path):
     prepare(options).manifest.write(tmp_path)
     total = RunManifest.read(tmp_path).units_total
     chance = random.Random()
-    server = subprocess.Popen([sys.executable, "-c", FORK_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    with server:
-        for _ in range(KILLS):
-            wanted = count_records(tmp_path) + chance.randrange(total // KILLS - 1)
-            server.stdin.write(f"{tmp_path}\n")
-            server.stdin.flush()
-            child = int(server.stdout.readline())
-            deadline = time.monotonic() + 60
-            while count_records(tmp_path) < wanted:
-                assert time.monotonic() < deadline, "the run makes no progress"
-                time.sleep(0.001)
-            time.sleep(chance.random() * 0.02)
-            os.kill(child, signal.SIGKILL)
-            assert int(server.stdout.readline()) == -signal.SIGKILL
-        server.stdin.close()
+    for _ in range(KILLS):
+        wanted = count_records(tmp_path) + chance.randrange(total // KILLS - 1)
+        child = multiprocessing.get_context("fork").Process(target=resume_quietly, args=(tmp_path,))
+        child.start()
+        deadline = time.monotonic() + 60
+        while count_records(tmp_path) < wanted:
+            assert time.monotonic() < deadline, "the run makes no progress"
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     assert count_records(tmp_path) < total
-    run(LocalExecutor(prepare(options)), tmp_path, quiet())
+    resume_quietly(tmp_path)
     assert records_without_times(tmp_path) == records_without_times(undisturbed)
     assert RunManifest.read(tmp_path).status == "complete"
 
@@ -117,7 +92,7 @@ def test_run_that_is_killed_five_times_gives_the_same_records(options, undisturb
 @pytest.mark.parametrize("kept", [1, 40, -1], ids=["one byte", "half", "all but the newline"])
 def test_torn_last_line_is_dropped_with_a_notice(options, undisturbed, tmp_path, kept):
     lines = (undisturbed / records.FILE).read_bytes().splitlines(keepends=True)
-    (tmp_path / records.FILE).write_bytes(b"".join(lines[:7]) + lines[7][:kept])
+    (tmp_path / records.FILE).write_bytes(b"".join(lines[:-2]) + lines[-2][:kept])
     (tmp_path / "manifest.json").write_bytes((undisturbed / "manifest.json").read_bytes())
     console = quiet()
     run(LocalExecutor(prepare(options)), tmp_path, console)

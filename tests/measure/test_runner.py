@@ -367,7 +367,7 @@ def test_manifest_describes_the_run(options, tmp_path):
 def test_peak_memory_is_reset_between_turns():
     memory = PeakMemory(torch.device("cpu"))
     memory.reset()
-    block = bytearray(os.urandom(1) * 100_000_000)
+    block = torch.ones(25_000_000)  # 100 MB
     high = memory.peak()
     del block
     memory.reset()

@@ -1,6 +1,7 @@
 import csv
 import io
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from math import nan
 from typing import Any
@@ -20,7 +21,9 @@ from specbench.cli.bench import bench
 from specbench.engines.own import OwnEngine
 from specbench.studies.base import Conditions
 from specbench.studies.bench import decoding, overhead, report, steps
+from specbench.studies.bench import run as bench_run
 from specbench.studies.bench.finding import Finding
+from specbench.studies.bench.prefill import prefill_finding
 from specbench.studies.bench.run import Benchmark
 from specbench.studies.bench.steps import StepTimes, Subject, VerifyTimes
 from specbench.studies.profiling.split import OpTime, Split
@@ -190,6 +193,7 @@ def test_the_command_prints_and_writes_its_findings(tmp_path, monkeypatch, capsy
     target = str(write_target(tmp_path / "target", context=4096))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decoding, "MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(bench_run, "prefill_finding", partial(prefill_finding, tokens=200, pairs=2))
     asked = []
 
     def noted(dtypes, device, console):

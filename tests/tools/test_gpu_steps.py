@@ -1,4 +1,4 @@
-"""Every step of `make gpu`, run on the CPU with the shipped target, a few tokens and one question of each category."""
+"""Every step of `make gpu`, run on the CPU with a small target in place of the shipped one, a few tokens and one question."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.tiny_target import write_drafters, write_target
 from rich.console import Console
 
 from methods import registry
@@ -23,6 +24,7 @@ from specbench.studies.roofline import run as roofline_run
 from specbench.studies.tune import report as tune_report
 from specbench.studies.tune import run as tune_run
 from specbench.suites import spec_bench
+from specbench.targets import target as loading
 from tools.gpu_visit import correctness, measurement, plan, steps
 from tools.gpu_visit.visit import Visit, VisitSettings
 
@@ -30,7 +32,7 @@ QUIET = Console(quiet=True)
 
 
 def visit_to(out, tuning=None):
-    config = RunConfig(target="tiny", device="cpu", dtype="fp32", categories=["mt_bench", "qa"], limit=1, backend="static")
+    config = RunConfig(target="tiny", device="cpu", dtype="fp32", categories=["mt_bench"], limit=1, backend="static")
     return Visit(VisitSettings(settle(config), tuning), out, 60)
 
 
@@ -39,10 +41,20 @@ def visit(tmp_path_factory):
     return visit_to(tmp_path_factory.mktemp("gpu"))
 
 
+@pytest.fixture(scope="module")
+def small_target(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("target")
+    write_drafters(write_target(folder, context=2048), tmp_path_factory.mktemp("draft"))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Use fewer tokens and smaller buffers, no compiler, and no network."""
+def small(monkeypatch, small_target):
+    """Use a small target in place of the shipped one, fewer tokens and smaller buffers, no compiler, and no network."""
+    for module in (targets, loading):
+        monkeypatch.setattr(module, "shipped_folder", lambda: small_target)
     monkeypatch.setenv("CXX", "none")  # compiling takes seconds a shape
+    monkeypatch.setattr(measurer, "WARMUP_TOKENS", 4)
     monkeypatch.setattr(correctness, "TOKENS", 5)
     monkeypatch.setattr(plan, "LADDER", (4,))
     monkeypatch.setattr(measurement, "LADDER", (4,))
@@ -62,7 +74,7 @@ def small(monkeypatch):
         raise UserError("no network; pass --suite-file FILE")
 
     monkeypatch.delenv("SPECBENCH_DATA", raising=False)
-    monkeypatch.setattr(spec_bench, "cache_folder", lambda: targets.shipped_folder() / "nothing")
+    monkeypatch.setattr(spec_bench, "cache_folder", lambda: small_target / "nothing")
     monkeypatch.setattr(spec_bench, "_download", no_network)
 
 
@@ -263,13 +275,3 @@ def test_the_profiles_traces_are_small_enough_to_bring_back(visit):
     assert (visit.out / "profile" / "profile.md").is_file()
     assert (visit.out / "profile" / "trace-vanilla.json.gz").is_file()
     assert not any("above" in line for line in visit.listing())
-
-
-@pytest.mark.parametrize(("free", "fits"), [(25e9, False), (79e9, True)])
-def test_the_reference_target_is_loaded_if_it_fits(monkeypatch, free, fits):
-    from specbench.util import memory
-
-    monkeypatch.setattr(memory, "free_memory", lambda device: int(free))
-    assert steps.reference_fits("tiny-7b", "cuda") is fits
-    assert steps.reference_fits("tiny-33b", "cuda") is False
-    assert steps.reference_fits("tiny", "cuda") is True

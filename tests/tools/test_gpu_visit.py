@@ -15,7 +15,7 @@ from specbench.config.options import RunConfig
 from specbench.config.tuned import TunedOn
 from specbench.measure.session import prepare
 from tools.gpu_visit import __main__ as command
-from tools.gpu_visit import driver, measurement
+from tools.gpu_visit import driver, measurement, steps
 from tools.gpu_visit import visit as gpu_visit
 from tools.gpu_visit.plan import LADDER, SPARE, Pace, plan
 from tools.gpu_visit.steps import STEPS, VisitStep, pack, steps_of
@@ -309,3 +309,13 @@ def test_a_step_with_wrong_results_is_not_done(tmp_path, monkeypatch):
     visit = Visit(SETTINGS, tmp_path, 1)
     assert command.do_step(visit, "correctness", Console(quiet=True)) == 1
     assert visit.done("correctness") is None
+
+
+@pytest.mark.parametrize(("free", "fits"), [(25e9, False), (79e9, True)])
+def test_the_reference_target_is_loaded_if_it_fits(monkeypatch, free, fits):
+    from specbench.util import memory
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(free))
+    assert steps.reference_fits("tiny-7b", "cuda") is fits
+    assert steps.reference_fits("tiny-33b", "cuda") is False
+    assert steps.reference_fits("tiny", "cuda") is True

@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from methods.core import weights
 from methods.registry import METHODS
 from specbench import targets
+from specbench.cli import run as run_command
 from specbench.cli.app import main
 from specbench.store import records
-from specbench.train import features
+from specbench.train import drafter, features
 from specbench.train.data import corpus, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
@@ -48,8 +49,11 @@ def teach(target, source):
 
 
 @pytest.fixture(autouse=True)
-def held_out(monkeypatch):
+def quick(monkeypatch):
+    """Hold out more of the small corpus, evaluate only at the end, and write no report of a run."""
     monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.1)
+    monkeypatch.setattr(drafter, "EVALUATIONS", 1)
+    monkeypatch.setattr(run_command, "write_report", lambda *asked, **options: None)
 
 
 def train(place, kind, *more, steps=STEPS):
@@ -153,14 +157,15 @@ def test_a_target_with_a_device_map_trains_the_same_drafter(place, tmp_path, cap
     assert hooked == [False] * (len(hooked) // 2) + [True] * (len(hooked) // 2)
 
 
-def test_numbers_are_written_for_tensorboard(place, tmp_path, capsys):
+def test_numbers_are_written_for_tensorboard(place, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tensorboard")
+    monkeypatch.setattr(drafter, "EVALUATIONS", 4)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert train(place, "medusa", "--log-dir", tmp_path / "log", "--out", tmp_path / "m.safetensors", steps=13) == 0
+    assert train(place, "medusa", "--log-dir", tmp_path / "log", "--out", tmp_path / "m.safetensors", steps=9) == 0
     events = EventAccumulator(str(tmp_path / "log")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 14))
-    assert [event.step for event in events.Scalars("held-out acceptance/level 1")] == list(range(1, 14))
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 10))
+    assert [event.step for event in events.Scalars("held-out acceptance/level 1")] == [2, 4, 6, 8, 9]
 
 
 def test_bad_options_are_refused_before_training(place, tmp_path, capsys, monkeypatch):
