@@ -49,9 +49,9 @@ def test_a_used_drafter_drafts_like_a_fresh_one(name, options, family):
 
     text, target = greedy_text(family), small_target(family)
     lived, _ = build(name, target, **options)
-    result = run(target, Beside(Oracle(text, RIGHTS), [lived], compare), PROMPT, 40)
-    assert result.tokens == text[len(PROMPT) : len(PROMPT) + 40]
-    assert len(result.steps) >= 12
+    result = run(target, Beside(Oracle(text, RIGHTS), [lived], compare), PROMPT, 26)
+    assert result.tokens == text[len(PROMPT) : len(PROMPT) + 26]
+    assert len(result.steps) > len(RIGHTS)
 
 
 @pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("s4c", {"recycle": "on"}), ("recycling", {})])

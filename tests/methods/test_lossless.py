@@ -15,7 +15,7 @@ ATTENTION = ("sdpa", "eager")
 def test_every_method_writes_the_targets_own_text(name, family, attention):
     target = small_target(family, attention)
     drafter, accept = build(name, target)
-    for prompt, new in ((PROMPT, 40), (OTHER_PROMPT, 20)):  # the second shows whatever the first left behind
+    for prompt, new in ((PROMPT, 24), (OTHER_PROMPT, 12)):  # the second shows whatever the first left behind
         result = run(target, drafter, prompt, new, accept)
         assert result.tokens == greedy_text(family, attention, tuple(prompt))[len(prompt) :][:new]
         assert len(result.tokens) == 1 + sum(step.emitted for step in result.steps)
