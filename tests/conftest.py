@@ -8,17 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is: no test asks
 from pathlib import Path
 
 import pytest
-import torch
-from matplotlib.figure import Figure
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from specbench.cli import common
-from specbench.util.memory import freeze_gc
-
-torch.set_num_threads(1)
+# The process that only hands out tests reads this file too: what takes seconds to import is imported where it is used.
 
 
 def pytest_addoption(parser):
@@ -27,6 +18,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_finish():
     """Keep what the imports created out of every garbage collection: looking through it took a fifth of the suite's time."""
+    import torch
+
+    from specbench.util.memory import freeze_gc
+
+    torch.set_num_threads(1)
     freeze_gc()
     gc.unfreeze = lambda: None
 
@@ -34,6 +30,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def figures(request, monkeypatch):
     """Write empty figures, because drawing takes seconds a run, unless the test is marked ``figures``."""
+    from matplotlib.figure import Figure
+
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
 
@@ -41,6 +39,8 @@ def figures(request, monkeypatch):
 @pytest.fixture
 def wide_terminal(monkeypatch):
     """Give tables 250 columns, so that no line is wrapped. The commands' console read its width when it was made."""
+    from specbench.cli import common
+
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(common.console, "width", 250)
 
@@ -48,6 +48,11 @@ def wide_terminal(monkeypatch):
 @pytest.fixture
 def exact_math(monkeypatch):
     """Compute transformers' norms and eager softmax in their inputs' dtype, because fp32 is too coarse for an fp64 comparison."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
     def norm(self, hidden_states):
         mean_square = hidden_states.pow(2).mean(-1, keepdim=True)

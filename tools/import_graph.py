@@ -8,6 +8,8 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
+from specbench.util.terminal import Console
+
 PACKAGES = ("methods", "specbench")
 Graph = dict[str, set[str]]
 
@@ -79,15 +81,15 @@ def main() -> None:
     """Print the figures of a checkout, this one by default."""
     parser = argparse.ArgumentParser(description="Print the size, levels and cycles of the import graph of a checkout.")
     parser.add_argument("root", metavar="CHECKOUT", nargs="?", type=Path, default=Path(__file__).parents[1])
-    root = parser.parse_args().root
+    root, console = parser.parse_args().root, Console(soft_wrap=True, highlight=False)
     for what, graph in (("modules", modules(root)), ("folders", rooms(modules(root)))):
         groups = cycles(graph)
         within = sum(other in group for group in groups for node in group for other in graph[node])
         depth = "no order of levels" if groups else f"{levels(graph)} levels"
         edges = sum(map(len, graph.values()))
-        print(f"{what}: {len(graph)} nodes, {edges} edges, {depth}, {len(groups)} cycles with {within} edges in them")
+        console.print(f"{what}: {len(graph)} nodes, {edges} edges, {depth}, {len(groups)} cycles with {within} edges in them")
         for group in groups:
-            print(f"  {', '.join(group)}")
+            console.print(f"  {', '.join(group)}")
 
 
 if __name__ == "__main__":

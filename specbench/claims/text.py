@@ -6,12 +6,11 @@ from datetime import date
 from math import isfinite
 from typing import Any
 
-from rich.console import Console
-
 from specbench.analysis.stats import Estimate
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import DefinitionOutcome, Verdict
 from specbench.store.describe import UNKNOWN
+from specbench.util.terminal import Console
 from specbench.util.text import TextTable, escape, number
 
 SCHEMA = 2

@@ -1,13 +1,12 @@
 """The command ``specbench agree``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from specbench.cli.common import AsJson
+from specbench.cli.common import AsJson, console
+from specbench.util.terminal import Console, print_json
 
 WORK = "first differences put to the target"
 
@@ -29,9 +28,8 @@ def agree(
     with show_progress(Console(stderr=True), WORK) as on_progress:
         report = explain(run_dir, on_progress)
     if as_json:
-        print(json.dumps(text.as_fields(report), indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(text.as_fields(report))
     else:
-        console = Console()
         console.print(text.table(report).rich(), crop=False)
         for line in (report.rule, *text.violations(report)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

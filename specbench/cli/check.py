@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.common import AsJson, console
+from specbench.util.terminal import print_json
 
 if TYPE_CHECKING:
     from specbench.lossless.differences import LosslessReport
@@ -54,7 +55,7 @@ def check(
     if markdown:
         write_text(markdown, outputs.markdown(result))
     if as_json:
-        print(outputs.to_json(result))
+        print_json(outputs.to_json(result))
     else:
         outputs.show(result, console)
     raise SystemExit(result.exit_code)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from specbench.config.options import Option, RunConfig
+from specbench.util.terminal import Console
 
 RESULTS = Path("results")
 

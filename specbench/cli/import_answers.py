@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from methods.core.errors import unknown
+from specbench.cli.common import console
 
 FORMATS = ("spec-bench",)
 
@@ -34,6 +34,5 @@ def import_answers(
     if layout not in FORMATS:
         raise unknown("format", layout, FORMATS)
     imported = import_spec_bench(file, baseline, name=name, tokenizer=tokenizer, out=out)
-    console = Console()
     for line in (*imported.notices, f"imported {imported.turns} turns; next: specbench report {imported.run_dir}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """The commands ``methods`` and ``targets``: lists of what a run can measure."""
 
-from rich.console import Console
 from rich.table import Column, Table
+
+from specbench.cli.common import console
 
 
 def methods() -> None:
@@ -13,12 +14,12 @@ def methods() -> None:
     for name, row in METHODS.items():
         drafter = f"{'a model' if row.model else 'trained'}: {row.weights}" if row.weights else "none to train"
         own.add_row(name, row.title, drafter, ", ".join(options(name)))
-    Console().print(own)
+    console.print(own)
 
     others = Table("different engine", "title", "needs", "options (--method NAME:KEY=VALUE)")
     for name, engine in engines.ENGINES.items():
         others.add_row(name, engine.title, engine.needs, ", ".join(engines.options(name)))
-    Console().print(others)
+    console.print(others)
 
 
 def targets() -> None:
@@ -34,11 +35,11 @@ def targets() -> None:
     for name in TARGETS:
         description = f"cost-matched: the shipped target in the shape of {SHAPES[name].like}" if name in SHAPES else "the shipped target"
         here.add_row(name, description)
-    Console().print(here)
+    console.print(here)
 
     longest = max(map(len, hub_ids()))
     hub = Table(Column("hub id", min_width=longest), "template", "drafters known for it", box=None)
     for family in FAMILIES:
         for name, drafters in family.targets.items():
             hub.add_row(name, family.template, ", ".join(drafters))
-    Console().print(hub)
+    console.print(hub)

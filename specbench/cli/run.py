@@ -1,6 +1,5 @@
 """The commands ``run`` and ``resume``: measure the turns of a run, then write its report."""
 
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from specbench.cli.common import RESULTS, configured, console
 from specbench.cli.report import write_report
 from specbench.config.options import RunConfig
 from specbench.util.exits import INTERRUPTED, TURNS_FAILED
+from specbench.util.terminal import tell
 
 if TYPE_CHECKING:
     from specbench.measure.runner import Executor
@@ -84,11 +84,11 @@ def measure(config: RunConfig, out: Path | None, workers: int | None, ray_addres
         try:
             tallies = runner.run(executor, run_dir, console, retry_errors=retry_errors)
         except KeyboardInterrupt:
-            print(f"interrupted; resume with: specbench resume {run_dir}", file=sys.stderr)
+            tell(f"interrupted; resume with: specbench resume {run_dir}")
             raise SystemExit(INTERRUPTED) from None
 
     write_report([run_dir], run_dir / "report", show_prompts=False)
     failures = describe_failures(tallies)
     if failures:
-        print(f"{failures}; measure them again with: specbench resume {run_dir} --retry-errors", file=sys.stderr)
+        tell(f"{failures}; measure them again with: specbench resume {run_dir} --retry-errors")
         raise SystemExit(TURNS_FAILED)

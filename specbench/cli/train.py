@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.cli.common import configured, console
 from specbench.config.options import RunConfig, pairs
+from specbench.util.terminal import Console
 
 TARGET, PRESET = "tiny", "micro"
 TRAINING = Path("training")

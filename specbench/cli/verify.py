@@ -1,13 +1,12 @@
 """The command ``specbench verify``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from specbench.cli.common import AsJson
+from specbench.cli.common import AsJson, console
+from specbench.util.terminal import print_json
 
 
 def verify(
@@ -31,7 +30,7 @@ def verify(
     chosen, manifest = claim_named(claim), RunManifest.read(run_dir)
     verdict = judge(chosen, manifest, turns_frame(records.read(run_dir)[0], manifest.arms), method)
     if as_json:
-        print(json.dumps(text.to_json(verdict), indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(text.to_json(verdict))
     else:
-        text.show(verdict, Console())
+        text.show(verdict, console)
     raise SystemExit(verdict.exit_code)

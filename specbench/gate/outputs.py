@@ -1,14 +1,14 @@
 """The result of the gate as terminal text, Markdown, JUnit XML, and JSON."""
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from math import isfinite
+from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from specbench.gate.rules import GateResult, Outcome
+from specbench.util.terminal import Console
 from specbench.util.text import escape, one_line
 
 SCHEMA = 1
@@ -64,8 +64,8 @@ def junit(result: GateResult) -> str:
     return ET.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
-def to_json(result: GateResult) -> str:
-    """Return JSON with a schema version. A number that cannot be formed is null."""
+def to_json(result: GateResult) -> dict[str, Any]:
+    """Return the result as JSON stores it, with a schema version. A number that cannot be formed is null."""
     checks = [
         {
             "name": check.name,
@@ -75,8 +75,8 @@ def to_json(result: GateResult) -> str:
         }
         for check in result.checks
     ]
-    facts = {"schema": SCHEMA, "outcome": result.outcome, "exit_code": result.exit_code, "new": result.new, "base": result.base}
-    return json.dumps({**facts, "checks": checks, "warnings": result.warnings}, indent=1, ensure_ascii=False, allow_nan=False)
+    run = {"outcome": result.outcome, "exit_code": result.exit_code, "new": result.new, "base": result.base}
+    return {"schema": SCHEMA, **run, "checks": checks, "warnings": result.warnings}
 
 
 def _xml(text: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 
 from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
@@ -23,6 +22,7 @@ from specbench.store.manifest import Prepared
 from specbench.store.records import ImpossibleTimesError, Record
 from specbench.targets import chat
 from specbench.util.memory import PeakMemory, gc_paused
+from specbench.util.terminal import Console
 
 WARMUP_TOKENS = 32  # for each warm-up turn: enough for allocators, kernels and caches to settle
 TURN_FAILURES = (RuntimeError, FloatingPointError, ContextOverflow, ImpossibleTimesError)  # out of memory is a RuntimeError

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from specbench.store.records import Record
+from specbench.util.terminal import Console
 
 DRAW_EVERY_S = 0.25  # on a terminal
 LINE_EVERY_S = 30.0  # seconds between progress lines where there is no terminal

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.measure import measurer
 from specbench.measure.progress import RunProgress, Sink, Tally
@@ -17,6 +15,7 @@ from specbench.store import records, rundir
 from specbench.store.manifest import Prepared, RunManifest
 from specbench.store.records import Record
 from specbench.suites import Suite
+from specbench.util.terminal import Console
 
 
 class Executor(Protocol):

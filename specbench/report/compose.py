@@ -5,8 +5,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.analysis.frames import LIST_COLUMNS
 from specbench.analysis.metrics import SPEEDUPS
@@ -17,6 +15,7 @@ from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, 
 from specbench.report.run import Run, load_runs
 from specbench.store import describe
 from specbench.util.files import check_writable
+from specbench.util.terminal import Console
 from specbench.util.text import visible
 
 TITLE = "specbench report"

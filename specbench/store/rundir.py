@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.store import manifest, records
 from specbench.store.manifest import RunManifest, Start
 from specbench.store.records import Key, Record
+from specbench.util.terminal import Console
 
 
 @contextlib.contextmanager

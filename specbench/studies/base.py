@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-from rich.console import Console
 
 from methods.core.acceptance import Sampling
 from methods.core.clock import clock_for
@@ -31,6 +30,7 @@ from specbench.targets import Loaded, drafters
 from specbench.targets.chat import Chat
 from specbench.util.environment import Environment, GitState, environment, git_state
 from specbench.util.files import atomic_write, write_text
+from specbench.util.terminal import Console
 from specbench.util.text import TextTable, number
 
 

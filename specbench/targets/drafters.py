@@ -1,7 +1,6 @@
 """The drafter of an arm, located and loaded: weights trained by specbench, published weights, or an ordinary model."""
 
 import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from methods.registry import METHODS, Method, Resolved
 from specbench.targets import checkpoint, families, hub
 from specbench.targets.model import TargetModel
 from specbench.targets.widen import fill
+from specbench.util.terminal import tell
 
 FILES = (".safetensors", ".pt", ".bin")  # endings of files; any other source is a folder or a hub id
 RENAMED = 0.01  # share of the ids whose tokens may be named otherwise by a draft model: special tokens, not another tokenizer
@@ -111,7 +111,7 @@ def _load_published(target: TargetModel, kind: str, code: Any, path: Path, sourc
     stored = Checkpoint.read(path, source)
     base = _base_model(stored.config)
     if base and Path(base).name.lower() not in (Path(target.name).name.lower(), target.folder.name.lower()):
-        print(f"warning: {kind} drafter {source} says it is for {base!r}, and the target is {target.name}", file=sys.stderr)
+        tell(f"warning: {kind} drafter {source} says it is for {base!r}, and the target is {target.name}")
     try:
         return code.published(stored, target.model)
     except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -161,4 +161,4 @@ def _check_tokens(target: TargetModel, drafter_tokenizer: PreTrainedTokenizerBas
         raise UserError(
             f"draft model {source} has another tokenizer than {target.name}: {what}; choose a model with the target's tokenizer"
         )
-    print(f"warning: draft model {source} names tokens otherwise than {target.name}: {what}; its drafts of these are lost", file=sys.stderr)
+    tell(f"warning: draft model {source} names tokens otherwise than {target.name}: {what}; its drafts of these are lost")

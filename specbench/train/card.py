@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch.nn import functional as F
 
 from methods.core import weights
@@ -20,6 +19,7 @@ from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
 from specbench.train.target import FACTS
 from specbench.util import files
+from specbench.util.terminal import Console
 
 WINDOW = 1024
 REPETITIVE = 0.5  # an answer counts as repetitive if more of its 4-grams than this share occurred before

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from methods.core import weights
@@ -28,6 +27,7 @@ from specbench.train.distributed import World, join_world
 from specbench.train.drafter_data import TrainingBatches
 from specbench.train.recipe import Job
 from specbench.util import files
+from specbench.util.terminal import Console
 
 EVALUATIONS = 12  # in a training
 RANKS = 8  # of a drafter's guesses at each level: as many as static trees may use

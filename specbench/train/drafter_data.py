@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -27,6 +26,7 @@ from specbench.train.distributed import World
 from specbench.train.features import Features
 from specbench.train.loop import settings_hash
 from specbench.train.recipe import Job, Recipe
+from specbench.util.terminal import Console
 
 MAX_PROMPT = 1024  # tokens
 HELD_OUT_PER_CATEGORY = 24

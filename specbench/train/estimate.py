@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -24,6 +23,7 @@ from specbench.train.drafter import resolve_drafter, target_dtype
 from specbench.train.drafter_data import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT, check_context
 from specbench.train.features import STORED_DTYPE
 from specbench.train.recipe import Job, Recipe
+from specbench.util.terminal import Console
 
 EXPORTED_BYTES = 2  # of a weight in the drafter's file
 

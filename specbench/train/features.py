@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -20,6 +19,7 @@ from methods.core.errors import UserError
 from specbench.train.data.texts import Windows
 from specbench.train.distributed import World
 from specbench.util import files
+from specbench.util.terminal import Console
 
 STORED_DTYPE = torch.bfloat16
 PROGRESS_EVERY = 100  # batches between two lines of progress

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from methods.core.errors import UserError
 from specbench.train.distributed import SINGLE_PROCESS, World
 from specbench.util import files
+from specbench.util.terminal import Console
 
 CHECKPOINT_EVERY_S = 120.0
 SAVE_TIME_FACTOR = 20.0  # training time between checkpoints, in multiples of the time to save one

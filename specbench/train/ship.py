@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +20,7 @@ from methods.registry import METHODS, SHIPPED_WEIGHTS
 from specbench import targets
 from specbench.train.target import PRESETS, llama_config
 from specbench.util.exits import exit_codes
+from specbench.util.terminal import Console
 
 MIB = 2**20
 MAX_FILE, MAX_TOTAL = 15 * MIB, 40 * MIB  # bytes of a file, and of everything that ships

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from specbench.train.data.chat import ChatFormat, Tokens
 from specbench.train.data.texts import Windows
 from specbench.util import files
 from specbench.util.environment import environment
+from specbench.util.terminal import Console
 
 FACTS = "training.json"  # beside the weights: how they were trained
 SPECIAL_TOKENS = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]

@@ -1,11 +1,10 @@
 """Exit codes of the command line, and the wrapper that gives them."""
 
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from methods.core.errors import UserError
+from specbench.util.terminal import print_traceback, tell
 
 MISUSE = 2
 TURNS_FAILED = 4  # the run is complete, but some of its turns failed
@@ -22,8 +21,8 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         raise SystemExit(MISUSE) from None
     except Exception:
-        traceback.print_exc()
+        print_traceback()
         raise SystemExit(FAULT) from None

@@ -8,7 +8,6 @@ import pytest
 import torch
 import typer
 from helpers.small_models import RANK_ACCURACY, SHAPE, trained
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core import weights
@@ -20,6 +19,7 @@ from specbench.train import card
 from specbench.train.data import corpus
 from specbench.train.recipe import Recipe
 from specbench.train.target import train_tokenizer
+from specbench.util.terminal import Console
 
 
 def write_corpus(path, count):

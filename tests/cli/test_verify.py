@@ -6,7 +6,6 @@ import pytest
 import typer
 from helpers.claimed_runs import ON_SPEC_BENCH, S4C, records, verdict_on
 from helpers.scripted_records import write_run
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.analysis.frames import turns_frame
@@ -15,6 +14,7 @@ from specbench.claims.verdict import EXIT_CODES, judge
 from specbench.cli.verify import verify
 from specbench.store.manifest import RunManifest
 from specbench.store.records import read
+from specbench.util.terminal import Console
 from specbench.util.text import TextTable
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.openai_server import SGLANG, Server, write_plain_target
 from helpers.tiny_target import QUESTIONS, write_suite
-from rich.console import Console
 
 from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
@@ -26,6 +25,7 @@ from specbench.measure.session import prepare
 from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Drafting
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 TURNS = sum(len(turns) for _, _, turns in QUESTIONS)

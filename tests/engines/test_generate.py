@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers.consoles import printed
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from methods.core.acceptance import Sampling
@@ -27,6 +26,7 @@ from specbench.measure.session import prepare
 from specbench.report import compose, figures
 from specbench.store import records
 from specbench.store.manifest import RunManifest
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 TURNS = sum(len(turns) for _, _, turns in QUESTIONS)

@@ -1,18 +1,17 @@
 """The gate's rules at their thresholds and stated sample sizes, and every format of its result."""
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from specbench.analysis.stats import FEWEST
 from specbench.gate import outputs, rules
 from specbench.gate.rules import Check, GateResult, Outcome
 from specbench.gate.snapshot import ArmNumbers, DepthAcceptance, Snapshot
+from specbench.util.terminal import Console
 
 
 def side(logs, noise=None, depths=(), mat=2.0):
@@ -149,7 +148,7 @@ def test_every_output_format_agrees_and_escapes_names():
     assert {len(row) for row in rows} == {5}
     assert [row[1].strip() for row in rows[2:]] == [str(check.outcome) for check in checks]
     assert not any(markup in text for markup in ("<", "](", " `", " *w"))
-    facts = json.loads(outputs.to_json(result))
+    facts = outputs.to_json(result)
     assert (facts["schema"], facts["outcome"], facts["exit_code"]) == (1, "fail", 1)
     assert [each["numbers"] for each in facts["checks"]][:2] == [{"ratio": 1.0}, {"ratio": None}]
     codes = [replace(result, checks=chosen).exit_code for chosen in (checks[:1], checks[3:], checks[2:], checks)]

@@ -2,7 +2,7 @@
 
 import io
 
-from rich.console import Console
+from specbench.util.terminal import Console
 
 
 def printed(console: Console) -> str:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from helpers.consoles import printed
 from helpers.tiny_target import write_suite, write_target
 from specbench.config.options import RunConfig
@@ -25,6 +23,7 @@ from specbench.measure.workers import processes
 from specbench.measure.workers.driver import started
 from specbench.store import records
 from specbench.store.records import Record
+from specbench.util.terminal import Console
 
 DEADLY = ("pld", "n1", 1, 0)  # key of the unit that kills its worker
 serve = processes.serve

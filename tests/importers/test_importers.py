@@ -7,7 +7,6 @@ import random
 
 import pytest
 import typer
-from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -22,6 +21,7 @@ from specbench.report import compose
 from specbench.store import records
 from specbench.store.manifest import RunManifest, differences
 from specbench.suites import schema
+from specbench.util.terminal import Console
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SINGLE = ("translation", "summarization", "qa", "math_reasoning", "rag")

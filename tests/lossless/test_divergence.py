@@ -11,7 +11,6 @@ from helpers.consoles import printed
 from helpers.scripted_records import failed, turn, write_run
 from helpers.small_models import CPU, taken
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 
 from methods.core.acceptance import match
 from methods.core.errors import UserError
@@ -29,6 +28,7 @@ from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.suites import spec_bench
 from specbench.targets.widen import SHAPES, ModelShape
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 TOKENS = 60

@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers.consoles import printed
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
@@ -24,6 +23,7 @@ from specbench.measure.session import prepare
 from specbench.store import records, rundir
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 KILLS = 5

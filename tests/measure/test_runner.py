@@ -16,7 +16,6 @@ import pytest
 import torch
 from helpers.consoles import printed
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
-from rich.console import Console
 
 from methods.core.acceptance import Accepted, Sampling, match, path_to
 from methods.core.errors import UserError
@@ -37,6 +36,7 @@ from specbench.store.records import ImpossibleTimesError, Record, Steps
 from specbench.suites import Question
 from specbench.targets import chat
 from specbench.util.memory import PeakMemory
+from specbench.util.terminal import Console
 
 TURNS = sum(len(turns) for _, _, turns in QUESTIONS)
 torch.set_num_threads(1)

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from helpers.small_models import CPU
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 
 from methods.core import backend as backends
 from methods.core.errors import UserError
@@ -15,6 +14,7 @@ from specbench.measure import resolve, session
 from specbench.measure.runner import LocalExecutor, run
 from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
+from specbench.util.terminal import Console
 
 TUNED = {"eagle2": {"nodes": 9, "depth": 3}, "pld": {"nodes": 4}}
 

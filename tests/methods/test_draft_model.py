@@ -25,7 +25,6 @@ from helpers.small_models import (
     told,
 )
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,6 +41,7 @@ from specbench.measure.session import prepare
 from specbench.store.manifest import RunManifest
 from specbench.store.records import read
 from specbench.targets import checkpoint, drafters
+from specbench.util.terminal import Console
 
 NODES = 4
 

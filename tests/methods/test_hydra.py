@@ -3,7 +3,6 @@
 import pytest
 import torch
 from helpers.small_models import features_of, greedy_text, small_model
-from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
@@ -12,6 +11,7 @@ from methods.core.training import Batch
 from methods.hydra import Architecture, Module
 from specbench.train import loop
 from specbench.train.drafter import rank_accuracy
+from specbench.util.terminal import Console
 
 HEADS = 4
 

@@ -6,13 +6,13 @@ import importlib
 import pytest
 import torch
 from helpers.small_models import entered, features_of, greedy_text, small_model, trained
-from rich.console import Console
 from torch import nn
 
 from methods.core.errors import UserError
 from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
 from specbench.train import loop
 from specbench.train.drafter import KINDS, RANKS, rank_accuracy
+from specbench.util.terminal import Console
 
 QUIET = Console(quiet=True)
 ARCHITECTURES = [

@@ -8,7 +8,6 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 from helpers.scripted_records import failed, turn, write_run
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.analysis.stats import FEWEST
@@ -18,6 +17,7 @@ from specbench.report.run import load_runs
 from specbench.store.manifest import Start
 from specbench.store.records import FILE
 from specbench.util.environment import Environment, GitState
+from specbench.util.terminal import Console
 
 QUESTIONS = [("a", "qa"), ("b", "qa"), ("c", "rag"), ("d", "rag")]
 ACCEPTED = {"vanilla": [0] * 12, "medusa": [1, 1, 2, 0, 2, 0], "s4c": [2, 3, 1, 2], "s4c#2": [2, 3, 1, 2]}

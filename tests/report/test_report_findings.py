@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.scripted_records import turn, write_run
-from rich.console import Console
 
 from specbench.analysis.frames import OVERALL
 from specbench.analysis.stats import FEWEST, Estimate
 from specbench.report import figures, findings, tables, verdict
 from specbench.report.compose import build
 from specbench.report.run import load_runs
+from specbench.util.terminal import Console
 
 
 def row(arm: str, **changes: Any) -> dict[str, Any]:

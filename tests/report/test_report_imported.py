@@ -5,11 +5,11 @@ from math import nan
 from typing import Any
 
 from helpers.scripted_records import turn, write_run
-from rich.console import Console
 
 from specbench.report.compose import build
 from specbench.store.manifest import ImportSource, RunManifest
 from specbench.store.records import Steps
+from specbench.util.terminal import Console
 
 ACCEPTED = {"vanilla": [0] * 12, "theirs": [2, 3, 1, 2]}
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from helpers.scripted_records import turn, write_run
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.lossless.differences import ArmAgreement, Divergence, LosslessReport
@@ -12,6 +11,7 @@ from specbench.lossless.text import as_fields
 from specbench.report import samples
 from specbench.report.compose import build
 from specbench.report.lossless import FILE
+from specbench.util.terminal import Console
 
 TWO = {"vanilla": "Vanilla", "s4c": "S4C"}
 TIE = Divergence("s4c", "a", 0, 0, 2, (3, 9), ("c", "x"), "ab", ("d", "y"), 0.01, 0.02, 0.05)

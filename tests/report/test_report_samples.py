@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 import pytest
 from helpers.scripted_records import turn, write_run
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench import suites
@@ -15,6 +14,7 @@ from specbench.report.blocks import Paragraph, Sample, TextPiece
 from specbench.report.compose import build
 from specbench.report.run import load_runs
 from specbench.store.manifest import RunManifest
+from specbench.util.terminal import Console
 
 TWO = {"vanilla": "Vanilla", "s4c": "S4C"}
 

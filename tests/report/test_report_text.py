@@ -7,11 +7,11 @@ import html5lib
 import pytest
 from helpers.scripted_records import failed, turn, write_run
 from markdown_it import MarkdownIt
-from rich.console import Console
 
 from specbench.report import html, markdown, samples
 from specbench.report.blocks import Bullets, Heading, Paragraph, Sample, SampleAnswer, Terms, TextPiece
 from specbench.report.compose import build
+from specbench.util.terminal import Console
 from specbench.util.text import TextTable, visible
 
 EVIL = (

@@ -11,7 +11,6 @@ import torch
 from helpers.commands import call
 from helpers.small_models import CPU
 from helpers.tiny_target import write_target
-from rich.console import Console
 
 from methods.core import backend as backends
 from methods.core.decode import StepTrace
@@ -30,6 +29,7 @@ from specbench.studies.profiling.split import OpTime, Split
 from specbench.studies.roofline import measure
 from specbench.studies.roofline.cost import Device
 from specbench.util.environment import Environment, GitState
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 SUBJECT = Subject("Method, 3 nodes", "m", 6, 10.0)

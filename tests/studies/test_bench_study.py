@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
-from rich.console import Console
 
 from methods.core import backend
 from methods.core.acceptance import path_to
@@ -33,6 +32,7 @@ from specbench.studies.bench.decoding import (
 from specbench.studies.bench.finding import Finding, findings_table
 from specbench.studies.bench.prefill import prefill_finding
 from specbench.studies.bench.run import Stopwatch, harness_finding
+from specbench.util.terminal import Console
 from specbench.util.text import NONE
 
 torch.set_num_threads(1)

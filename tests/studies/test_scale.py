@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import call
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench import targets
@@ -24,6 +23,7 @@ from specbench.studies.scale.points import measured_verify_ratio, points
 from specbench.studies.scale.sweep import Request
 from specbench.targets.widen import SHAPES, ModelShape
 from specbench.util import memory
+from specbench.util.terminal import Console
 
 SMALL = ModelShape("a toy", 160, 12, 128, 128, 400, 4096)
 LARGE = ModelShape("a larger toy", 192, 12, 256, 128, 512, 4200)

@@ -11,7 +11,6 @@ import torch
 from helpers.commands import call
 from helpers.small_models import CAPACITY, OTHER_PROMPT, PROMPT, RANK_ACCURACY, build, run, small_model, trained
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 
 from methods import registry
 from methods.core.acceptance import Sampling
@@ -34,6 +33,7 @@ from specbench.studies.tune.run import tuned_on
 from specbench.studies.tune.settings import CANDIDATES, WIDTHS, Setting, Space, spread
 from specbench.suites import Suite
 from specbench.util.environment import GitState
+from specbench.util.terminal import Console
 
 torch.set_num_threads(1)
 NEW = 40

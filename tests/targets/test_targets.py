@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.small_models import RANK_ACCURACY, plant, trained
 from helpers.tiny_target import write_suite, write_target
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from methods.core import weights
@@ -20,6 +19,7 @@ from specbench.cli.app import main
 from specbench.targets import checkpoint, drafters
 from specbench.train import card, drafter
 from specbench.train.recipe import Job, Recipe
+from specbench.util.terminal import Console
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.tiny_target import write_drafters, write_target
-from rich.console import Console
 
 from methods import registry
 from methods.core.errors import UserError
@@ -25,6 +24,7 @@ from specbench.studies.tune import report as tune_report
 from specbench.studies.tune import run as tune_run
 from specbench.suites import spec_bench
 from specbench.targets import target as loading
+from specbench.util.terminal import Console
 from tools.gpu_visit import correctness, measurement, plan, steps
 from tools.gpu_visit.visit import Visit, VisitSettings
 

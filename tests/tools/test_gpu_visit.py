@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config import tuned
 from specbench.config.options import RunConfig
 from specbench.config.tuned import TunedOn
 from specbench.measure.session import prepare
+from specbench.util.terminal import Console
 from tools.gpu_visit import __main__ as command
 from tools.gpu_visit import driver, measurement, steps
 from tools.gpu_visit import visit as gpu_visit

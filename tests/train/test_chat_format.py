@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers.chat_records import TEMPLATES, tokenizer_of, write_corpus
 from helpers.consoles import printed
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.suites import hub
 from specbench.targets.chat import Chat
 from specbench.train.data import corpus, texts
 from specbench.train.data.chat import ChatFormat
+from specbench.util.terminal import Console
 
 MESSAGES = [
     {"role": "user", "content": "Was ist 12 + 30?"},

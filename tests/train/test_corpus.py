@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import SHAPE, spread
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
@@ -17,6 +16,7 @@ from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
 from specbench.train.distributed import SINGLE_PROCESS
 from specbench.train.target import train_tokenizer
+from specbench.util.terminal import Console
 
 MESSAGES = [
     {"role": "system", "content": "  Be brief. "},

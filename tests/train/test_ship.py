@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from methods.core.errors import UserError
 from specbench import targets
 from specbench.targets import checkpoint
 from specbench.train import ship
+from specbench.util.terminal import Console
 
 
 def test_the_predicted_parameter_counts_are_those_of_the_shipped_files():

@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.chat_records import write_corpus
 from helpers.tiny_target import write_target
-from rich.console import Console
 
 from methods.core import weights
 from specbench.train import drafter, loop
 from specbench.train.data import corpus
 from specbench.train.recipe import Job, Recipe
+from specbench.util.terminal import Console
 
 CLOSE = 1e-6  # for weights of order 1 after STEPS steps; only the order of summation may differ
 STEPS, KILLED = 6, 4

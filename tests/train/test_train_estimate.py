@@ -4,7 +4,6 @@ import pytest
 import torch
 from helpers.small_models import SHAPE, small_model
 from helpers.tiny_target import write_target
-from rich.console import Console
 from transformers import LlamaConfig
 
 from methods.core.errors import UserError
@@ -12,6 +11,7 @@ from specbench.cli.app import main
 from specbench.train import counting, drafter, estimate, loop
 from specbench.train.drafter import KINDS
 from specbench.train.recipe import Job, Recipe
+from specbench.util.terminal import Console
 
 RECIPE = Recipe(tokens=40_000, seq=64, rows=2)
 

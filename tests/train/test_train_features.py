@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_models import small_model
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.train import features
 from specbench.train.data.texts import Tokens, Windows
 from specbench.train.distributed import SINGLE_PROCESS, World
+from specbench.util.terminal import Console
 
 QUIET = Console(quiet=True)
 READS = (0, 1)

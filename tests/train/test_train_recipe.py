@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers.chat_records import write_corpus
 from helpers.small_models import SHAPE, spread
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
@@ -20,6 +19,7 @@ from specbench.train.drafter_data import TrainingBatches, TrainingPhase
 from specbench.train.features import Features
 from specbench.train.recipe import Recipe
 from specbench.train.target import train_tokenizer
+from specbench.util.terminal import Console
 
 # Hashes of the trainer that made the shipped weights, on the same records: tokens, answers and positions of eight steps of each text.
 SHIPPED = {

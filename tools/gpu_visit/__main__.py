@@ -1,17 +1,16 @@
 """The command line of a visit to a GPU."""
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from methods.core.errors import UserError, unknown
 from specbench.util.environment import configure_thread_waiting
 from specbench.util.exits import INTERRUPTED, exit_codes
+from specbench.util.terminal import Console, tell
 
 if TYPE_CHECKING:
     from tools.gpu_visit.visit import Visit, VisitSettings
@@ -107,7 +106,7 @@ def main() -> None:
         with exit_codes():
             app()
     except KeyboardInterrupt:
-        print("interrupted; continue with the same command", file=sys.stderr)
+        tell("interrupted; continue with the same command")
         raise SystemExit(INTERRUPTED) from None
 
 

@@ -4,8 +4,6 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
 from methods import registry
 from specbench import targets
 from specbench.config.options import RunConfig
@@ -15,6 +13,7 @@ from specbench.lossless.divergence import explain
 from specbench.measure import runner
 from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import prepare
+from specbench.util.terminal import Console
 from tools.gpu_visit.visit import Visit
 
 STRICT = "fp32"

@@ -9,8 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
+from specbench.util.terminal import Console
 from tools.gpu_visit.steps import VisitStep
 from tools.gpu_visit.visit import Visit
 

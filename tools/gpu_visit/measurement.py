@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import RunConfig
@@ -19,6 +18,7 @@ from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.studies.base import write_json
+from specbench.util.terminal import Console
 from tools.gpu_visit.plan import LADDER, RunPlan, paces, plan
 from tools.gpu_visit.visit import Visit
 

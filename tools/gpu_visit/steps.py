@@ -10,7 +10,6 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from methods import registry
 from methods.core.errors import UserError
@@ -22,6 +21,7 @@ from specbench.studies.roofline import NODES, PAST
 from specbench.targets.widen import SHAPES
 from specbench.util.environment import environment, git_state, output_of
 from specbench.util.files import atomic_write
+from specbench.util.terminal import Console
 from tools.gpu_visit.correctness import correctness
 from tools.gpu_visit.measurement import METHODS, measure, run_dir, tuned_file
 from tools.gpu_visit.visit import Visit

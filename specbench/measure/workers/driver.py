@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
@@ -35,6 +34,7 @@ from specbench.store.manifest import Prepared, RunManifest, differences
 from specbench.store.records import Record
 from specbench.suites import Question, Suite
 from specbench.util.environment import merge_environments
+from specbench.util.terminal import Console
 
 
 class Stage(Enum):

@@ -4,8 +4,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure import measurer
@@ -15,6 +13,7 @@ from specbench.measure.workers.protocol import QuestionFinished, SessionLoaded, 
 from specbench.store.records import Record
 from specbench.util.environment import device_id
 from specbench.util.memory import freeze_gc
+from specbench.util.terminal import Console
 
 
 class WorkerSession:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from rich.console import Console
-
 from methods.core.acceptance import Sampling
 from specbench.config.arm import BASELINE
 from specbench.config.options import RunConfig
@@ -15,6 +13,7 @@ from specbench.measure.session import Session, prepare
 from specbench.studies.base import decoded, first_prompts
 from specbench.studies.bench.finding import Finding
 from specbench.util.memory import gc_paused
+from specbench.util.terminal import Console
 
 PAIRS = 32
 MAX_NEW_TOKENS = 64

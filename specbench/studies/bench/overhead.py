@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from methods.core.acceptance import Sampling
@@ -21,6 +20,7 @@ from specbench.studies.roofline import measure
 from specbench.studies.roofline.cost import COUNTED_TOKENS, Device, draft_cost, target_cost
 from specbench.targets import DTYPES
 from specbench.util.memory import gc_paused
+from specbench.util.terminal import Console
 
 PROMPT, NEW_TOKENS = 16, 96  # as in the measurements of the reference code
 PAST = PROMPT + NEW_TOKENS // 2

@@ -1,13 +1,13 @@
 """A comparison of the time of reading a long prompt with transformers' own forward pass, where query heads share key heads."""
 
 import torch
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.target import Target
 from specbench.studies.bench.finding import Finding
 from specbench.studies.roofline.measure import filler, laps
 from specbench.util.memory import gc_paused
+from specbench.util.terminal import Console
 
 TOKENS = 8000
 PAIRS = 4

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure import measurer
@@ -22,6 +20,7 @@ from specbench.studies.bench.decoding import decoding_findings, prepared
 from specbench.studies.bench.finding import Finding
 from specbench.studies.bench.prefill import prefill_finding
 from specbench.studies.bench.steps import StepTimes, VerifyTimes
+from specbench.util.terminal import Console
 
 DTYPES = ("bf16", "fp32")  # of the steps, beside the session's own
 REPEATS = 2  # of the questions whose time outside decoding is measured

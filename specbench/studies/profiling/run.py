@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from methods.core.acceptance import Sampling
@@ -19,6 +18,7 @@ from specbench.studies.profiling import trace
 from specbench.studies.profiling.split import Split, split
 from specbench.studies.profiling.trace import ANSWER, labelled
 from specbench.util.files import atomic_write, make_folder
+from specbench.util.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from rich.console import Console
 
 from methods import registry
 from methods.core.acceptance import Sampling
@@ -27,6 +26,7 @@ from specbench.studies.roofline.cost import Cost, draft_cost, target_cost
 from specbench.studies.roofline.result import Drafted, Roofline, Verified
 from specbench.targets import Loaded
 from specbench.util.memory import PeakMemory, release_unused_memory
+from specbench.util.terminal import Console
 
 NEW_TOKENS = 64  # of an answer whose steps are timed
 ANSWERS = 3

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
@@ -28,6 +27,7 @@ from specbench.studies.scale import sizes
 from specbench.targets.widen import SHAPES
 from specbench.util import memory
 from specbench.util.memory import release_unused_memory
+from specbench.util.terminal import Console
 
 FILE = "scale.json"
 SETTINGS = ("suite", "limit", "max_new_tokens", "dtype", "device", "backend")  # the same for every target, as the methods are

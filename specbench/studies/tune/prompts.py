@@ -8,14 +8,13 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench import suites
 from specbench.suites import Suite
 from specbench.suites.suite import select
 from specbench.train.data import corpus
 from specbench.train.data.corpus import Source
+from specbench.util.terminal import Console
 
 
 def load(suite_file: Path | None, data: Source | None, count: int, console: Console) -> Suite:

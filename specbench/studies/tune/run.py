@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from methods import registry
@@ -38,6 +37,7 @@ from specbench.studies.tune.settings import WIDTHS, Setting, Space
 from specbench.suites import Suite
 from specbench.targets import Loaded
 from specbench.util.memory import release_unused_memory
+from specbench.util.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ import functools
 import hashlib
 import json
 import lzma
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from methods.core.errors import UserError
 from specbench.suites import hub
 from specbench.targets.chat import Message
 from specbench.util import files
+from specbench.util.terminal import Console, tell
 
 HELD_OUT_SHARE = 0.005
 PROMPTS_PER_CATEGORY = 20  # of a held-out suite
@@ -68,7 +66,7 @@ def read_records(source: Source, *, held_out: bool, needs: Sequence[str] = ()) -
 @functools.cache
 def _report_passed_over(source: Source, count: int) -> None:
     """Print once, for a corpus that is read several times, how many of its records are passed over."""
-    print(f"{source}: passed over {count:,} records that are no dialogue of texts with a user turn", file=sys.stderr)
+    tell(f"{source}: passed over {count:,} records that are no dialogue of texts with a user turn")
 
 
 def _messages(record: ChatRecord) -> list[Message]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from specbench.targets.chat import Message
@@ -15,6 +14,7 @@ from specbench.train.data import corpus, texts
 from specbench.train.data.chat import ChatFormat, Tokens
 from specbench.train.distributed import World
 from specbench.util import files
+from specbench.util.terminal import Console
 
 BATCH = 64  # prompts answered together
 ENCODED_AT_ONCE = 256

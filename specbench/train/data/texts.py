@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from methods.core.errors import UserError
 from specbench.train.data import corpus
 from specbench.train.data.chat import ChatFormat, Tokens
 from specbench.util import files
+from specbench.util.terminal import Console
 
 RENDERED_AT_ONCE = 4096
 
