@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from methods.core.errors import UserError, unknown
 from specbench.util.files import write_text
+from specbench.util.text import one_line, shorten
 
 NEXT_STEP = "tune for this run (specbench tune), or leave --config out"
 
@@ -44,8 +45,8 @@ class Tuned:
             stored = tomllib.loads(text)
         except OSError as error:
             raise UserError(f"config file {path} cannot be read ({error.strerror}); make one with: specbench tune --out FILE") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"config file {path} is not TOML ({error}); make one with: specbench tune --out FILE") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"config file {path} is not TOML ({one_line(str(error))}); make one with: specbench tune --out FILE") from None
 
         methods, facts = stored.get("methods"), stored.get("tuned_on")
         if not isinstance(methods, dict) or not isinstance(facts, dict) or not all(isinstance(facts.get(key), str) for key in FACTS):
@@ -55,6 +56,9 @@ class Tuned:
         for name, options in methods.items():
             _check(path, name, options)
         notes = {name: value for name, value in facts.items() if name not in FACTS}
+        for name, value in notes.items():
+            if not isinstance(value, str | int):
+                raise UserError(f"config file {path}: {name} of [tuned_on] is {shorten(value)}; it must be a text or a whole number")
         return cls(methods, TunedOn(**{name: facts[name] for name in FACTS}, notes=notes), str(path))
 
     def check(self, *, target: str, dtype: str, device: str, backend: str) -> None:

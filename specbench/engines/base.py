@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from methods.core.acceptance import Sampling
-from specbench.store.records import Drafting, Steps
+from specbench.store.records import Drafting, Steps, Timing
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Answer:
     prefill_s: float
     total_s: float
     steps: Steps
-    timing: str = "parts"
+    timing: Timing = "parts"
     prefill_tokens: int = 1
     tokens: int | None = None
     output_text: str | None = None  # None: the text of the ids

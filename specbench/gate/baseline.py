@@ -7,24 +7,60 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from methods.core.errors import UserError
 from specbench.gate import snapshot
 from specbench.gate.rules import Explain, Outcome, check_failed_turns, check_losslessness
 from specbench.gate.snapshot import ArmNumbers, DepthAcceptance, PooledRuns, Snapshot
 from specbench.store.manifest import changed_facts
+from specbench.store.records import MOST
 from specbench.util.files import write_text
+from specbench.util.stored import STRICT, FileFormat, read_json, validated
 from specbench.util.text import one_line
 
 SCHEMA = 1
 FOLDER = Path("baselines")
 DIGITS = 6
-SPEEDUPS_KEY = "log_speedups"
+FORMAT = FileFormat("baseline", SCHEMA, "give a run directory, or write it again: specbench baseline set")
+
+
+@dataclass(frozen=True)
+class StoredArm:
+    """An arm of a baseline file; ``depths`` holds the number of steps and the acceptance rate of each depth."""
+
+    settings: dict[str, Any]
+    mat: float
+    depths: dict[Annotated[int, Field(ge=0, le=MOST)], tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class StoredQuestion:
+    """A question of a baseline file, with the logarithm of each arm's speedup."""
+
+    category: str
+    log_speedups: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StoredBaseline:
+    """The contents of a baseline file, without its schema version."""
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    code: str
+    noise: float | None
+    identity: dict[str, Any]
+    versions: dict[str, str]
+    arms: dict[str, StoredArm]
+    questions: dict[str, StoredQuestion]
 
 
 def load_baseline(sources: Sequence[Path]) -> Snapshot:
@@ -76,7 +112,7 @@ def write_baseline(baseline: Snapshot, path: Path) -> None:
     questions = {
         question: {
             "category": category,
-            SPEEDUPS_KEY: {name: round(arm.log_speedups[question], DIGITS) for name, arm in baseline.arms.items()},
+            "log_speedups": {name: round(arm.log_speedups[question], DIGITS) for name, arm in baseline.arms.items()},
         }
         for question, category in baseline.categories.items()
     }
@@ -95,25 +131,22 @@ def write_baseline(baseline: Snapshot, path: Path) -> None:
 
 def read_baseline(path: Path) -> Snapshot:
     """Read a baseline file. Raises UserError if it is missing, broken, or of another schema version."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        if facts["schema"] != SCHEMA:
-            raise UserError(
-                f"{path}: baseline schema {facts['schema']}, this version reads {SCHEMA}; write it again: specbench baseline set"
-            )
-        questions = facts["questions"]
-        arms = {}
-        for name, arm in facts["arms"].items():
-            depths = {int(depth): DepthAcceptance(*values) for depth, values in arm["depths"].items()}
-            logs = {question: float(entry[SPEEDUPS_KEY][name]) for question, entry in questions.items()}
-            arms[name] = ArmNumbers(arm["settings"], float(arm["mat"]), depths, logs)
-        categories = {question: entry["category"] for question, entry in questions.items()}
-        source = f"{path} (of {facts['source']})"
-        return Snapshot(source, facts["code"], facts["identity"], facts["versions"], arms, categories, facts["noise"], pinned=True)
-    except OSError as error:
-        raise UserError(f"cannot read the baseline {path} ({error.strerror}); give a run directory or what `baseline set` wrote") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no baseline ({type(error).__name__}: {error}); write it again: specbench baseline set") from None
+    stored = validated(StoredBaseline, read_json(path, FORMAT), str(path), FORMAT)
+    for question, entry in stored.questions.items():
+        if entry.log_speedups.keys() != stored.arms.keys():
+            raise UserError(f"{path}: not a {FORMAT.name} (question {question} has other arms than the file); {FORMAT.next_step}")
+    arms = {
+        name: ArmNumbers(
+            arm.settings,
+            arm.mat,
+            {depth: DepthAcceptance(*values) for depth, values in arm.depths.items()},
+            {question: entry.log_speedups[name] for question, entry in stored.questions.items()},
+        )
+        for name, arm in stored.arms.items()
+    }
+    categories = {question: entry.category for question, entry in stored.questions.items()}
+    source = f"{path} (of {stored.source})"
+    return Snapshot(source, stored.code, stored.identity, stored.versions, arms, categories, stored.noise, pinned=True)
 
 
 def changes(old: Snapshot, new: Snapshot) -> list[str]:
@@ -141,10 +174,6 @@ def _refuse_failures(runs: PooledRuns) -> None:
     failed = check_failed_turns(runs)
     if failed.outcome is Outcome.FAIL:
         raise UserError(f"{runs.run_dirs[0]} can be no baseline, failed turns: {one_line(failed.evidence)}; measure it again")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _one_fact_a_line(facts: dict[str, Any]) -> str:

@@ -4,19 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from math import isnan, nan
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Self
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.util import files
 from specbench.util.environment import Environment, GitState
+from specbench.util.stored import FileFormat, read_json, validated
 
 SCHEMA = 2
+FORMAT = FileFormat("manifest", SCHEMA, "restore it or use another --out")
 FILE = files.MANIFEST
 COST_MATCHED = "cost-matched"  # label of a target in the shape of a larger model, without its weights
 IDENTITY = tuple(f.name for f in fields(RunConfig) if f.metadata["option"].identity)
@@ -156,34 +155,16 @@ class RunManifest:
         files.write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
 
     @classmethod
-    def read(cls, run_dir: Path) -> "RunManifest":
+    def read(cls, run_dir: Path) -> Self:
         """Read a manifest. Raises UserError if it is missing, broken, or of another schema version."""
         path = run_dir / FILE
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{run_dir} holds no {FILE}, so it is not a run directory; give the directory that `specbench run` printed")
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not a manifest ({error}); restore it or use another --out") from None
-        schema = stored.pop("schema", None) if isinstance(stored, dict) else None
-        if schema != SCHEMA:
-            raise UserError(f"{path}: schema version {schema}, this version reads {SCHEMA}; use another --out or the version that wrote it")
-        try:
-            settings = stored["settings"]
-            if settings["temperature"] is None:
-                settings["temperature"] = nan
-            return _adapter().validate_python(stored)
-        except ValidationError as error:
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        except (KeyError, TypeError) as error:
-            reason = str(error)
-        raise UserError(f"{path} is not a manifest ({reason}); restore it or use another --out")
-
-
-@cache
-def _adapter() -> TypeAdapter[RunManifest]:
-    return TypeAdapter(RunManifest)  # takes 60 ms to make
+        stored = read_json(path, FORMAT)
+        settings = stored.get("settings") if isinstance(stored, dict) else None
+        if isinstance(settings, dict) and settings.get("temperature", 0) is None:
+            settings["temperature"] = nan
+        return validated(cls, stored, str(path), FORMAT)
 
 
 def _jsonable(value: Any) -> Any:

@@ -8,16 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from methods.core.errors import UserError
 from specbench.util import files
+from specbench.util.stored import STRICT, FileFormat, parse_json, validated
 
 SCHEMA = 2
+FORMAT = FileFormat("record", SCHEMA, "restore the file")
+MOST = 10_000  # nodes of a tree, or tokens of a step
 FILE, PACKED = files.RECORDS, files.PACKED
 CLOCK_TOLERANCE = 1.05  # allowed ratio of summed parts to the total; on CUDA, parts are timed by events and the turn by the host
 OVERALL = "overall"  # stands for all categories together in tables; reserved, so no suite may have such a category
-TIMINGS = ("parts", "steps", "answer")
 STEP_PARTS = ("draft_s", "verify_s", "commit_s")  # fields of ``Steps`` and of a decode step's trace
 
 
@@ -25,14 +29,19 @@ class ImpossibleTimesError(ValueError):
     """Times that no answer can take: the clock stood still or ran backwards."""
 
 
+Timing = Literal["parts", "steps", "answer"]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 @dataclass(frozen=True)
 class Steps:
     """The decode steps of a turn: one entry a step in every list, times in seconds. A list is empty if it is unknown."""
 
-    tree_size: list[int] = field(default_factory=list)  # nodes of the drafted tree with the root, without padding
-    depth: list[int] = field(default_factory=list)  # depth of the draft tree; 0 for vanilla
-    accepted: list[int] = field(default_factory=list)  # drafts the target agreed with, before clipping
-    emitted: list[int] = field(default_factory=list)  # tokens that count: accepted + 1, clipped at a stop or the limit
+    tree_size: list[Count] = field(default_factory=list)  # nodes of the drafted tree with the root, without padding
+    depth: list[Count] = field(default_factory=list)  # depth of the draft tree; 0 for vanilla
+    accepted: list[Count] = field(default_factory=list)  # drafts the target agreed with, before clipping
+    emitted: list[Count] = field(default_factory=list)  # tokens that count: accepted + 1, clipped at a stop or the limit
     draft_s: list[float] = field(default_factory=list)
     verify_s: list[float] = field(default_factory=list)
     commit_s: list[float] = field(default_factory=list)
@@ -43,9 +52,9 @@ class Steps:
 class Drafting:
     """A server's own counts for one answer: decode steps, drafts accepted, and drafts proposed (None: not counted)."""
 
-    steps: int
-    accepted: int
-    drafted: int | None
+    steps: Natural
+    accepted: Natural
+    drafted: Natural | None
 
 
 Key = tuple[str, str, int, int]  # arm, question, turn, repeat
@@ -61,35 +70,34 @@ class Record:
     times, and the prefill's token counted in the first step. Raises ImpossibleTimesError for times that no answer takes.
     """
 
+    __pydantic_config__ = STRICT
+
     arm: str
     question_id: str
     category: str  # one of the six reported categories, or the suite's own
-    turn: int  # 0, 1, …
-    repeat: int
-    status: str
+    turn: Natural  # 0, 1, …
+    repeat: Natural
+    status: Literal["ok", "error"]
     error: str = ""
     prompt_sha256: str = ""  # of the prompt's token ids
-    prompt_tokens: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    prefill_tokens: int = 1  # output tokens of the forward over the prompt; more than 1 if an engine verifies drafts in it
-    tokens: int | None = None  # number of output tokens if their ids are unknown: imported answers, servers that send text
+    prompt_tokens: Natural = 0
+    output_ids: list[Natural] = field(default_factory=list)
+    prefill_tokens: Natural = 1  # output tokens of the forward over the prompt; more than 1 if an engine verifies drafts in it
+    tokens: Natural | None = None  # number of output tokens if their ids are unknown: imported answers, servers that send text
     output_text: str = ""
-    text_tokens: int | None = None  # tokens of the stripped text, tokenized again: Spec-Bench's count for its baseline
+    text_tokens: Natural | None = None  # tokens of the stripped text, tokenized again: Spec-Bench's count for its baseline
     stop: str = ""  # "stop_id" or "length"
     prefill_s: float = 0.0
     total_s: float = 0.0  # the turn end to end: prefill, drafting, verification, commits
-    peak_bytes: int = 0  # peak memory while the turn ran: the allocator's on CUDA, the process's on a CPU
+    peak_bytes: Natural = 0  # peak memory while the turn ran: the allocator's on CUDA, the process's on a CPU
     device: str = ""  # device it ran on, "KIND #WHICH" (environment.device_id); "" if unknown
     steps: Steps = field(default_factory=Steps)
-    timing: str = "parts"  # what was timed: the "parts" of each step, whole "steps", or only the "answer"
+    timing: Timing = "parts"  # what was timed: the "parts" of each step, whole "steps", or only the "answer"
     drafting: Drafting | None = None  # a server's own counts, if no step is known
 
     def __post_init__(self) -> None:
-        assert all(isinstance(name, str) for name in (self.arm, self.question_id)), "arms and questions have names"
-        assert all(isinstance(number, int) for number in (self.turn, self.repeat)), "turns and repeats are counted"
         if self.status == "ok":
             steps = self.steps
-            assert self.timing in TIMINGS, f"timing is {self.timing!r}"
             self._check_times()
             if self.tokens is not None:
                 assert not self.output_ids, "tokens is set only if the ids are unknown"
@@ -140,13 +148,9 @@ def to_line(record: Record) -> str:
     return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
 
 
-def from_fields(fields: dict[str, Any], where: str) -> Record:
-    """Return the record of a JSON line's fields. ``where`` is the line's place, for the UserError about another schema."""
-    schema = fields.pop("schema", None)
-    if schema != SCHEMA:
-        raise UserError(f"{where}: record schema {schema}, this version reads {SCHEMA}; use the specbench version that wrote it")
-    drafting = fields.get("drafting")
-    return Record(**{**fields, "steps": Steps(**fields["steps"]), "drafting": Drafting(**drafting) if drafting else None})
+def from_line(line: bytes, where: str) -> Record:
+    """Return the record of a JSON line. Raises UserError, which names the line's place, for anything else."""
+    return validated(Record, parse_json(line, where, FORMAT), where, FORMAT)
 
 
 class Writer:
@@ -191,11 +195,7 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
     torn = last != b""
     records = []
     for number, line in enumerate(lines, start=1):
-        where = f"{plain}, line {number}"
-        try:
-            records.append(from_fields(json.loads(line), where))
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise UserError(f"{where}: not a record ({error}); the file was edited or is not specbench's") from None
+        records.append(from_line(line, f"{plain}, line {number}"))
 
     twice = [key for key, times in Counter(record.key for record in records).items() if times > 1]
     if twice:

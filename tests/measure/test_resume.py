@@ -117,10 +117,10 @@ def lines_of(run_dir: Path) -> list[bytes]:
     [
         ({"arm": "nope"}, "holds 1 record(s) of turns that the run does not have, the first: nope, question a1, turn 1, repeat 1;"),
         ({"question_id": "x"}, "the first: vanilla, question x, turn 1, repeat 1;"),
-        ({"turn": -1}, "the first: vanilla, question a1, turn 0, repeat 1;"),
+        ({"turn": -1}, "line 1: not a record (turn: Input should be greater than or equal to 0);"),
         ({"repeat": 99}, "the first: vanilla, question a1, turn 1, repeat 100;"),
-        ({"turn": 0.5}, "line 1: not a record (turns and repeats are counted);"),
-        ({"arm": ["pld"]}, "line 1: not a record (arms and questions have names);"),
+        ({"turn": 0.5}, "line 1: not a record (turn: Input should be a valid integer);"),
+        ({"arm": ["pld"]}, "line 1: not a record (arm: Input should be a valid string);"),
     ],
 )
 def test_record_of_a_turn_that_the_run_does_not_have_is_refused(options, undisturbed, tmp_path, changed, named):
@@ -164,7 +164,7 @@ def test_records_that_end_in_cr_alone_are_refused(options, undisturbed, tmp_path
 
 def with_failures(lines: list[bytes], keys: list[tuple[str, str, int, int]]) -> list[bytes]:
     """Return the lines of records with those of these keys failed."""
-    found = [records.from_fields(json.loads(line), "") for line in lines]
+    found = [records.from_line(line, "") for line in lines]
     failed = [Record(*r.key[:2], r.category, *r.key[2:], status="error", error="out of memory") if r.key in keys else r for r in found]
     return [f"{records.to_line(record)}\n".encode() for record in failed]
 
@@ -245,7 +245,7 @@ def test_other_schema_version_is_refused(options, undisturbed, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(facts))
     line = (undisturbed / records.FILE).read_text().splitlines()[0].replace('"schema":2', '"schema":7')
     (tmp_path / records.FILE).write_text(line + "\n")
-    with pytest.raises(UserError, match="record schema 7, this version reads 2"):
+    with pytest.raises(UserError, match="record schema version 7, this version reads 2"):
         run(LocalExecutor(prepare(options)), tmp_path, quiet())
 
 

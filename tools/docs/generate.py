@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -10,11 +11,17 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer.main
+from pydantic import TypeAdapter
 
 from specbench.analysis import breakdown
 from specbench.analysis.metrics import DEFINITIONS
 from specbench.cli import app
+from specbench.gate import baseline
+from specbench.gate.baseline import StoredBaseline
 from specbench.report.tables import COLUMNS
+from specbench.store import manifest, records
+from specbench.store.manifest import RunManifest
+from specbench.store.records import Record
 from specbench.util.exits import FAULT, TURNS_FAILED
 
 ROOT = Path(__file__).parents[2]
@@ -52,12 +59,17 @@ TABLES = {
     "acceptance.csv": breakdown.acceptance,
     "along_the_answer.csv": breakdown.along_the_answer,
 }
+FILES = {
+    records.FILE: (Record, records.FORMAT, "one line a turn of a run: what was asked, answered and measured"),
+    manifest.FILE: (RunManifest, manifest.FORMAT, "what a run was: everything needed to make it again"),
+    "baselines/NAME.json": (StoredBaseline, baseline.FORMAT, "the numbers of a run that `specbench check` holds later runs against"),
+}
 FOLDERS = ("methods", "specbench", "tools")
 
 
 def pages() -> dict[str, str]:
     """Return the text of every generated page, by its file name under docs/."""
-    return {"cli.md": cli_page(), "metrics.md": metrics_page(), "modules.md": modules_page()}
+    return {"cli.md": cli_page(), "metrics.md": metrics_page(), "files.md": files_page(), "modules.md": modules_page()}
 
 
 def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,6 +149,20 @@ def metrics_page() -> str:
         "## Columns as the report shows them",
         *(_entry(title, _plain(text)) for title, text in COLUMNS),
     ]
+    return _joined(blocks)
+
+
+def files_page() -> str:
+    """Return files.md: the JSON schema of every file that specbench writes and reads again."""
+    blocks = [
+        "# Files",
+        NOTICE,
+        "The JSON schemas of the files that specbench writes and reads again. A file is held against its schema whenever it is read; "
+        "a field of another type is an error of one line that names it. Every file has a field `schema` besides, its version.",
+    ]
+    for name, (kind, form, what) in FILES.items():
+        schema = json.dumps(TypeAdapter(kind).json_schema(), indent=1)
+        blocks += [f"## {name}", f"A {form.name}, version {form.schema}: {what}.", f"```json\n{schema}\n```"]
     return _joined(blocks)
 
 

@@ -1,0 +1,74 @@
+"""Files that specbench wrote, read back: every field is held against its type, and whatever is wrong becomes one line."""
+
+from codecs import BOM_UTF8
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from methods.core.errors import UserError
+from specbench.util.text import one_line, shorten
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # for ``__pydantic_config__`` of what is read
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """What a file is called in messages, the schema version that is read, and what to do about a file that cannot be read."""
+
+    name: str
+    schema: int
+    next_step: str
+
+
+def read_json(path: Path, form: FileFormat) -> Any:
+    """Return the contents of a JSON file.
+
+    Raises UserError for a file that cannot be read and for text that is not JSON: numbers of thousands
+    of digits, nesting without end, NaN and half surrogate pairs included.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{form.name} {path} cannot be read ({error.strerror or error}); {form.next_step}") from None
+    return parse_json(raw, str(path), form)
+
+
+def parse_json(raw: bytes, where: str, form: FileFormat) -> Any:
+    """Return the value that JSON text stands for. Raises UserError as ``read_json`` does; ``where`` is its place."""
+    try:
+        return from_json(raw.removeprefix(BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"{where}: not a {form.name} ({one_line(str(error))}); {form.next_step}") from None
+
+
+def validated(kind: Callable[..., T], stored: Any, where: str, form: FileFormat) -> T:
+    """Return stored fields as an instance of a dataclass. Raises UserError for another schema version or a wrong field."""
+    if not isinstance(stored, dict):
+        raise UserError(f"{where}: not a {form.name} (an object is needed); {form.next_step}")
+    schema = stored.get("schema")
+    if schema != form.schema:
+        version = f"{form.name} schema version {shorten(schema)}, this version reads {form.schema}"
+        raise UserError(f"{where}: {version}; use the version that wrote it, or {form.next_step}")
+    try:
+        fields = to_json({name: value for name, value in stored.items() if name != "schema"}, inf_nan_mode="constants")
+        found: T = _adapter(kind).validate_json(fields)  # of Python's values, strict validation takes instances alone
+    except ValidationError as error:
+        raise UserError(f"{where}: not a {form.name} ({_reason(error)}); {form.next_step}") from None
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # takes 60 ms for a manifest
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return one_line(f"{place}: {first['msg']}" if place else first["msg"])
