@@ -19,6 +19,7 @@ from specbench.report.blocks import Block, Bullets, Paragraph
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
 from specbench.util import files
+from specbench.util.stored import FileFormat, read_json
 
 FILE = files.AGREEMENT
 NOT_JUDGED = (
@@ -44,15 +45,15 @@ def read_lossless_report(run_dir: Path, manifest: RunManifest, records: Sequence
     if not path.is_file():
         return None
     again = f"make it again: specbench agree {run_dir} --json > {path}"
+    fields = read_json(path, FileFormat("losslessness report", text.SCHEMA, again))
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
         schema, name, rule = fields["schema"], fields["run"], str(fields["tolerance"]["rule"])
         if schema != text.SCHEMA:
             raise UserError(f"{path}: agreement schema {schema}, this version reads {text.SCHEMA}; {again}")
         if name != manifest.name:
             raise UserError(f"{path} is of the run {name!r}, not of {manifest.name!r}; {again}")
         report = _parse_report(fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: not a losslessness report ({type(error).__name__}: {error}); {again}") from None
 
     if report.dtype != manifest.settings.dtype or _summary_of_report(report) != _summary_of_records(manifest, records):

@@ -16,6 +16,7 @@ from specbench.config.tuned import Tuned
 from specbench.gate.baseline import read_baseline
 from specbench.store import records
 from specbench.store.manifest import RunManifest
+from specbench.util.exits import MISUSE
 
 WRONG: tuple[Any, ...] = (None, True, -1, 0.5, 10**30, "3", "", "x", [], ["x"], [[1]], {}, {"x": 1})
 RAW = (
@@ -82,6 +83,7 @@ def runs(*arguments: object) -> None:
         assert is_one_line(str(result.exception)), arguments
     else:
         assert result.exception is None or isinstance(result.exception, SystemExit), (arguments, result.exception)
+        assert result.exit_code != MISUSE, result.output
 
 
 def test_a_manifest(sound, tmp_path):
@@ -96,7 +98,7 @@ def test_a_manifest(sound, tmp_path):
     for field, wrong, text in taken[::5]:
         path.write_text(text)
         print(field, wrong)  # shown if the command fails
-        runs("verify", run_dir)
+        runs("verify", run_dir, "--claim", "s4c")
 
 
 def test_a_record(sound):

@@ -1,6 +1,5 @@
 """A sweep: runs of the same methods on several targets, smallest first. Each is an ordinary run, and finished runs are kept."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from specbench.studies.scale import sizes
 from specbench.targets.widen import SHAPES
 from specbench.util import memory
 from specbench.util.memory import release_unused_memory
+from specbench.util.stored import FileFormat, read_json
 from specbench.util.terminal import Console
 
 FILE = "scale.json"
@@ -77,8 +77,8 @@ class Sweep:
         path, config = out / FILE, request.config
         if not path.is_file():
             return cls(request, device_numbers(torch.device(config.device), targets.DTYPES[config.dtype]))
+        stored = read_json(path, FileFormat("sweep", 1, "use another --out"))
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
             then = {name: stored["settings"][name] for name in request.settings}
             draft = {target: {arm: Cost(*cost) for arm, cost in costs.items()} for target, costs in stored["draft"].items()}
             sweep = cls(request, Device(**stored["device"]), stored["load_s"], draft)
