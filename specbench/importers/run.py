@@ -93,13 +93,12 @@ def _token_counter(folder: Path) -> Callable[[str], int]:
     """Return ``speed.py``'s token count of a text: all tokens, special ones included, less one."""
     from transformers import AutoTokenizer
 
+    from specbench.targets import checkpoint
+
     if not folder.is_dir():
         raise UserError(f"tokenizer folder {folder} does not exist; give the target's, as saved by transformers")
-    try:
+    with checkpoint.readable(f"tokenizer folder {folder}", "give the target's, as saved by transformers"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"tokenizer folder {folder} cannot be loaded ({reason}); give the target's, as saved by transformers") from None
     return lambda text: len(tokenizer(text).input_ids) - 1
 
 

@@ -12,20 +12,18 @@ import torch
 
 from methods.core.acceptance import Sampling
 from methods.core.errors import UserError
-from methods.core.target import ContextOverflow
 from specbench.config.arm import BASELINE
 from specbench.engines.base import Engine
 from specbench.measure.progress import Sink
 from specbench.measure.schedule import Unit, turn_seed, units_of
 from specbench.measure.session import Session
 from specbench.store.manifest import Prepared
-from specbench.store.records import ImpossibleTimesError, Record
+from specbench.store.records import Record
 from specbench.targets import chat
 from specbench.util.memory import PeakMemory, gc_paused
 from specbench.util.terminal import Console
 
 WARMUP_TOKENS = 32  # for each warm-up turn: enough for allocators, kernels and caches to settle
-TURN_FAILURES = (RuntimeError, FloatingPointError, ContextOverflow, ImpossibleTimesError)  # out of memory is a RuntimeError
 
 
 def warm_up(session: Session, console: Console) -> Prepared:
@@ -99,16 +97,15 @@ class Measurer:
                 whose = "" if earlier.arm == unit.arm else f" of {earlier.arm}"
                 return replace(record, error=f"turn {earlier.turn + 1}{whose} failed")
 
-        prompt = self._session.chat.encode(unit.question.turns[: unit.turn + 1], [earlier.output_text for earlier in history])
-        record = replace(record, prompt_sha256=chat.ids_sha256(prompt), prompt_tokens=len(prompt))
         sampling = replace(
             self._sampling, max_new_tokens=max_new_tokens, stop_ids=self._session.stop_ids, seed=turn_seed(self._settings.seed, unit)
         )
-
         engine = self._engines[unit.arm]
         try:
+            prompt = self._session.chat.encode(unit.question.turns[: unit.turn + 1], [earlier.output_text for earlier in history])
+            record = replace(record, prompt_sha256=chat.ids_sha256(prompt), prompt_tokens=len(prompt))
             return self._answered(record, engine, prompt, sampling)
-        except TURN_FAILURES as error:
+        except Exception as error:  # templates, kernels and other engines raise what they like
             failure = describe_failure(error)
         self._recover(engine)  # after the except block, since the error's traceback holds the failed turn's tensors
         return replace(record, error=failure)
@@ -118,7 +115,7 @@ class Measurer:
         try:
             engine.warm_up(self._sampling)
             return ""
-        except TURN_FAILURES as error:
+        except Exception as error:
             failure = describe_failure(error)
         self._recover(engine)
         return failure

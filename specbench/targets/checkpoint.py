@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,13 +22,12 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from methods.core.errors import UserError
 from methods.core.target import refuse
 from methods.core.weights import check_readable
+from specbench.util.text import one_line, shorten
 
 # In the order in which transformers looks for weights; an index lists the shards beside it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = ("tokenizer.json", SENTENCEPIECE, "vocab.json")
-BROKEN = (OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError)  # raised by transformers on broken files
-BROKEN_FORMATS = (SafetensorError, StrictDataclassError, pickle.UnpicklingError)  # raised by the readers of single files
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -102,6 +98,7 @@ def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizer
     options = {"legacy": True} if legacy and "legacy" not in settings else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    tokenizer(folder.name, add_special_tokens=False)  # some settings of a wrong type show only now
     return tokenizer
 
 
@@ -142,20 +139,28 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
         name, problem = min(misfits)
         raise ValueError(f"{name} {problem}; {len(misfits)} of its tensors do not match config.json")
     stored = model.generation_config.eos_token_id if model.generation_config is not None else None
+    for token_id in stored if isinstance(stored, list) else [stored]:
+        if not isinstance(token_id, int | None):
+            raise ValueError(f"its eos_token_id {shorten(stored)} is neither a token id nor a list of them")
     model.generation_config = GenerationConfig(eos_token_id=stored, use_cache=True)
     return model.eval().requires_grad_(False)
 
 
 @contextmanager
-def readable(folder: Path, what: str = "target") -> Iterator[None]:
-    """Raise a one-line UserError for any error of reading a broken checkpoint, but not for a full memory."""
+def readable(what: str, next_step: str = "it must be a whole transformers checkpoint") -> Iterator[None]:
+    """Raise a one-line UserError for whatever the readers of a checkpoint raise, but not for a full memory.
+
+    transformers and the packages that it calls raise exceptions of any type for a file they do not understand.
+    """
     try:
         yield
-    except (*BROKEN, *BROKEN_FORMATS) as error:
+    except UserError:
+        raise
+    except Exception as error:
         if out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} folder {folder} cannot be loaded ({reason}); it must be a whole transformers checkpoint") from None
+        reason = one_line(str(error))[:200] or type(error).__name__
+        raise UserError(f"{what} cannot be loaded ({reason}); {next_step}") from None
 
 
 def out_of_memory(error: Exception) -> bool:

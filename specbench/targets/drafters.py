@@ -135,7 +135,7 @@ def load_draft_model(target: TargetModel, source: str) -> Trained[PreTrainedMode
     Raises UserError where it cannot be loaded or its tokens are not the target's.
     """
     folder = hub.fetch_folder(source, what="draft model")
-    with checkpoint.readable(folder, "draft model"):
+    with checkpoint.readable(f"draft model folder {folder}"):
         config = checkpoint.load_config(folder, target.model.config._attn_implementation, "draft model")
         _check_tokens(target, checkpoint.load_tokenizer(folder, legacy=families.family_of(target.name).legacy), source)
         model = checkpoint.load_model(folder, config, target.model.dtype)

@@ -80,7 +80,7 @@ def load(
     logging.disable_progress_bar()
     folder = _find_folder(name, revision)
     family = families.family_of(name)
-    with checkpoint.readable(folder):
+    with checkpoint.readable(f"target folder {folder}"):
         config = checkpoint.load_config(folder, attention)
         tokenizer = checkpoint.load_tokenizer(folder, legacy=family.legacy)
     if tokenizer.vocab_size > config.vocab_size:  # added tokens may lie beyond; a prompt that holds one is refused
@@ -89,7 +89,7 @@ def load(
 
     with within_memory(name, dtype, device):
         devices = placement.device_map(device_map, config, DTYPES[dtype], device) if device_map else None
-        with checkpoint.readable(folder):
+        with checkpoint.readable(f"target folder {folder}"):
             model = checkpoint.load_model(folder, config, torch.float32 if name in SHAPES else DTYPES[dtype], devices)
             sha256 = checkpoint.sha256(folder)
         loaded = Loaded(name, model, chat, folder, sha256, drafter_files=drafter_files or {}, stops=stops)

@@ -12,7 +12,6 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from methods.core.errors import UserError
 from methods.core.kv_cache import head_dim
 from methods.core.target import refuse
 from specbench import targets
@@ -204,11 +203,8 @@ def print_estimate(job: Job, console: Console) -> None:
 def load_target_config(name: str, revision: str | None) -> PreTrainedConfig:
     """Load a target's config from its folder, or from the hub without its weights. Raises UserError where it is broken."""
     folder = targets.shipped_folder() if name == targets.SHIPPED else hub.fetch_texts(name, revision)
-    try:
+    with checkpoint.readable(f"the config.json of target {name}", "pass a folder or a hub id that has one"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, attn_implementation="sdpa", trust_remote_code=False)
-    except checkpoint.BROKEN as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the config.json of target {name} cannot be read ({reason}); pass a folder or a hub id that has one") from None
     refuse(config)
     return config
 

@@ -153,7 +153,7 @@ def test_history_of_a_second_turn_is_the_arms_own_or_vanillas(options, tmp_path,
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("out of memory\ntrace"), FloatingPointError("the target's logits are NaN"), RuntimeError("bad kernel")],
+    [torch.OutOfMemoryError("out of memory\ntrace"), FloatingPointError("the target's logits are NaN"), KeyError("foreign code")],
     ids=lambda error: type(error).__name__,
 )
 def test_failed_turn_is_an_error_record_and_the_run_goes_on(options, tmp_path, error):
@@ -166,6 +166,17 @@ def test_failed_turn_is_an_error_record_and_the_run_goes_on(options, tmp_path, e
     failed = [record for record in found.values() if record.status == "error"]
     assert len(failed) == 3
     assert not any(record.output_ids or record.total_s or record.peak_bytes for record in failed)
+
+
+def test_template_that_refuses_a_conversation_fails_its_turns_alone(options, tmp_path):
+    session = prepare(options)
+    template = session.tokenizer.chat_template
+    session.tokenizer.chat_template = "{% if messages|length == 3 %}{{ raise_exception('no second turn') }}{% endif %}" + template
+    found = measured(session, tmp_path)
+    assert len(found) == 2 * TURNS
+    failed = {record.key: record.error for record in found.values() if record.status == "error"}
+    assert {key[2] for key in failed} == {1, 2}
+    assert {error for key, error in failed.items() if key[2] == 1} == {"TemplateError: no second turn"}
 
 
 class MisclockedEngine:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -148,3 +149,37 @@ def test_the_error_for_a_sentencepiece_model_names_the_packages_to_install(folde
     monkeypatch.setattr(checkpoint, "is_sentencepiece_available", lambda: False)
     with pytest.raises(UserError, match=r"takes two more packages to read; install them with: pip install 'specbench\[sentencepiece\]'"):
         loaded(other)
+
+
+WRONG: tuple[Any, ...] = (None, 3, -1, 0.5, "x", "", [], ["x"], [[1]], {}, {"x": 1}, True)
+CONFIGS = {
+    "config.json": ("rope_theta", "rope_scaling", "architectures", "dtype", "hidden_act", "tie_word_embeddings", "eos_token_id"),
+    "tokenizer_config.json": ("added_tokens_decoder", "chat_template", "eos_token", "tokenizer_class", "legacy", "model_max_length"),
+    "generation_config.json": ("eos_token_id", "use_cache", "penalty_alpha", "cache_implementation", "max_length"),
+}
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_wrong_values_in_a_checkpoints_configuration_are_taken_or_refused_in_one_line(file, folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "target")
+    stored = json.loads((place / file).read_text()) if (place / file).is_file() else {}
+    whole = [*({**stored, key: wrong} for key in CONFIGS[file] for wrong in WRONG), *WRONG]
+    said = []
+    for edited in whole:
+        (place / file).write_text(json.dumps(edited))
+        try:
+            loaded(place)
+        except UserError as error:
+            said.append(str(error))
+    assert 0 < len(said) < len(whole)
+    assert not any("\n" in line for line in said)
+
+
+@pytest.mark.parametrize("error", [ImportError("GPTQ needs optimum"), AttributeError("no such thing"), Exception("newer tokenizers")])
+def test_any_exception_of_a_loader_is_one_line(error, folder, monkeypatch):
+    def failing(*given, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoint.AutoTokenizer, "from_pretrained", failing)
+    with pytest.raises(UserError, match=f"^target folder .* cannot be loaded .{error}.; it must be a whole transformers checkpoint$"):
+        loaded(folder)
