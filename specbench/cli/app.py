@@ -3,11 +3,13 @@
 Commands import torch inside their functions: how its threads wait must be set before, and ``--help`` must not wait for it.
 """
 
+import importlib.metadata
 import io
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,6 +17,7 @@ from methods.core.errors import UserError
 from specbench.cli.agree import agree
 from specbench.cli.bench import bench
 from specbench.cli.check import baseline, check
+from specbench.cli.common import console
 from specbench.cli.import_answers import import_answers
 from specbench.cli.list_options import methods, targets
 from specbench.cli.profile import profile
@@ -30,9 +33,7 @@ from specbench.util.exits import exit_codes
 
 app = typer.Typer(
     name="specbench",
-    help="Measure speculative decoding methods against plain decoding, side by side.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -41,6 +42,19 @@ for command in (run, resume, report, methods, targets, agree, verify, check, roo
     app.command()(command)
 app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"specbench {importlib.metadata.version('specbench')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Measure speculative decoding methods against plain decoding, side by side."""
 
 
 TEXTS = ("--system-prompt", "--stop")  # options whose values are no paths, whatever they start with

@@ -1,5 +1,6 @@
 """The commands run, resume, report, methods and targets as a user calls them, and their errors and exit codes."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -299,3 +300,10 @@ def test_thread_waiting_is_configured_before_torch_is_imported(given, expected):
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | given, check=True)
     assert done.stdout.splitlines()[-1] == expected
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as end:
+        app.main(["--version"])
+    assert not end.value.code
+    assert capsys.readouterr().out == f"specbench {importlib.metadata.version('specbench')}\n"
