@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
 from statistics import fmean
@@ -33,11 +33,11 @@ FORMAT = FileFormat("baseline", SCHEMA, "give a run directory, or write it again
 
 @dataclass(frozen=True)
 class StoredArm:
-    """An arm of a baseline file; ``depths`` holds the number of steps and the acceptance rate of each depth."""
+    """An arm of a baseline file."""
 
     settings: dict[str, Any]
     mat: float
-    depths: dict[Annotated[int, Field(ge=0, le=MOST)], tuple[int, float]]
+    depths: dict[Annotated[int, Field(ge=0, le=MOST)], DepthAcceptance]
 
 
 @dataclass(frozen=True)
@@ -107,26 +107,15 @@ def write_baseline(baseline: Snapshot, path: Path) -> None:
     """Write a baseline file. Raises UserError if it cannot be written."""
     arms = {}
     for name, arm in baseline.arms.items():
-        depths = {str(depth): [at.reached, round(at.rate, DIGITS)] for depth, at in arm.depths.items() if at.reached}
-        arms[name] = {"settings": arm.settings, "mat": round(arm.mat, DIGITS), "depths": depths}
+        depths = {depth: DepthAcceptance(at.reached, round(at.rate, DIGITS)) for depth, at in arm.depths.items() if at.reached}
+        arms[name] = StoredArm(arm.settings, round(arm.mat, DIGITS), depths)
     questions = {
-        question: {
-            "category": category,
-            "log_speedups": {name: round(arm.log_speedups[question], DIGITS) for name, arm in baseline.arms.items()},
-        }
+        question: StoredQuestion(category, {name: round(arm.log_speedups[question], DIGITS) for name, arm in baseline.arms.items()})
         for question, category in baseline.categories.items()
     }
-    facts = {
-        "schema": SCHEMA,
-        "source": baseline.source,
-        "code": baseline.code,
-        "noise": None if baseline.noise is None else round(baseline.noise, DIGITS),
-        "identity": baseline.identity,
-        "versions": baseline.versions,
-        "arms": arms,
-        "questions": questions,
-    }
-    write_text(path, _one_fact_a_line(facts), "choose another --out")
+    noise = None if baseline.noise is None else round(baseline.noise, DIGITS)
+    stored = StoredBaseline(baseline.source, baseline.code, noise, baseline.identity, baseline.versions, arms, questions)
+    write_text(path, _one_fact_a_line({"schema": SCHEMA, **asdict(stored)}), "choose another --out")
 
 
 def read_baseline(path: Path) -> Snapshot:
@@ -134,13 +123,10 @@ def read_baseline(path: Path) -> Snapshot:
     stored = validated(StoredBaseline, read_json(path, FORMAT), str(path), FORMAT)
     for question, entry in stored.questions.items():
         if entry.log_speedups.keys() != stored.arms.keys():
-            raise UserError(f"{path}: not a {FORMAT.name} (question {question} has other arms than the file); {FORMAT.next_step}")
+            raise FORMAT.error(str(path), f"question {question} has other arms than the file")
     arms = {
         name: ArmNumbers(
-            arm.settings,
-            arm.mat,
-            {depth: DepthAcceptance(*values) for depth, values in arm.depths.items()},
-            {question: entry.log_speedups[name] for question, entry in stored.questions.items()},
+            arm.settings, arm.mat, arm.depths, {question: entry.log_speedups[name] for question, entry in stored.questions.items()}
         )
         for name, arm in stored.arms.items()
     }

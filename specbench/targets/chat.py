@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from methods.core.errors import UserError, unknown
+from specbench.util.text import one_line
 
 Message = dict[str, str]  # role and content
 
@@ -207,7 +208,7 @@ class Chat:
         except UserError:
             raise
         except Exception as error:  # a template is a program of somebody else
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(str(error))[:200]
             next_step = "repair it there" if self.system is None else "repair it there, or leave --system-prompt out"
             raise UserError(f"the chat template of {self._where} cannot be rendered ({reason}); {next_step}") from None
         if missing := _left_out(question, text):

@@ -19,6 +19,7 @@ from transformers.utils import is_accelerate_available
 from methods.core.errors import UserError, unknown
 from specbench.targets import checkpoint
 from specbench.util.memory import free_memory
+from specbench.util.text import one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 AUTO = "auto"
@@ -142,7 +143,7 @@ def read_map(path: Path, count: int, home: str) -> list[str]:
         stored = json.loads(path.read_text(encoding="utf-8"))
         ranges = [(*_parse_range(key), _with_index(device)) for key, device in stored.items()]
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(str(error))[:200]
         raise UserError(f'--device-map {path} cannot be read ({reason}); write layers and devices, as in {{"0-15": "cuda:0"}}') from None
 
     named = [(layer, device) for first, last, device in ranges for layer in range(first, last + 1)]

@@ -19,11 +19,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What a file is called in messages, the schema version that is read, and what to do about a file that cannot be read."""
+    """What a file is called in messages, the schema version that is read (None: it has none), and what to do about a broken one."""
 
     name: str
-    schema: int
+    schema: int | None
     next_step: str
+
+    def error(self, where: str, reason: str) -> UserError:
+        """Return the error for a file, or the line at ``where``, that is not of this format."""
+        return UserError(f"{where}: not a {self.name} ({reason}); {self.next_step}")
 
 
 def read_json(path: Path, form: FileFormat) -> Any:
@@ -44,13 +48,13 @@ def parse_json(raw: bytes, where: str, form: FileFormat) -> Any:
     try:
         return from_json(raw.removeprefix(BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
-        raise UserError(f"{where}: not a {form.name} ({one_line(str(error))}); {form.next_step}") from None
+        raise form.error(where, one_line(str(error))) from None
 
 
 def validated(kind: Callable[..., T], stored: Any, where: str, form: FileFormat) -> T:
     """Return stored fields as an instance of a dataclass. Raises UserError for another schema version or a wrong field."""
     if not isinstance(stored, dict):
-        raise UserError(f"{where}: not a {form.name} (an object is needed); {form.next_step}")
+        raise form.error(where, "an object is needed")
     schema = stored.get("schema")
     if schema != form.schema:
         version = f"{form.name} schema version {shorten(schema)}, this version reads {form.schema}"
@@ -59,7 +63,7 @@ def validated(kind: Callable[..., T], stored: Any, where: str, form: FileFormat)
         fields = to_json({name: value for name, value in stored.items() if name != "schema"}, inf_nan_mode="constants")
         found: T = _adapter(kind).validate_json(fields)  # of Python's values, strict validation takes instances alone
     except ValidationError as error:
-        raise UserError(f"{where}: not a {form.name} ({_reason(error)}); {form.next_step}") from None
+        raise form.error(where, _reason(error)) from None
     return found
 
 

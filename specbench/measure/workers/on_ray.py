@@ -14,6 +14,7 @@ from specbench.measure.resolve import device_name
 from specbench.measure.workers.protocol import WorkerEnded, WorkerReply
 from specbench.measure.workers.worker_session import WorkerSession
 from specbench.util.environment import THREAD_VARIABLES, configure_thread_waiting
+from specbench.util.text import one_line
 
 LOCAL = "local"  # the address for which a cluster is started here
 CONNECT_S = 10.0  # longest wait for a cluster to accept a connection
@@ -118,7 +119,7 @@ def _connect(ray: ModuleType, address: str) -> None:
         _check_reachable(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except CONNECTION_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(str(error))[:200]
         raise UserError(f"no Ray cluster at {address} ({reason}); give the address `ray start` printed, or `{LOCAL}`") from None
 
 

@@ -77,7 +77,7 @@ class Sweep:
         path, config = out / FILE, request.config
         if not path.is_file():
             return cls(request, device_numbers(torch.device(config.device), targets.DTYPES[config.dtype]))
-        stored = read_json(path, FileFormat("sweep", 1, "use another --out"))
+        stored = read_json(path, FileFormat("sweep", None, "use another --out"))
         try:
             then = {name: stored["settings"][name] for name in request.settings}
             draft = {target: {arm: Cost(*cost) for arm, cost in costs.items()} for target, costs in stored["draft"].items()}
