@@ -29,12 +29,11 @@ from methods.core.policies import GrownTree, check_tree
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.published_keys import CONFIG
 from methods.core.target import Target
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule, Level, soft_cross_entropy
+from methods.core.training import Batch, DrafterModule, Level, soft_cross_entropy
 from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
 from methods.eagle import Eagle
 
-UNROLLED = MAX_DEPTH - 1  # levels unrolled in training; published: 7
 DISCOUNT = 0.8  # weight of each level's loss relative to the level before, as published
 
 
@@ -201,12 +200,12 @@ class Module(DrafterModule):
         yield from self._levels(batch.among(self.tokens_U), flat_P, count)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Return the discounted sum of the levels' soft cross-entropies.
+        """Return the discounted sum of the soft cross-entropies of as many levels as its look-ahead allows.
 
-        See section 3.2; the discount is that of the published code.
+        See section 3.2; the discount is that of the published code, which unrolls 7 levels.
         """
         batch, total = batch.among(self.tokens_U), flat_P.new_zeros((), dtype=torch.float32)
-        for i, level in enumerate(self._levels(batch, flat_P, UNROLLED)):
+        for i, level in enumerate(self._levels(batch, flat_P, self.lookahead - 1)):
             total = total + DISCOUNT**i * soft_cross_entropy(level.logits_PU, batch, flat_P + i + 1)
         return total
 

@@ -28,7 +28,7 @@ from methods.core.policies import TreePolicy, check_tree
 from methods.core.published import Checkpoint
 from methods.core.published_keys import HYDRA
 from methods.core.target import Scores, Target
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule, Level, soft_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
@@ -60,7 +60,7 @@ class Architecture:
     output: Literal["own", "target"] = "own"  # output matrices: one of its own per head, as published, or the target's
 
     def __post_init__(self) -> None:
-        check_range("heads", self.heads, MAX_DEPTH - 1)
+        check_range("heads", self.heads, LOOKAHEAD - 1)
         check_range("layers", self.layers, MAX_LAYERS)
         check_vocabulary(self.vocabulary)
 
@@ -228,7 +228,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | given
     HYDRA.check(config, checkpoint.source)
 
-    heads, layers = checkpoint.number("hydra_num_heads", 4, MAX_DEPTH - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
+    heads, layers = checkpoint.number("hydra_num_heads", 4, LOOKAHEAD - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
     plain = config["hydra_head_arch"] == "mlp"
     with torch.device("meta"):
         module = Module(target.config, Architecture(heads, layers, "none" if plain else "layer"))

@@ -22,7 +22,7 @@ from methods.core.policies import TreePolicy, check_tree, choices_of
 from methods.core.published import Checkpoint
 from methods.core.published_keys import MEDUSA
 from methods.core.target import Scores, Target
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule, Level, hard_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, hard_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
@@ -56,7 +56,7 @@ class Architecture:
     output: Literal["own", "target"] = "own"  # output matrices: one of its own per head, as published, or the target's
 
     def __post_init__(self) -> None:
-        check_range("heads", self.heads, MAX_DEPTH - 1)
+        check_range("heads", self.heads, LOOKAHEAD - 1)
         check_range("blocks", self.blocks, MAX_BLOCKS)
         check_vocabulary(self.vocabulary)
 
@@ -177,7 +177,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     """
     MEDUSA.check(checkpoint.config, checkpoint.source)
     places = [match.groups() for name in checkpoint.tensors if (match := re.match(r"(\d+)\.(\d+)\.linear\.", name))]
-    heads = max(len({head for head, _ in places}), checkpoint.number("medusa_num_heads", 1, MAX_DEPTH - 1))
+    heads = max(len({head for head, _ in places}), checkpoint.number("medusa_num_heads", 1, LOOKAHEAD - 1))
     blocks = max(len({block for _, block in places}), checkpoint.number("medusa_num_layers", 1, MAX_BLOCKS))
     with torch.device("meta"):
         module = Module(target.config, Architecture(heads, blocks))

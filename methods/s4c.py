@@ -24,7 +24,7 @@ from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, TreePolicy, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.target import Scores, Target
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
 from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
@@ -69,7 +69,7 @@ class Architecture:
     vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
 
     def __post_init__(self) -> None:
-        check_range("depth", self.depth, MAX_DEPTH - 1, least=2)
+        check_range("depth", self.depth, LOOKAHEAD - 1, least=2)
         check_vocabulary(self.vocabulary)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from methods.core.errors import UserError
 from methods.core.vocabulary import columns_of, most_frequent, rows_of
 
-MAX_DEPTH = 6  # most levels of a drafter; a training position needs that many tokens after it in its row
+LOOKAHEAD = 6  # tokens after a training position, which its row must hold; a drafter guesses all but the first of them
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Batch:
         """The target's output layer over the draft vocabulary."""
         return self.lm_head if self.tokens_U is None else rows_of(self.lm_head, self.tokens_U)
 
-    def positions(self, at_most: int) -> Tensor:
+    def positions(self, at_most: int, lookahead: int = LOOKAHEAD) -> Tensor:
         """Draw at most that many training positions; see ``positions``."""
-        return positions(self.answer_BT, at_most)
+        return positions(self.answer_BT, at_most, lookahead)
 
     def next_embeddings(self) -> Tensor:
         """Return the embedding of each next token, BTD; the last column repeats and is never used."""
@@ -105,20 +105,23 @@ class Batch:
         return self.totals_K[flat_P[:1] - self.chosen_P[:1]].sum()  # tensors only, so the host does not wait
 
 
-def positions(answer_BT: Tensor, at_most: int) -> Tensor:
-    """Draw positions t at random whose token t + 2, the first a drafter guesses, is the assistant's."""
+def positions(answer_BT: Tensor, at_most: int, lookahead: int) -> Tensor:
+    """Draw positions t at random whose token t + 2, the first a drafter guesses, is the assistant's.
+
+    Each has ``lookahead`` tokens after it in its row.
+    """
     width = answer_BT.shape[1]
-    rows, starts = answer_BT[:, 2 : width - MAX_DEPTH].nonzero(as_tuple=True)
+    rows, starts = answer_BT[:, 2 : width - lookahead].nonzero(as_tuple=True)
     flat = rows * width + starts
     return flat[torch.randperm(len(flat), device=flat.device)[:at_most]]
 
 
-def totals(answer_BT: Tensor, chosen_P: Tensor) -> Tensor:
-    """Return ``Batch.totals_K`` of one batch.
+def totals(answer_BT: Tensor, chosen_P: Tensor, lookahead: int) -> Tensor:
+    """Return ``Batch.totals_K`` of one batch, K the look-ahead.
 
     The totals of an optimizer step are the sum over its batches.
     """
-    places_K = torch.arange(1, MAX_DEPTH + 1, device=chosen_P.device)
+    places_K = torch.arange(1, lookahead + 1, device=chosen_P.device)
     return answer_BT.flatten()[chosen_P[:, None] + places_K].sum(dim=0)
 
 
@@ -140,6 +143,7 @@ class DrafterModule(nn.Module):
     Raises UserError for more tokens than the target has.
     """
 
+    lookahead: int = LOOKAHEAD  # of its training positions: one more than its most levels
     reads: tuple[int, ...] = ()  # target layers whose input it learns from, in ``Batch.deep_BTD``; mostly empty
     d2t: Tensor | None
 

@@ -6,6 +6,9 @@ from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
+import torch
+from transformers import PreTrainedConfig
+
 from methods.core.errors import UserError, unknown
 from methods.registry import METHODS, parse_option
 from specbench import targets
@@ -42,6 +45,12 @@ def with_defaults(architecture: Any, given: Mapping[str, str], vocabulary: int) 
     if architecture.vocabulary and hasattr(architecture, "output") and "output" not in given:
         architecture = replace(architecture, output="target")
     return architecture
+
+
+def lookahead_of(code: ModuleType, architecture: Any, config: PreTrainedConfig) -> int:
+    """Return how many tokens a training position of such a drafter needs after it. Raises UserError where it does not fit the target."""
+    with torch.device("meta"):
+        return int(code.Module(config, architecture).lookahead)
 
 
 def _parsed(default: Any, kind: str, options: Mapping[str, str]) -> Any:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from methods.core import weights
 from methods.core.errors import UserError
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule
+from methods.core.training import Batch, DrafterModule
 from specbench import targets
 from specbench.targets import placement
 from specbench.train import drafter_data, loop
-from specbench.train.architecture import resolve_drafter, with_defaults
+from specbench.train.architecture import lookahead_of, resolve_drafter, with_defaults
 from specbench.train.data import corpus
 from specbench.train.distributed import World, join_world
-from specbench.train.drafter_data import TrainingBatches
+from specbench.train.drafter_data import TrainingBatches, check_context
 from specbench.train.recipe import Job
 from specbench.util import files
 from specbench.util.terminal import Console
@@ -44,7 +44,7 @@ def train(job: Job, console: Console) -> None:
         log = TensorBoardLog(job.log_dir if world.is_leader else None)
         loaded = _load_target(job, device, world)
         architecture = with_defaults(architecture, job.options, loaded.model.config.vocab_size)
-        drafter_data.check_context(job.recipe, loaded.model.config.max_position_embeddings)
+        check_context(job.recipe, loaded.model.config, lookahead_of(code, architecture, loaded.model.config))
         files.make_folder(job.out.parent)
         files.check_writable(job.out, inputs=(job.source, job.target))
 
@@ -106,7 +106,7 @@ def _train(
     held_out = drafter_data.held_out_batches(loaded, windows["held_out"], recipe.rows, module.reads)
     phases = drafter_data.training_phases(job, loaded, windows, module.reads, folder, world, console)
     micro_batches = recipe.micro_batches(world.size)
-    batches = TrainingBatches(model, phases, micro_batches=micro_batches, rows=recipe.rows, at_most=recipe.positions)
+    batches = TrainingBatches(model, phases, micro_batches=micro_batches, recipe=recipe, lookahead=module.lookahead)
     steps = sum(phase.steps for phase in phases)
 
     def evaluate(step: int) -> str:
@@ -142,17 +142,16 @@ def rank_accuracy(module: DrafterModule, batches: list[Batch], at_most: int = PO
 
     A choice outside the draft vocabulary is a miss.
     """
-    hits = torch.zeros(MAX_DEPTH - 1, RANKS, dtype=torch.float64)
-    seen, levels = torch.zeros(MAX_DEPTH - 1, 1, dtype=torch.float64), 0
-    tokens_U = module.tokens_U
+    most, tokens_U, levels = module.lookahead - 1, module.tokens_U, 0
+    hits, seen = torch.zeros(most, RANKS, dtype=torch.float64), torch.zeros(most, 1, dtype=torch.float64)
     module.eval()
 
     for batch in batches:
         torch.manual_seed(0)
-        flat_P = batch.positions(at_most)
+        flat_P = batch.positions(at_most, module.lookahead)
         low_precision = next(batch.lm_head.parameters()).dtype != torch.float32
         with torch.autocast(flat_P.device.type, torch.bfloat16, enabled=low_precision):
-            for i, level in enumerate(module.levels(batch, flat_P, MAX_DEPTH - 1)):
+            for i, level in enumerate(module.levels(batch, flat_P, most)):
                 counts_P = batch.counts_at(flat_P + i + 1)
                 best_PK = level.logits_PU.topk(RANKS).indices
                 guess_PK = best_PK if tokens_U is None else tokens_U[best_PK]

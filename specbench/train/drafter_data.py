@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.errors import UserError
 from methods.core.training import Batch, positions, totals
@@ -45,8 +45,11 @@ class TrainingPhase(NamedTuple):
     greedy: bool = False  # whether the text is the target's own, chosen greedily
 
 
-def check_context(recipe: Recipe, context: int) -> None:
-    """Raise UserError where the target's context is too short for a window, or for the answers it is to generate."""
+def check_context(recipe: Recipe, config: PreTrainedConfig, lookahead: int) -> None:
+    """Raise UserError where a window is too short for a drafter's ``lookahead``, or the target's context for a window or an answer."""
+    if recipe.seq < lookahead + 4:
+        raise UserError(f"--seq is {recipe.seq}; it must be at least {lookahead + 4} for this drafter")
+    context = config.max_position_embeddings
     for option, tokens in (("seq", recipe.seq), ("max-new-tokens", recipe.max_new_tokens + 1)):
         if tokens > context:
             raise UserError(f"--{option} takes {tokens} tokens, more than the target's context of {context}; lower it")
@@ -178,14 +181,14 @@ def _compute(model: PreTrainedModel, windows: Windows, reads: tuple[int, ...], n
 class TrainingBatches:
     """The batches of a training whose ``phases`` follow each other.
 
-    An optimizer step has ``micro_batches`` of ``rows`` windows each. The drafter learns from
-    ``at_most`` positions of each. All randomness in a micro-batch, that of the loss included, is seeded
-    by the micro-batch's number in the whole training.
+    An optimizer step has ``micro_batches`` of the recipe's rows. The drafter learns from the recipe's
+    ``positions`` of each at most, which have ``lookahead`` tokens after them. All randomness in a
+    micro-batch, that of the loss included, is seeded by the micro-batch's number in the whole training.
     """
 
-    def __init__(self, model: PreTrainedModel, phases: Sequence[TrainingPhase], *, micro_batches: int, rows: int, at_most: int):
-        self._model, self._phases = model, phases
-        self._micro_batches, self._rows, self._at_most = micro_batches, rows, at_most
+    def __init__(self, model: PreTrainedModel, phases: Sequence[TrainingPhase], *, micro_batches: int, recipe: Recipe, lookahead: int):
+        self._model, self._phases, self._lookahead = model, phases, lookahead
+        self._micro_batches, self._rows, self._at_most = micro_batches, recipe.rows, recipe.positions
 
     def totals(self, step: int) -> Tensor:
         """Return ``Batch.totals_K`` of a step, over which its losses are averaged.
@@ -193,7 +196,7 @@ class TrainingBatches:
         The result is the same in every process and needs no communication.
         """
         drawn = [self._draw_positions(step, index) for index in range(self._micro_batches)]
-        return torch.stack([totals(answer_BT, chosen_P) for answer_BT, chosen_P in drawn]).sum(dim=0)
+        return torch.stack([totals(answer_BT, chosen_P, self._lookahead) for answer_BT, chosen_P in drawn]).sum(dim=0)
 
     def batch(self, step: int, index: int, totals_K: Tensor) -> Batch:
         """Return a micro-batch on the target's device, and seed the random state for its loss."""
@@ -208,7 +211,7 @@ class TrainingBatches:
         phase, numbers_B = self._windows_of(step, index)
         answer_BT = phase.windows.answers(numbers_B)
         torch.manual_seed(step * self._micro_batches + index)
-        return answer_BT, positions(answer_BT, self._at_most)
+        return answer_BT, positions(answer_BT, self._at_most, self._lookahead)
 
     def _windows_of(self, step: int, index: int) -> tuple[TrainingPhase, np.ndarray]:
         for phase in self._phases:

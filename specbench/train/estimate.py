@@ -16,7 +16,7 @@ from methods.core.kv_cache import head_dim
 from methods.core.target import refuse
 from specbench import targets
 from specbench.targets import checkpoint, hub
-from specbench.train.architecture import resolve_drafter, with_defaults
+from specbench.train.architecture import lookahead_of, resolve_drafter, with_defaults
 from specbench.train.counting import FP32_BYTES, DeviceRates, DrafterCost, count_cost, measure_device
 from specbench.train.data import generate
 from specbench.train.drafter import target_dtype
@@ -183,7 +183,7 @@ def print_estimate(job: Job, console: Console) -> None:
     code, architecture = resolve_drafter(job)
     config = load_target_config(job.target, job.revision)
     architecture = with_defaults(architecture, job.options, config.vocab_size)
-    check_context(job.recipe, config.max_position_embeddings)
+    check_context(job.recipe, config, lookahead_of(code, architecture, config))
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     drafter = count_cost(code.Module, architecture, config, job.recipe)
     estimate = TrainingEstimate(config, drafter, job.recipe, processes, targets.DTYPES[target_dtype(job.device)])

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from methods.core.errors import UserError
-from methods.core.training import MAX_DEPTH, Batch, DrafterModule, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, feature_loss, hard_cross_entropy, soft_cross_entropy
 from specbench.train import drafter, loop
 from specbench.train.architecture import KINDS
 from specbench.train.drafter import RANKS, rank_accuracy
@@ -247,9 +247,9 @@ class Ranked(DrafterModule):
 
 
 def test_rank_accuracy_counts_each_rank_of_each_level():
-    """Positions 0 to 11 count; the others are too close to the end of the text for MAX_DEPTH guesses."""
+    """Positions 0 to 11 count; the others are too close to the end of the text for LOOKAHEAD guesses."""
     batch = line_batch()
-    assert sorted(batch.positions(99).tolist()) == list(range(20 - MAX_DEPTH - 2))
+    assert sorted(batch.positions(99).tolist()) == list(range(20 - LOOKAHEAD - 2))
 
     def rank_of(level, t):
         return {1: 0 if t < 9 else 2, 2: 1 if t % 2 else 0, 3: 11}[level]
@@ -257,6 +257,14 @@ def test_rank_accuracy_counts_each_rank_of_each_level():
     accuracy = rank_accuracy(Ranked(3, rank_of), [batch])
     none = [0.0] * RANKS
     assert accuracy == ((0.75, 0.0, 0.25, *none[3:]), (0.5, 0.5, *none[2:]), tuple(none))
+
+
+def test_a_longer_lookahead_judges_more_levels_at_fewer_positions():
+    """The guess of level 8 is right at positions below 6 only; of positions with 9 tokens after them there are 9."""
+    batch, module = line_batch(), Ranked(99, lambda level, t: 0 if level < 8 or t < 6 else 1)
+    module.lookahead = 9
+    assert sorted(batch.positions(99, module.lookahead).tolist()) == list(range(20 - 9 - 2))
+    assert [ranks[0] for ranks in rank_accuracy(module, [batch])] == [1.0] * 7 + [pytest.approx(6 / 9, abs=1e-5)]
 
 
 def test_rank_accuracy_counts_a_token_outside_the_draft_vocabulary_as_a_miss(monkeypatch):
@@ -284,8 +292,8 @@ def test_positions_never_leave_their_row():
     tokens_BT = torch.arange(40).view(2, 20)
     batch = Batch(tokens_BT, torch.zeros(2, 20, 4), torch.ones(2, 20, dtype=torch.bool), nn.Embedding(40, 4), nn.Linear(4, 40))
     flat_P = batch.positions(99)
-    assert len(flat_P) == 2 * (20 - MAX_DEPTH - 2)
-    assert torch.equal(batch.tokens_at(flat_P + MAX_DEPTH) // 20, batch.tokens_at(flat_P) // 20)
+    assert len(flat_P) == 2 * (20 - LOOKAHEAD - 2)
+    assert torch.equal(batch.tokens_at(flat_P + LOOKAHEAD) // 20, batch.tokens_at(flat_P) // 20)
     assert len(batch.positions(5)) == 5
 
 
