@@ -20,8 +20,9 @@ from methods.core.policies import GrownTree, TreePolicy, best_first, check_tree,
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.published_keys import EAGLE
 from methods.core.target import Scores, Target
-from methods.core.training import Batch, Level, feature_loss, soft_cross_entropy
+from methods.core.training import Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
+from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
 
 FEATURE_NOISE = 0.2  # width of the uniform noise on training features, as in EAGLE's published recipe
@@ -60,16 +61,19 @@ class Config:
 
 @dataclass(frozen=True)
 class Architecture:
-    """EAGLE's layer has no options."""
+    """The shape of EAGLE's weights."""
+
+    vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
+
+    def __post_init__(self) -> None:
+        check_vocabulary(self.vocabulary)
 
 
-class Module(nn.Module):
+class Module(DrafterModule):
     """EAGLE's trained layer."""
 
-    reads = ()
-
     def __init__(self, target: PreTrainedConfig, architecture: Architecture, shape: LlamaConfig | None = None):
-        super().__init__()
+        super().__init__(target, architecture.vocabulary)
         self.architecture = architecture
         self.layer = FeatureLayer(target, shape)
 
@@ -84,11 +88,12 @@ class Module(nn.Module):
         on this is an approximation: rows of earlier tokens are estimates too, where drafting has the
         target's features.
         """
+        batch = batch.among(self.tokens_U)
         features_BTD, next_BTD = batch.features_BTD, batch.next_embeddings()
         for level in range(count):
             out_BTD = self.layer(next_BTD, features_BTD)
             state_PD = out_BTD.flatten(0, 1)[flat_P + level]
-            yield Level(state_PD, batch.lm_head(state_PD))
+            yield Level(state_PD, batch.head(state_PD))
             features_BTD = torch.cat([features_BTD[:, :1], out_BTD[:, :-1]], dim=1)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
@@ -97,9 +102,10 @@ class Module(nn.Module):
         The published weight of the cross-entropy is 0.1, for 20 epochs. Here both have weight 1,
         because training takes far fewer optimizer steps.
         """
+        batch = batch.among(self.tokens_U)
         out_BTD = self.layer(batch.next_embeddings(), batch.noisy_features(FEATURE_NOISE))
         state_PD = out_BTD.flatten(0, 1)[flat_P]
-        guess = soft_cross_entropy(batch.lm_head(state_PD), batch, flat_P + 1)
+        guess = soft_cross_entropy(batch.head(state_PD), batch, flat_P + 1)
         return feature_loss(state_PD, batch, flat_P + 1) + guess
 
 
@@ -191,6 +197,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     """Build the drafter for a target."""
-    layer = target.backend.prepare(drafter.module).layer
-    policy = drafter.static_tree(config.nodes) if config.policy == "static" else GrownTree(config.nodes, *config.grown)
-    return Eagle(layer, target.lm_head, policy, target)
+    layer, tokens_U = target.backend.prepare(drafter.module).layer, drafter.module.tokens_for(target.config.vocab_size)
+    static = config.policy == "static"
+    policy = drafter.static_tree(config.nodes, tokens_U) if static else GrownTree(config.nodes, *config.grown, tokens_U)
+    return Eagle(layer, target.head_over(tokens_U), policy, target)

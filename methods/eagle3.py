@@ -5,13 +5,14 @@ middle and a high layer of the target. It does not estimate features: from the s
 reads its own output, whatever it learned to put there. Its output matrix is its own and may cover
 only the frequent tokens (a draft vocabulary). The tree is EAGLE-2's.
 
-Shape letters: those of ``methods.core.training``, and U draft vocabulary.
+Shape letters: those of ``methods.core.training``.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,15 @@ from methods.core.decode import Drafter
 from methods.core.eagle3_config import flattened, layers_of, layers_read
 from methods.core.errors import UserError
 from methods.core.feature_layer import add_biases, layer_config, published_shape
-from methods.core.policies import MAX_WIDTH, GrownTree, check_tree
+from methods.core.policies import GrownTree, check_tree
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.published_keys import CONFIG
 from methods.core.target import Target
-from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
+from methods.core.training import Batch, DrafterModule, Level, soft_cross_entropy
+from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
 from methods.eagle import Eagle
 
-UNROLLED = MAX_DEPTH - 1  # levels unrolled in training; published: 7
 DISCOUNT = 0.8  # weight of each level's loss relative to the level before, as published
 
 
@@ -54,10 +55,10 @@ class Architecture:
 
     vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
     target_layers: int = 0  # layers of the target it was trained for, which decide what it reads; 0: the given target's
+    output: Literal["own", "target"] = "own"  # its output matrix: one of its own, as published, or the target's
 
     def __post_init__(self) -> None:
-        if self.vocabulary and self.vocabulary < MAX_WIDTH:
-            raise UserError(f"vocabulary is {self.vocabulary}; choose 0 for all of the target's tokens, or at least {MAX_WIDTH}")
+        check_vocabulary(self.vocabulary)
         if self.target_layers < 0:
             raise UserError(
                 f"target_layers is {self.target_layers}; choose 0 for those of the target at hand, or as many as it was trained for"
@@ -136,21 +137,17 @@ def _side_by_side(rows_BGTD: Tensor) -> Tensor:
     return rows_BGTD.transpose(0, 1).flatten(1, 2)[None]
 
 
-class Module(nn.Module):
+class Module(DrafterModule):
     """EAGLE-3's trained layer, with tensors named as in published checkpoints.
 
     ``layout`` is that of published weights; ours are like the target's layers.
     """
 
-    d2t: Tensor
-
     def __init__(self, target: PreTrainedConfig, architecture: Architecture, layout: Layout | None = None):
-        super().__init__()
-        layers, vocabulary = architecture.target_layers or target.num_hidden_layers, architecture.vocabulary
+        super().__init__(target, architecture.vocabulary)
+        layers = architecture.target_layers or target.num_hidden_layers
         if layers > target.num_hidden_layers:
             raise UserError(f"it was trained for a target of {layers} layers, this one has {target.num_hidden_layers}; use that target")
-        if vocabulary > target.vocab_size:
-            raise UserError(f"vocabulary is {vocabulary}, more than the target's {target.vocab_size}; choose 0 for all of its tokens")
 
         self.architecture = replace(architecture, target_layers=layers)
         layout = layout or Layout(layer_config(target), layers_read(layers))
@@ -159,15 +156,9 @@ class Module(nn.Module):
         self.midlayer = MidLayer(self.config, layout.norm_before_residual)
         self.rotary_emb = LlamaRotaryEmbedding(cast(LlamaConfig, self.config))
         self.norm = LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
-        self.lm_head = nn.Linear(self.config.hidden_size, vocabulary or target.vocab_size, bias=False)
+        own = nn.Linear(self.config.hidden_size, architecture.vocabulary or target.vocab_size, bias=False)
+        self.lm_head = own if architecture.output == "own" else None
         self.embed_tokens: nn.Embedding | None = None  # of published layers with an embedding of their own
-        if vocabulary:
-            self.register_buffer("d2t", torch.zeros(vocabulary, dtype=torch.long))  # offset from a draft id to the target's id
-
-    @property
-    def tokens_U(self) -> Tensor | None:
-        """The tokens it guesses among, ascending; None for all."""
-        return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t if self.architecture.vocabulary else None
 
     @property
     def body(self) -> SimpleNamespace:
@@ -182,18 +173,14 @@ class Module(nn.Module):
         """Return rows [embedding; hidden state]."""
         return torch.cat([embeddings_ND, hidden_ND], dim=-1)
 
-    def guess(self, hidden_ND: Tensor) -> Tensor:
-        """Return logits over the draft vocabulary, with any leading axes."""
-        return self.lm_head(self.norm(hidden_ND))
+    def guess(self, hidden_ND: Tensor, head: nn.Module | None) -> Tensor:
+        """Return logits over the draft vocabulary, with any leading axes.
 
-    def choose_vocabulary(self, counts_V: Tensor) -> None:
-        """Choose the most frequent tokens in ``counts_V``, the first of equally frequent ones.
-
-        Called before ``start_from``.
+        ``head`` is the target's over that vocabulary; it is used with ``output=target`` only.
         """
-        if self.architecture.vocabulary:
-            most = counts_V.argsort(descending=True, stable=True)[: self.architecture.vocabulary]
-            self.d2t.copy_(most.sort().values - torch.arange(len(most), device=most.device))
+        matrix = self.lm_head or head
+        assert matrix is not None
+        return matrix(self.norm(hidden_ND))
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
         """Set initial weights that pass the highest layer read to the target's own norm and head.
@@ -205,29 +192,27 @@ class Module(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.02)
         nn.init.eye_(self.fc.weight[:, -width:])
         self.norm.weight.data.copy_(final_norm)
-        rows_VD = lm_head.get_parameter("weight").data
-        self.lm_head.weight.data.copy_(rows_VD if self.tokens_U is None else rows_VD[self.tokens_U])
+        if self.lm_head is not None:
+            self.lm_head.weight.data.copy_(self.rows_from(lm_head))
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
-        """Yield guesses over the target's vocabulary; tokens outside the draft vocabulary have -inf."""
-        tokens_U = self.tokens_U
-        for hidden_PD in self._unrolled(batch, flat_P, count):
-            logits_PU = self.guess(hidden_PD)
-            if tokens_U is None:
-                yield Level(None, logits_PU)
-            else:
-                nothing_PV = logits_PU.new_full((len(flat_P), batch.embed.get_parameter("weight").shape[0]), -torch.inf)
-                yield Level(None, nothing_PV.index_copy(1, tokens_U, logits_PU))
+        """Yield the guesses of at most ``count`` levels, computed as when drafting."""
+        yield from self._levels(batch.among(self.tokens_U), flat_P, count)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
-        """Return the discounted sum of the levels' soft cross-entropies.
+        """Return the discounted sum of the soft cross-entropies of as many levels as its look-ahead allows.
 
-        See section 3.2; the discount is that of the published code.
+        See section 3.2; the discount is that of the published code, which unrolls 7 levels.
         """
-        total = flat_P.new_zeros((), dtype=torch.float32)
-        for i, hidden_PD in enumerate(self._unrolled(batch, flat_P, UNROLLED)):
-            total = total + DISCOUNT**i * soft_cross_entropy(self.guess(hidden_PD), batch, flat_P + i + 1, self.tokens_U)
+        batch, total = batch.among(self.tokens_U), flat_P.new_zeros((), dtype=torch.float32)
+        for i, level in enumerate(self._levels(batch, flat_P, self.lookahead - 1)):
+            total = total + DISCOUNT**i * soft_cross_entropy(level.logits_PU, batch, flat_P + i + 1)
         return total
+
+    def _levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        head = batch.head if self.lm_head is None else None
+        for hidden_PD in self._unrolled(batch, flat_P, count):
+            yield Level(None, self.guess(hidden_PD, head))
 
     def _unrolled(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Tensor]:
         """Yield the hidden states PD of each level, computed as when drafting (training-time test).
@@ -307,8 +292,6 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     """Build the drafter for a target. Raises UserError where ``d2t`` names tokens it does not have."""
-    module = target.backend.prepare(drafter.module)
-    tokens_U, known = module.tokens_U, target.config.vocab_size
-    if tokens_U is not None and not 0 <= int(tokens_U.min()) <= int(tokens_U.max()) < known:
-        raise UserError(f"EAGLE-3's d2t names tokens {tokens_U.min()} to {tokens_U.max()}, the target has {known}; use weights made for it")
-    return Eagle(module, module.guess, GrownTree(config.nodes, config.depth, config.width, tokens_U), target)
+    module, tokens_U = target.backend.prepare(drafter.module), drafter.module.tokens_for(target.config.vocab_size)
+    head = target.head_over(tokens_U) if module.lm_head is None else None
+    return Eagle(module, partial(module.guess, head=head), GrownTree(config.nodes, config.depth, config.width, tokens_U), target)

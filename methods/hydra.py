@@ -4,9 +4,10 @@ Head i reads the target's last feature and the embeddings of the tokens drafted 
 the paper's best recipe and the default here, adds a decoder layer over the features (prefix
 attention), makes the heads deeper and learns from the target's distribution. S4C's ``heads=hydra``
 shares the idea but not the head: S4C's heads estimate features, which the target's own matrix turns
-into logits; these heads have output matrices of their own.
+into logits; these heads have output matrices of their own. With ``output=target`` they end in the
+target's too, which is not trained and not stored again.
 
-Shape letters: P rows, D width, X = (i + 1) D the input of head i, V vocabulary.
+Shape letters: P rows, D width, X = (i + 1) D the input of head i, U draft vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,9 @@ from methods.core.policies import TreePolicy, check_tree
 from methods.core.published import Checkpoint
 from methods.core.published_keys import HYDRA
 from methods.core.target import Scores, Target
-from methods.core.training import MAX_DEPTH, Batch, Level, soft_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, soft_cross_entropy
 from methods.core.tree import DraftTree
+from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
 from methods.medusa import TEMPLATE  # the published code drafts with the same tree
 
@@ -54,10 +56,13 @@ class Architecture:
     heads: int = 4
     layers: int = 4  # residual blocks per head
     prefix: Literal["layer", "none"] = "layer"
+    vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
+    output: Literal["own", "target"] = "own"  # output matrices: one of its own per head, as published, or the target's
 
     def __post_init__(self) -> None:
-        check_range("heads", self.heads, MAX_DEPTH - 1)
+        check_range("heads", self.heads, LOOKAHEAD - 1)
         check_range("layers", self.layers, MAX_LAYERS)
+        check_vocabulary(self.vocabulary)
 
 
 class PrefixLayer(nn.Module):
@@ -90,64 +95,61 @@ class PrefixLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """A Hydra head, X to V.
+    """A Hydra head, X to U.
 
     A residual block narrows X to D, a second one is applied ``layers - 1`` times, and an output matrix
-    with a bias follows. Deeper heads share one block for all further layers, as in the published code
-    and weights.
+    with a bias follows, if it has one. Deeper heads share one block for all further layers, as in the
+    published code and weights.
     """
 
-    def __init__(self, width: int, inputs: int, layers: int, vocab: int):
+    def __init__(self, width: int, inputs: int, layers: int, vocab: int | None):
         super().__init__()
         self.layers = layers
         self.residual, self.linear = nn.Linear(inputs * width, width), nn.Linear(inputs * width, width)
         self.again = nn.Linear(width, width) if layers > 1 else None
-        self.out = nn.Linear(width, vocab)
+        self.out = None if vocab is None else nn.Linear(width, vocab)
 
-    def start_from(self, lm_head: nn.Linear) -> None:
-        """Set initial weights that pass the first D of X on to the target's own matrix."""
+    def start_from(self, rows_UD: Tensor) -> None:
+        """Set initial weights that pass the first D of X on to ``rows_UD`` of the target's own matrix."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         nn.init.eye_(self.residual.weight)
-        self.out.weight.data.copy_(lm_head.weight)
+        if self.out is not None:
+            self.out.weight.data.copy_(rows_UD)
 
-    def forward(self, read_PX: Tensor) -> Tensor:
-        """Return logits PV."""
+    def forward(self, read_PX: Tensor, lm_head: nn.Module | None) -> Tensor:
+        """Return logits PU; ``lm_head`` reads the state of a head without an output matrix."""
         state_PD = self.residual(read_PX) + F.silu(self.linear(read_PX))
         if self.again:
             for _ in range(self.layers - 1):
                 state_PD = state_PD + F.silu(self.again(state_PD))
-        return self.out(state_PD)
+        matrix = self.out or lm_head
+        assert matrix is not None
+        return matrix(state_PD)
 
 
-class Module(nn.Module):
+class Module(DrafterModule):
     """Hydra's trained heads and prefix layer."""
 
-    reads = ()
-
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
-        super().__init__()
+        super().__init__(target, architecture.vocabulary)
         self.architecture = architecture
-        width, vocab = target.hidden_size, target.vocab_size
+        width = target.hidden_size
+        vocab = (architecture.vocabulary or target.vocab_size) if architecture.output == "own" else None
         self.prefix = PrefixLayer(target) if architecture.prefix == "layer" else None
         self.heads = nn.ModuleList(Head(width, i + 1, architecture.layers, vocab) for i in range(1, architecture.heads + 1))
 
     def start_from(self, lm_head: nn.Module, final_norm: Tensor) -> None:
         """Set initial weights that make every head repeat the target's guess for one token earlier."""
-        assert isinstance(lm_head, nn.Linear)
         if self.prefix:
             self.prefix.start_from(final_norm)
         for head in self.heads.children():
             assert isinstance(head, Head)
-            head.start_from(lm_head)
+            head.start_from(self.rows_from(lm_head))
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
         """Yield the guesses of the first ``count`` heads, given the true tokens before each."""
-        features_BTD = self.prefix(batch.features_BTD) if self.prefix else batch.features_BTD
-        read_PX = features_BTD.flatten(0, 1)[flat_P]
-        for level, head in enumerate(self.heads[:count], start=1):
-            read_PX = torch.cat([read_PX, batch.embedding_at(flat_P + level)], dim=-1)
-            yield Level(None, head(read_PX))
+        yield from self._levels(batch.among(self.tokens_U), flat_P, count)
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
         """Return the sum of the heads' cross-entropies against the target's distribution.
@@ -155,8 +157,17 @@ class Module(nn.Module):
         This is Hydra++'s teacher loss, with equal weights; plain Hydra's was against the text. The
         published recipe takes ten epochs with dropout, here one epoch without.
         """
-        guesses = enumerate(self.levels(batch, flat_P, len(self.heads)), start=1)
-        return torch.stack([soft_cross_entropy(guess.logits_PV, batch, flat_P + i) for i, guess in guesses]).sum()
+        batch = batch.among(self.tokens_U)
+        guesses = enumerate(self._levels(batch, flat_P, len(self.heads)), start=1)
+        return torch.stack([soft_cross_entropy(guess.logits_PU, batch, flat_P + i) for i, guess in guesses]).sum()
+
+    def _levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
+        features_BTD = self.prefix(batch.features_BTD) if self.prefix else batch.features_BTD
+        read_PX = features_BTD.flatten(0, 1)[flat_P]
+        shared = batch.head if self.architecture.output == "target" else None
+        for level, head in enumerate(self.heads[:count], start=1):
+            read_PX = torch.cat([read_PX, batch.embedding_at(flat_P + level)], dim=-1)
+            yield Level(None, head(read_PX, shared))
 
 
 class Hydra:
@@ -164,8 +175,8 @@ class Hydra:
 
     reads = ()
 
-    def __init__(self, module: Module, policy: TreePolicy, target: Target):
-        self.heads, self.policy, self.embed = module.heads, policy, target.embed
+    def __init__(self, module: Module, policy: TreePolicy, lm_head: nn.Module | None, target: Target):
+        self.heads, self.lm_head, self.policy, self.embed = module.heads, lm_head, policy, target.embed
         self.stream = FeatureStream(module.prefix, target) if module.prefix else None
         self.sizes = (policy.size,)
         self._draft = target.backend.capture(self._grow)
@@ -197,12 +208,12 @@ class Hydra:
         root = accepted.emitted_P[-1]
         feature_1D = self.stream.read(accepted, features_ND, span) if self.stream else accepted.last(features_ND)
         read_1X = torch.cat([feature_1D, self.embed(root[None])], dim=-1)
-        return self.policy.grow(root, self.heads[0](read_1X), read_1X, self._expand)
+        return self.policy.grow(root, self.heads[0](read_1X, self.lm_head), read_1X, self._expand)
 
     def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, read_WX: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the next head to the whole beam; each row keeps the tokens of its own branch."""
         read_WX = torch.cat([read_WX[rows_W], self.embed(tokens_W)], dim=-1)
-        return self.heads[level](read_WX), read_WX
+        return self.heads[level](read_WX, self.lm_head), read_WX
 
 
 def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module]:
@@ -217,7 +228,7 @@ def published(checkpoint: Checkpoint, target: PreTrainedModel) -> Trained[Module
     config = {"hydra_head_arch": "mlp", "grounded_heads": False, "hidden_state_offset": 0} | given
     HYDRA.check(config, checkpoint.source)
 
-    heads, layers = checkpoint.number("hydra_num_heads", 4, MAX_DEPTH - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
+    heads, layers = checkpoint.number("hydra_num_heads", 4, LOOKAHEAD - 1), checkpoint.number("hydra_num_layers", 1, MAX_LAYERS)
     plain = config["hydra_head_arch"] == "mlp"
     with torch.device("meta"):
         module = Module(target.config, Architecture(heads, layers, "none" if plain else "layer"))
@@ -264,4 +275,6 @@ def _without_copies(checkpoint: Checkpoint, target: PreTrainedModel, heads: int,
 
 def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     """Build the drafter for a target."""
-    return Hydra(target.backend.prepare(drafter.module), drafter.static_tree(config.nodes), target)
+    module, tokens_U = target.backend.prepare(drafter.module), drafter.module.tokens_for(target.config.vocab_size)
+    lm_head = target.head_over(tokens_U) if module.architecture.output == "target" else None
+    return Hydra(module, drafter.static_tree(config.nodes, tokens_U), lm_head, target)

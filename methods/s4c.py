@@ -24,8 +24,9 @@ from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, TreePolicy, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
 from methods.core.target import Scores, Target
-from methods.core.training import MAX_DEPTH, Batch, Level, feature_loss, soft_cross_entropy
+from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
+from methods.core.vocabulary import check_vocabulary
 from methods.core.weights import Trained
 
 # Weight of a level's loss relative to the level before. It is small because every path depends on the
@@ -65,9 +66,11 @@ class Architecture:
     heads: Heads = "recurrent"
     prefix: Prefix = "layer"
     depth: int = 5
+    vocabulary: int = 0  # size of the draft vocabulary, the most frequent tokens of the training text; 0: all tokens
 
     def __post_init__(self) -> None:
-        check_range("depth", self.depth, MAX_DEPTH - 1, least=2)
+        check_range("depth", self.depth, LOOKAHEAD - 1, least=2)
+        check_vocabulary(self.vocabulary)
 
 
 class LightHead(nn.Module):
@@ -92,16 +95,14 @@ class LightHead(nn.Module):
         return lm_head(self.norm(state_PD.to(self.norm.weight.dtype)))
 
 
-class Module(nn.Module):
+class Module(DrafterModule):
     """S4C's trained prefix layer and heads.
 
     Level 1 is guessed by the prefix layer or, without one, by a light head; level i by head i - 1.
     """
 
-    reads = ()
-
     def __init__(self, target: PreTrainedConfig, architecture: Architecture):
-        super().__init__()
+        super().__init__(target, architecture.vocabulary)
         self.architecture = architecture
         width, eps = target.hidden_size, target.rms_norm_eps
         self.first = FeatureLayer(target) if architecture.prefix == "layer" else LightHead(width, 2, eps)
@@ -142,17 +143,17 @@ class Module(nn.Module):
 
     def levels(self, batch: Batch, flat_P: Tensor, count: int) -> Iterator[Level]:
         """Yield the guesses of at most ``count`` levels, given the true tokens before each."""
-        yield from self._levels(batch, batch.features_BTD, flat_P, min(count, len(self.heads) + 1))
+        yield from self._levels(batch.among(self.tokens_U), batch.features_BTD, flat_P, min(count, len(self.heads) + 1))
 
     def loss(self, batch: Batch, flat_P: Tensor) -> Tensor:
         """Return the discounted sum over levels of both losses.
 
         They are SmoothL1 on the feature and soft cross-entropy on the guess, with weight 1 each.
         """
-        total = flat_P.new_zeros((), dtype=torch.float32)
+        batch, total = batch.among(self.tokens_U), flat_P.new_zeros((), dtype=torch.float32)
         for i, level in enumerate(self._levels(batch, batch.noisy_features(FEATURE_NOISE), flat_P, len(self.heads) + 1)):
             assert level.state_PD is not None
-            apart = feature_loss(level.state_PD, batch, flat_P + i + 1) + soft_cross_entropy(level.logits_PV, batch, flat_P + i + 1)
+            apart = feature_loss(level.state_PD, batch, flat_P + i + 1) + soft_cross_entropy(level.logits_PU, batch, flat_P + i + 1)
             total = total + DEPTH_DISCOUNT**i * apart
         return total
 
@@ -162,14 +163,14 @@ class Module(nn.Module):
         else:
             feature_PD = features_BTD.flatten(0, 1)[flat_P]
             first_PD = self.first(feature_PD, [feature_PD, batch.embedding_at(flat_P + 1)])
-        yield Level(first_PD, self.first_guess(first_PD, batch.lm_head))
+        yield Level(first_PD, self.first_guess(first_PD, batch.head))
 
         state_PD = first_PD
         embeddings: list[Tensor] = []
         for level in range(2, count + 1):
             embeddings.append(batch.embedding_at(flat_P + level))
             state_PD = self.deeper(level, first_PD, state_PD, embeddings)
-            yield Level(state_PD, self.head(level).read_out(state_PD, batch.lm_head))
+            yield Level(state_PD, self.head(level).read_out(state_PD, batch.head))
 
 
 class Beam(NamedTuple):
@@ -186,9 +187,10 @@ class S4C:
     reads = ()
 
     def __init__(self, module: Module, config: Config, target: Target):
-        self.module, self.embed, self.lm_head = module, target.embed, target.lm_head
+        tokens_U = module.tokens_for(target.config.vocab_size)
+        self.module, self.embed, self.lm_head = module, target.embed, target.head_over(tokens_U)
         own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
-        self.policy: TreePolicy = GrownTree(own, config.depth, config.width)
+        self.policy: TreePolicy = GrownTree(own, config.depth, config.width, tokens_U)
         self.sizes = (self.policy.size + config.nodes - own,)
 
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None

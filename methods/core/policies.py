@@ -4,7 +4,9 @@ A drafter gives the logits after the root and an ``Expand`` function that goes o
 policy decides which guesses are expanded and which are handed to the target. Policies run on the
 device with fixed shapes and read nothing on the host.
 
-Shape letters: W rows expanded together, K guesses kept of each, V vocabulary.
+Shape letters: W rows expanded together, K guesses kept of each, V vocabulary of the drafter's logits.
+A drafter that guesses among some of the target's tokens only (U of them) gives a policy ``tokens_U``, the
+token of each column of its logits; everything a policy returns or passes on is the target's token.
 """
 
 from collections.abc import Sequence
@@ -98,14 +100,13 @@ class GrownTree:
 
     Each level expands the ``width`` best nodes of the level before into their ``width`` best
     continuations; the ``nodes`` best of all guesses by cumulative log q are verified. Scores fall
-    along a path, so the kept nodes form a tree. For a drafter that guesses among some of the
-    target's tokens only, ``tokens_V`` has the token of each logits column.
+    along a path, so the kept nodes form a tree.
     """
 
     nodes: int
     depth: int
     width: int
-    tokens_V: Tensor | None = field(default=None, compare=False)
+    tokens_U: Tensor | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -120,7 +121,7 @@ class GrownTree:
         scores, tokens, parents, grown = [], [], [], 0
 
         for level in range(1, self.depth + 1):
-            guess_WK, logq_WK = likeliest(logits_WV, self.width, len(score_W), self.tokens_V)
+            guess_WK, logq_WK = likeliest(logits_WV, self.width, len(score_W), self.tokens_U)
             tokens.append(guess_WK.flatten())
             scores.append((score_W[:, None] + logq_WK).flatten())
             parents.append(parent_W.repeat_interleave(self.width))
@@ -152,7 +153,8 @@ class StaticTree:
     ``choices`` has each node once and the parent of every node.
     """
 
-    def __init__(self, choices: Sequence[Choice]):
+    def __init__(self, choices: Sequence[Choice], tokens_U: Tensor | None = None):
+        self._tokens_U = tokens_U
         self.choices = ordered = sorted(choices, key=lambda choice: (len(choice), choice))  # its nodes after the root
         place = {choice: i for i, choice in enumerate([(), *ordered])}
         if len(place) != len(choices) + 1 or any(choice[:-1] not in place for choice in ordered):
@@ -177,9 +179,9 @@ class StaticTree:
 
         def ranked(tokens_W: Tensor, rows_W: Tensor, level: int, state: S) -> tuple[Tensor, S]:
             logits_WV, state = expand(tokens_W, rows_W, level, state)
-            return logits_WV.topk(self.width).indices, state
+            return self._ranked(logits_WV), state
 
-        return self.fill(root, logits_WV.topk(self.width).indices, state, ranked)
+        return self.fill(root, self._ranked(logits_WV), state, ranked)
 
     def fill(self, root: Tensor, guess_WK: Tensor, state: S, expand: Expand[S]) -> DraftTree:
         """Build a tree from guessed tokens by rank; K is at least the tree's width.
@@ -193,6 +195,10 @@ class StaticTree:
             if depth < self.depth:
                 guess_WK, state = expand(tokens[-1][expanded], expanded_rows, depth, state)
         return DraftTree(torch.cat(tokens), shape_of(self.parents, guess_WK.device))
+
+    def _ranked(self, logits_WV: Tensor) -> Tensor:
+        best_WK = logits_WV.topk(self.width).indices
+        return best_WK if self._tokens_U is None else self._tokens_U[best_WK]
 
     def _on(self, device: torch.device) -> list[_Level]:
         if device not in self._levels:
@@ -228,15 +234,14 @@ def static_tree(choices: tuple[Choice, ...]) -> StaticTree:
     return StaticTree(choices)
 
 
-def likeliest(logits_WV: Tensor, k: int, rows: int, tokens_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def likeliest(logits_WV: Tensor, k: int, rows: int, tokens_U: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return tokens and log q (fp32) of the ``k`` best guesses of each row, both ``rows`` x K.
 
-    ``tokens_V`` has the token of each column, where columns are not the tokens themselves. It is
-    applied to the kept guesses only, which is cheaper than spreading the logits over the target's
-    vocabulary in every level. log q is kept slightly below zero: a certain guess would tie with its
-    own parent and could be kept without it.
+    ``tokens_U`` is applied to the kept guesses only, which is cheaper than spreading the logits over the
+    target's vocabulary in every level. log q is kept slightly below zero: a certain guess would tie with
+    its own parent and could be kept without it.
     """
     top = logits_WV.topk(k)
     logq_WK = top.values.float() - logits_WV.float().logsumexp(dim=-1, keepdim=True)
-    guess_WK = top.indices if tokens_V is None else tokens_V[top.indices]
+    guess_WK = top.indices if tokens_U is None else tokens_U[top.indices]
     return guess_WK.expand(rows, -1), logq_WK.clamp(max=-1e-4).expand(rows, -1)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from methods.core.acceptance import Accepted
@@ -13,6 +13,7 @@ from methods.core.backend import EAGER, Backend
 from methods.core.errors import UserError
 from methods.core.stack import Stack
 from methods.core.tree import MAX_TREE_SIZE, DraftTree, padded
+from methods.core.vocabulary import rows_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")  # of transformers' rope types
@@ -47,6 +48,7 @@ class Target:
         self.device, self.dtype = model.device, model.dtype
 
         prepared: Any = backend.prepare(model)
+        self._unprepared_head: Any = model.get_output_embeddings()  # whose rows can still be told apart
         self.embed, self.lm_head = prepared.get_input_embeddings(), prepared.get_output_embeddings()
         self.stack = Stack(prepared.base_model, self.config, self.context + MAX_TREE_SIZE, dtype=self.dtype, device=self.device)
         self.cache = self.stack.cache
@@ -57,6 +59,12 @@ class Target:
     def devices(self) -> list[torch.device]:
         """The devices it is on: first the target's own, then those that hold only layers."""
         return list(dict.fromkeys([self.device, *(buffer.device for buffer in self.cache.buffers)]))
+
+    def head_over(self, tokens_U: Tensor | None) -> nn.Module:
+        """Return the output layer over these tokens, whose rows are copied to a small matrix; over all without any."""
+        if tokens_U is None:
+            return self.lm_head
+        return self.backend.prepare(nn.ModuleList([rows_of(self._unprepared_head, tokens_U)]))[0]
 
     def prefill(self, prompt: list[int], reads: tuple[int, ...] = ()) -> Scores:
         """Forget the cache, read the prompt, and return its scores; ``reads`` as in ``score``."""

@@ -44,9 +44,9 @@ class Trained(Generic[M]):
         """
         return best_choices(self.rank_accuracy, nodes) if self.rank_accuracy else self.template[:nodes]
 
-    def static_tree(self, nodes: int) -> StaticTree:
-        """Return the static tree of the ``nodes`` best drafts."""
-        return static_tree(self.choices(nodes))
+    def static_tree(self, nodes: int, tokens_U: Tensor | None = None) -> StaticTree:
+        """Return the static tree of the ``nodes`` best drafts, guessed among ``tokens_U`` if not among all tokens."""
+        return static_tree(self.choices(nodes)) if tokens_U is None else StaticTree(self.choices(nodes), tokens_U)
 
 
 def save(path: Path, kind: str, module: nn.Module, architecture: Any, rank_accuracy: RankAccuracy, facts: dict[str, Any]) -> None:

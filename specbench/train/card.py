@@ -17,6 +17,7 @@ from specbench.analysis.agreement import repetition
 from specbench.train.data import corpus, generate, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
+from specbench.train.drafter_data import coverage_text
 from specbench.train.target import FACTS
 from specbench.util import files
 from specbench.util.terminal import Console
@@ -53,10 +54,10 @@ assistant: its sentences are often fluent, but its facts are unreliable. Do not 
 ## Drafters, trained on this frozen target
 
 They were trained with `specbench train KIND`. Acceptance on held-out prompts is listed by depth; at each depth all earlier tokens
-were given:
+were given. Coverage is the share of the target's held-out answers that the draft vocabulary has:
 
-| kind | options | parameters | tokens | lr | rank-1 acceptance by depth | sha256 |
-|---|---|---|---|---|---|---|
+| kind | options | parameters | tokens | lr | coverage | rank-1 acceptance by depth | sha256 |
+|---|---|---|---|---|---|---|---|
 {drafters}
 
 ## Sample outputs (greedy, first {sample_tokens} tokens; prompts of the suite `mini`)
@@ -188,5 +189,6 @@ def _drafter_rows(folder: Path, target_sha256: str) -> list[str]:
         options = " ".join(f"{key}={value}" for key, value in about["options"].items()) or "none"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         sizes = f"{about['parameters']:,} | {about['tokens']:,} | {about['lr']:g}"
-        rows.append(f"| {about['kind']} | {options} | {sizes} | {first} | `{sha256[:16]}` |")
+        coverage = coverage_text(about["coverage"]) if about.get("coverage") else "all tokens"
+        rows.append(f"| {about['kind']} | {options} | {sizes} | {coverage} | {first} | `{sha256[:16]}` |")
     return rows

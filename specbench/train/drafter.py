@@ -3,9 +3,8 @@
 A training has two phases: first the corpus as it is, then text that the target itself generated.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from methods.core import weights
-from methods.core.errors import UserError, unknown
-from methods.core.training import MAX_DEPTH, Batch
-from methods.registry import METHODS, parse_option
+from methods.core.errors import UserError
+from methods.core.training import Batch, DrafterModule
 from specbench import targets
 from specbench.targets import placement
-from specbench.targets.widen import SHAPES
 from specbench.train import drafter_data, loop
+from specbench.train.architecture import lookahead_of, resolve_drafter, with_defaults
 from specbench.train.data import corpus
 from specbench.train.distributed import World, join_world
-from specbench.train.drafter_data import TrainingBatches
+from specbench.train.drafter_data import TrainingBatches, check_context
 from specbench.train.recipe import Job
 from specbench.util import files
 from specbench.util.terminal import Console
@@ -32,8 +30,6 @@ from specbench.util.terminal import Console
 EVALUATIONS = 12  # in a training
 RANKS = 8  # of a drafter's guesses at each level: as many as static trees may use
 POSITIONS = 512  # of a batch on which acceptance is measured, at most
-
-KINDS = sorted({row.weights for row in METHODS.values() if row.weights and not row.model})
 
 
 def train(job: Job, console: Console) -> None:
@@ -47,7 +43,8 @@ def train(job: Job, console: Console) -> None:
         console = console if world.is_leader else Console(quiet=True)
         log = TensorBoardLog(job.log_dir if world.is_leader else None)
         loaded = _load_target(job, device, world)
-        drafter_data.check_context(job.recipe, loaded.model.config.max_position_embeddings)
+        architecture = with_defaults(architecture, job.options, loaded.model.config.vocab_size)
+        check_context(job.recipe, loaded.model.config, lookahead_of(code, architecture, loaded.model.config))
         files.make_folder(job.out.parent)
         files.check_writable(job.out, inputs=(job.source, job.target))
 
@@ -59,18 +56,6 @@ def train(job: Job, console: Console) -> None:
                 "features on disk, --cache-features (--estimate tells what takes how much)"
             ) from None
         log.close()
-
-
-def resolve_drafter(job: Job) -> tuple[ModuleType, Any]:
-    """Return the code and the architecture of the drafter to train. Raises UserError for one that cannot be trained."""
-    if job.kind not in KINDS:
-        raise unknown("trainable method", job.kind, [*KINDS, "target"])
-    if job.target in SHAPES:
-        raise UserError(
-            f"{job.target} is a cost-matched target, whose drafters are those of {targets.SHIPPED}; pass --target {targets.SHIPPED}"
-        )
-    code = importlib.import_module(next(row.module for row in METHODS.values() if row.weights == job.kind))
-    return code, _parse_architecture(code.Architecture(), job.kind, job.options)
 
 
 def target_dtype(device: str) -> str:
@@ -109,14 +94,19 @@ def _train(
 
     torch.manual_seed(0)
     module = code.Module(model.config, architecture).to(model.device)
-    if hasattr(module, "choose_vocabulary"):
+    if architecture.vocabulary:
         module.choose_vocabulary(drafter_data.count_answer_tokens(windows, model.config.vocab_size))
     module.start_from(model.get_output_embeddings(), model.base_model.get_parameter("norm.weight"))
+
+    coverage: dict[str, float] = {}
+    if world.is_leader and module.tokens_U is not None:
+        coverage = drafter_data.held_out_coverage(job, loaded, folder, module.tokens_U)
+        console.print(f"draft vocabulary of {architecture.vocabulary:,} tokens: {drafter_data.coverage_text(coverage)} of held-out answers")
 
     held_out = drafter_data.held_out_batches(loaded, windows["held_out"], recipe.rows, module.reads)
     phases = drafter_data.training_phases(job, loaded, windows, module.reads, folder, world, console)
     micro_batches = recipe.micro_batches(world.size)
-    batches = TrainingBatches(model, phases, micro_batches=micro_batches, rows=recipe.rows, at_most=recipe.positions)
+    batches = TrainingBatches(model, phases, micro_batches=micro_batches, recipe=recipe, lookahead=module.lookahead)
     steps = sum(phase.steps for phase in phases)
 
     def evaluate(step: int) -> str:
@@ -140,28 +130,32 @@ def _train(
     )
     if world.is_leader:
         facts = {"target_sha256": data["target"], "tokens": recipe.tokens, "lr": recipe.lr, "options": asdict(architecture)}
-        facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": settings}
+        facts |= {"corpus_sha256": data["corpus"], "template_sha256": loaded.chat.sha256, "recipe": settings, "coverage": coverage}
         with files.atomic_write(job.out) as partial:
             weights.save(partial, job.kind, module, architecture, rank_accuracy(module, held_out, recipe.positions), facts)
         console.print(f"wrote {job.out}", soft_wrap=True)
 
 
 @torch.no_grad()
-def rank_accuracy(module: Any, batches: list[Batch], at_most: int = POSITIONS) -> weights.RankAccuracy:
-    """Measure how often the guess of each rank at each level is the target's choice, given all earlier tokens."""
-    hits = torch.zeros(MAX_DEPTH - 1, RANKS, dtype=torch.float64)
-    seen, levels = torch.zeros(MAX_DEPTH - 1, 1, dtype=torch.float64), 0
+def rank_accuracy(module: DrafterModule, batches: list[Batch], at_most: int = POSITIONS) -> weights.RankAccuracy:
+    """Measure how often the guess of each rank at each level is the target's choice, given all earlier tokens.
+
+    A choice outside the draft vocabulary is a miss.
+    """
+    most, tokens_U, levels = module.lookahead - 1, module.tokens_U, 0
+    hits, seen = torch.zeros(most, RANKS, dtype=torch.float64), torch.zeros(most, 1, dtype=torch.float64)
     module.eval()
 
     for batch in batches:
         torch.manual_seed(0)
-        flat_P = batch.positions(at_most)
+        flat_P = batch.positions(at_most, module.lookahead)
         low_precision = next(batch.lm_head.parameters()).dtype != torch.float32
         with torch.autocast(flat_P.device.type, torch.bfloat16, enabled=low_precision):
-            for i, level in enumerate(module.levels(batch, flat_P, MAX_DEPTH - 1)):
+            for i, level in enumerate(module.levels(batch, flat_P, most)):
                 counts_P = batch.counts_at(flat_P + i + 1)
-                right_P1 = batch.lm_head(batch.features_at(flat_P + i + 1)).argmax(dim=-1, keepdim=True)
-                right_PK = (level.logits_PV.topk(RANKS).indices == right_P1)[counts_P]
+                best_PK = level.logits_PU.topk(RANKS).indices
+                guess_PK = best_PK if tokens_U is None else tokens_U[best_PK]
+                right_PK = (guess_PK == batch.likeliest_at(flat_P + i + 1)[:, None])[counts_P]
                 hits[i] += right_PK.double().sum(dim=0).cpu()
                 seen[i] += len(right_PK)
                 levels = max(levels, i + 1)
@@ -205,14 +199,6 @@ def _losses(
                 yield loss
 
     return losses_at
-
-
-def _parse_architecture(default: Any, kind: str, options: dict[str, str]) -> Any:
-    types = {option.name: option.type for option in fields(default)}
-    for key in options:
-        if key not in types:
-            raise unknown(f"training option of {kind}", key, types) if types else UserError(f"{kind} has no training options, got {key!r}")
-    return replace(default, **{key: parse_option(kind, key, text, types[key]) for key, text in options.items()})
 
 
 class TensorBoardLog:

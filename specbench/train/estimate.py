@@ -16,9 +16,10 @@ from methods.core.kv_cache import head_dim
 from methods.core.target import refuse
 from specbench import targets
 from specbench.targets import checkpoint, hub
+from specbench.train.architecture import lookahead_of, resolve_drafter, with_defaults
 from specbench.train.counting import FP32_BYTES, DeviceRates, DrafterCost, count_cost, measure_device
 from specbench.train.data import generate
-from specbench.train.drafter import resolve_drafter, target_dtype
+from specbench.train.drafter import target_dtype
 from specbench.train.drafter_data import HELD_OUT_BATCHES, HELD_OUT_PER_CATEGORY, MAX_PROMPT, check_context
 from specbench.train.features import STORED_DTYPE
 from specbench.train.recipe import Job, Recipe
@@ -181,7 +182,8 @@ def print_estimate(job: Job, console: Console) -> None:
     """Print the estimate for each process of a job. Raises UserError for a job that cannot be trained."""
     code, architecture = resolve_drafter(job)
     config = load_target_config(job.target, job.revision)
-    check_context(job.recipe, config.max_position_embeddings)
+    architecture = with_defaults(architecture, job.options, config.vocab_size)
+    check_context(job.recipe, config, lookahead_of(code, architecture, config))
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     drafter = count_cost(code.Module, architecture, config, job.recipe)
     estimate = TrainingEstimate(config, drafter, job.recipe, processes, targets.DTYPES[target_dtype(job.device)])

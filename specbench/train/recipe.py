@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from methods.core.errors import UserError, unknown
-from methods.core.training import MAX_DEPTH
 from specbench.train.data.corpus import Source
 from specbench.train.loop import SCHEDULES
 
@@ -36,7 +35,7 @@ class Recipe:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        least = {"lr": 0.0, "seq": MAX_DEPTH + 4, "rows": 1, "accumulate": 1, "regenerate": 0, "max_new_tokens": 1, "temperature": 0.0}
+        least = {"lr": 0.0, "seq": 1, "rows": 1, "accumulate": 1, "regenerate": 0, "max_new_tokens": 1, "temperature": 0.0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {bound}")

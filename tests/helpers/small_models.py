@@ -25,7 +25,6 @@ from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
-from methods.core.training import ChoosesVocabulary
 from methods.core.tree import DraftTree
 from methods.core.weights import Trained
 from specbench.studies.tune.record import reads_of
@@ -53,6 +52,11 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "smollm2": (  # a Llama whose output matrix is its embedding, with three query heads for each key head
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "tie_word_embeddings": True},
+    ),
 }
 
 
@@ -71,7 +75,7 @@ def spread(module, seed):
 @lru_cache
 def small_model(family="llama", attention="sdpa"):
     config, model, extra = FAMILIES[family]
-    return spread(model._from_config(config(**SHAPE, **extra), attn_implementation=attention).double(), seed=0)
+    return spread(model._from_config(config(**{**SHAPE, **extra}), attn_implementation=attention).double(), seed=0)
 
 
 @lru_cache
@@ -86,9 +90,16 @@ def trained(kind, model, **architecture):
         return Trained(draft_model(model.config).to(model.dtype), (), "0" * 64)
     code = importlib.import_module(row.module)
     module = spread(code.Module(model.config, code.Architecture(**architecture)).to(model.dtype), seed=1)
-    if isinstance(module, ChoosesVocabulary):
-        module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
+    module.choose_vocabulary(torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(2)))
     return Trained(module, RANK_ACCURACY, "0" * 64)
+
+
+def narrow(name):
+    """Return options of a method's weights that guess among 40 tokens, by the target's output matrix; none without trained weights."""
+    kind = registry.METHODS[name].weights
+    if kind is None or registry.METHODS[name].model:
+        return {}
+    return {"vocabulary": 40} | ({"output": "target"} if kind in ("medusa", "hydra", "eagle3") else {})
 
 
 def draft_model(config, noise=0.1):
@@ -102,7 +113,7 @@ def draft_model(config, noise=0.1):
 
 def build(name, target, **options):
     """Build a method of the table with random weights; ``options`` are those of ``--set``, or of the weights' architecture."""
-    architecture = {key: options[key] for key in ("heads", "layers", "prefix", "vocabulary") if key in options}
+    architecture = {key: options[key] for key in ("heads", "layers", "prefix", "vocabulary", "output") if key in options}
     given = {key: str(value) for key, value in options.items() if key in registry.options(name) or key not in architecture}
     resolved = registry.resolve(name, given, "cpu")
     weights = trained(resolved.method.weights, target, **architecture) if resolved.method.weights else None

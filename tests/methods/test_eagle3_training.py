@@ -33,15 +33,14 @@ def test_every_level_of_training_is_what_it_sees_when_it_drafts(vocabulary, atte
     places, depth = [3, 11, 20], 5
     batch = batch_of(model, [text[::-1], text])
     levels = list(module.levels(batch, torch.tensor([len(text) + place for place in places]), depth))
-    guessed = torch.arange(64) if module.tokens_U is None else module.tokens_U
     for i, place in enumerate(places):
         drafter, _ = build("eagle3", target, vocabulary=vocabulary)
         committed, guesses = text[: place + 2], text[place + 2 : place + 1 + depth]
         drafter.policy = watched = Watched(Follow(guesses))
         begun(drafter, target, committed).draft(committed)
-        for level, (_, logits_PV) in enumerate(levels):
-            torch.testing.assert_close(logits_PV[i][guessed], watched.logits[tuple(guesses[:level])], **CLOSE)
-            assert torch.isneginf(logits_PV[i]).sum() == 64 - len(guessed)
+        for level, (_, logits_PU) in enumerate(levels):
+            torch.testing.assert_close(logits_PU[i], watched.logits[tuple(guesses[:level])], **CLOSE)
+            assert logits_PU.shape[1] == (vocabulary or 64)
 
 
 def test_the_loss_is_over_the_draft_vocabulary_and_leaves_out_what_is_not_in_it():
@@ -50,15 +49,15 @@ def test_the_loss_is_over_the_draft_vocabulary_and_leaves_out_what_is_not_in_it(
     module, batch = trained("eagle3", model, vocabulary=40).module, batch_of(model, [greedy_text()[:30]])
     places, tokens_U = [4, 9, 15], module.tokens_U
     expected, outside = 0.0, 0
-    for k, (_, logits_PV) in enumerate(module.levels(batch, torch.tensor(places), eagle3.UNROLLED)):
+    for k, (_, logits_PU) in enumerate(module.levels(batch, torch.tensor(places), module.lookahead - 1)):
         for i, place in enumerate(places):
             wanted_V = model.lm_head(batch.features_BTD[0, place + k + 1])
             if int(wanted_V.argmax()) in tokens_U.tolist():
                 p_U = wanted_V[tokens_U].softmax(-1)
-                expected += 0.8**k * -(p_U * logits_PV[i][tokens_U].log_softmax(-1)).sum() / len(places)
+                expected += 0.8**k * -(p_U * logits_PU[i].log_softmax(-1)).sum() / len(places)
             else:
                 outside += 1
-    assert 0 < outside < len(places) * eagle3.UNROLLED
+    assert 0 < outside < len(places) * (module.lookahead - 1)
     assert float(module.loss(batch, torch.tensor(places))) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -95,8 +94,9 @@ def right(module, batch):
     places = torch.cat([torch.arange(8, 40) + row * batch.tokens_BT.shape[1] for row in range(len(batch.tokens_BT))])
     with torch.no_grad():
         wanted = batch.lm_head(batch.features_BTD).argmax(-1).flatten()
-        levels = enumerate(module.levels(batch, places, eagle3.UNROLLED), start=1)
-        return [float((guess.logits_PV.argmax(-1) == wanted[places + level]).float().mean()) for level, guess in levels]
+        levels = enumerate(module.levels(batch, places, module.lookahead - 1), start=1)
+        tokens_U = torch.arange(64) if module.tokens_U is None else module.tokens_U
+        return [float((tokens_U[guess.logits_PU.argmax(-1)] == wanted[places + level]).float().mean()) for level, guess in levels]
 
 
 @pytest.mark.parametrize("vocabulary", [0, 48])
@@ -113,7 +113,7 @@ def test_training_raises_held_out_acceptance(vocabulary):
             optimizer.step()
             optimizer.zero_grad()
     after = right(module, held_out)
-    assert len(before) == len(after) == eagle3.UNROLLED
+    assert len(before) == len(after) == module.lookahead - 1
     assert after[0] > before[0] + 0.3
     assert after[2] > before[2] + 0.1
 

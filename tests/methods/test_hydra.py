@@ -36,7 +36,7 @@ def test_heads_begin_as_the_targets_own(layers):
     levels = list(begun(model, layers=layers, prefix="none").levels(batch, flat_P, 9))
     assert len(levels) == HEADS
     for level in levels:
-        torch.testing.assert_close(level.logits_PV, model.lm_head(batch.features_at(flat_P)))
+        torch.testing.assert_close(level.logits_PU, model.lm_head(batch.features_at(flat_P)))
 
 
 def test_the_prefix_layer_begins_at_the_features_size():

@@ -39,6 +39,7 @@ def refusal(path, kind, config=None):
     ("kind", "architecture"),
     [
         ("medusa", {}),
+        ("medusa", {"vocabulary": 40, "output": "target"}),
         ("eagle", {}),
         ("eagle3", {"vocabulary": 40}),
         ("hydra", {"layers": 2}),

@@ -26,7 +26,7 @@ from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.core.weights import Trained
 from specbench.targets.widen import AXES, SHAPES, ModelShape, fill, wide_config, widened
-from specbench.train.drafter import KINDS
+from specbench.train.architecture import KINDS
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 V = SHAPE["vocab_size"]
@@ -39,6 +39,8 @@ SHAPES_OF = {  # small key/value heads (of 4 query heads, 8 wide) -> large shape
 }
 DRAFTERS = [
     ("medusa", {}),
+    ("medusa", {"vocabulary": 40, "output": "target"}),
+    ("eagle2", {"vocabulary": 40}),
     ("hydra", {"prefix": "layer", "layers": 3}),
     ("hydra", {"prefix": "none", "layers": 1}),
     ("eagle", {}),

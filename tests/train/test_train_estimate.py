@@ -1,5 +1,8 @@
 """The estimate of a training against the memory that training really uses."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.small_models import SHAPE, small_model
@@ -8,8 +11,8 @@ from transformers import LlamaConfig
 
 from methods.core.errors import UserError
 from specbench.cli.app import main
-from specbench.train import counting, drafter, estimate, loop
-from specbench.train.drafter import KINDS
+from specbench.train import architecture, counting, estimate, loop, ship
+from specbench.train.architecture import KINDS
 from specbench.train.recipe import Job, Recipe
 from specbench.util.terminal import Console
 
@@ -23,12 +26,12 @@ def job(kind, target, tmp_path, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_counted_memory_is_what_training_uses(kind, tmp_path):
     """Weights and optimizer state match to the byte, saved tensors those of a real batch of the same shape."""
-    code, architecture = drafter.resolve_drafter(job(kind, "tiny", tmp_path))
+    code, options = architecture.resolve_drafter(job(kind, "tiny", tmp_path))
     config = LlamaConfig(**{**SHAPE, "vocab_size": 512})
     config._attn_implementation = "sdpa"
-    found = counting.count_cost(code.Module, architecture, config, RECIPE)
+    found = counting.count_cost(code.Module, options, config, RECIPE)
     torch.manual_seed(0)
-    module = code.Module(config, architecture)
+    module = code.Module(config, options)
     assert found.parameters == sum(p.numel() for p in module.parameters())
     batch, flat_P = counting.empty_batch(module.reads, config, RECIPE)
     flat_P = torch.randint(0, 32, flat_P.shape)
@@ -106,3 +109,28 @@ def test_an_estimate_of_an_unknown_target_or_method_is_refused(tmp_path):
         estimate.print_estimate(job("medusa", tmp_path / "none", tmp_path), Console(quiet=True))
     with pytest.raises(UserError, match="unknown trainable method 'medsua'"):
         estimate.print_estimate(job("medsua", tmp_path, tmp_path), Console(quiet=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocabulary_is_cut_by_default_where_the_targets_is_large(kind):
+    code = architecture.resolve_drafter(job(kind, "tiny", Path()))[0]
+    plain = code.Architecture()
+    assert architecture.with_defaults(plain, {}, 32_000) == plain
+    cut = architecture.with_defaults(plain, {}, 49_152)
+    assert cut.vocabulary == 8192
+    assert getattr(cut, "output", "target") == "target"
+    assert architecture.with_defaults(plain, {"vocabulary": "0"}, 49_152) == plain
+    if hasattr(plain, "output"):
+        assert architecture.with_defaults(plain, {"output": "own"}, 49_152) == replace(plain, vocabulary=8192)
+
+
+def test_drafters_of_a_small_target_with_a_large_vocabulary_fit_a_file():
+    """The shape is that of SmolLM2-135M; S4C and Hydra fit with fewer levels than by default."""
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
+    )
+    for kind, options in (("medusa", {}), ("eagle", {}), ("eagle3", {}), ("s4c", {"depth": 4}), ("hydra", {"heads": 2})):
+        code = architecture.resolve_drafter(job(kind, "tiny", Path()))[0]
+        with torch.device("meta"):
+            module = code.Module(config, architecture.with_defaults(code.Architecture(**options), {}, config.vocab_size))
+        assert 2 * sum(p.numel() for p in module.parameters()) < ship.MAX_FILE, kind

@@ -9,13 +9,13 @@ from helpers.small_models import SHAPE, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.core.errors import UserError
-from methods.core.training import MAX_DEPTH
+from methods.core.training import LOOKAHEAD
 from specbench.targets.chat import Chat
 from specbench.train.data import generate, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
 from specbench.train.distributed import SINGLE_PROCESS
-from specbench.train.drafter_data import TrainingBatches, TrainingPhase
+from specbench.train.drafter_data import TrainingBatches, TrainingPhase, check_context
 from specbench.train.features import Features
 from specbench.train.recipe import Recipe
 from specbench.train.target import train_tokenizer
@@ -47,12 +47,12 @@ def target_and_windows(tmp_path_factory):
     return model, {name: Windows(text, 64) for name, text in found.items()}
 
 
-def batches_of(model, phases, micro_batches=1):
+def batches_of(model, phases, micro_batches=1, lookahead=LOOKAHEAD):
     def features_of(windows):
         return lambda numbers_B: Features(torch.zeros(len(numbers_B), windows.seq, 1), None)
 
     given = [TrainingPhase(windows, features_of(windows), steps) for windows, steps in phases]
-    return TrainingBatches(model, given, micro_batches=micro_batches, rows=2, at_most=Recipe(seq=64).positions)
+    return TrainingBatches(model, given, micro_batches=micro_batches, recipe=Recipe(seq=64, rows=2), lookahead=lookahead)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -83,17 +83,19 @@ def test_the_second_phase_starts_at_the_beginning_of_its_text(target_and_windows
     assert torch.equal(both.batch(4, 0, both.totals(4)).tokens_BT, own.batch(1, 0, own.totals(1)).tokens_BT)
 
 
-def test_micro_batches_are_steps_of_a_smaller_batch_and_their_totals_add_up(target_and_windows):
+@pytest.mark.parametrize("lookahead", [LOOKAHEAD, 9])
+def test_micro_batches_are_steps_of_a_smaller_batch_and_their_totals_add_up(lookahead, target_and_windows):
     model, windows = target_and_windows
-    whole, split = batches_of(model, [(windows["corpus"], 8)]), batches_of(model, [(windows["corpus"], 4)], micro_batches=2)
+    whole = batches_of(model, [(windows["corpus"], 8)], lookahead=lookahead)
+    split = batches_of(model, [(windows["corpus"], 4)], micro_batches=2, lookahead=lookahead)
     totals_K = split.totals(1)
-    expected = torch.zeros(MAX_DEPTH, dtype=torch.long)
+    expected = torch.zeros(lookahead, dtype=torch.long)
     for index in range(2):
         batch, alone = split.batch(1, index, totals_K), whole.batch(2 + index, 0, whole.totals(2 + index))
         assert torch.equal(batch.tokens_BT, alone.tokens_BT)
         assert torch.equal(batch.chosen_P, alone.chosen_P)
-        expected += torch.stack([alone.counts_at(alone.chosen_P + k).sum() for k in range(MAX_DEPTH)])
-        assert all(int(batch.total(batch.chosen_P + k)) == int(totals_K[k]) for k in range(MAX_DEPTH))
+        expected += torch.stack([alone.counts_at(alone.chosen_P + k).sum() for k in range(lookahead)])
+        assert all(int(batch.total(batch.chosen_P + k)) == int(totals_K[k]) for k in range(lookahead))
     assert totals_K.tolist() == expected.tolist()
     assert len(set(totals_K.tolist())) > 1  # answers end: fewer positions count at deeper levels
 
@@ -104,11 +106,14 @@ def test_the_steps_of_a_recipe_and_bad_settings():
     assert Recipe(accumulate=3).step_tokens(2) == 3 * 2 * 2 * 1024
     for wrong, message in (
         ({"lr": float("nan")}, "--lr is nan"),
-        ({"seq": 4}, "--seq is 4; it must be at least 10"),
+        ({"seq": 0}, "--seq is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
         ({"schedule": "cosin"}, "unknown value of --schedule 'cosin'; did you mean 'cosine'"),
     ):
         with pytest.raises(UserError, match=message):
             Recipe(**wrong)
+    for lookahead in (6, 9):
+        with pytest.raises(UserError, match=f"--seq is {lookahead + 3}; it must be at least {lookahead + 4} for"):
+            check_context(Recipe(seq=lookahead + 3), LlamaConfig(), lookahead)
     with pytest.raises(UserError, match="--tokens is 4,000, less than a step's 4,096"):
         Recipe(tokens=4000).steps(2)

@@ -1,5 +1,6 @@
 """Drafters trained from the command line on a small target: they learn, are found by `run`, and stay lossless."""
 
+import json
 import sys
 
 import pytest
@@ -15,11 +16,11 @@ from specbench import targets
 from specbench.cli import run as run_command
 from specbench.cli.app import main
 from specbench.store import records
-from specbench.train import drafter, features
+from specbench.train import architecture, card, drafter, features
+from specbench.train.architecture import KINDS
 from specbench.train.data import corpus, texts
 from specbench.train.data.chat import ChatFormat
 from specbench.train.data.texts import Windows
-from specbench.train.drafter import KINDS
 
 STEPS, BETTER, TAUGHT = 60, 0.4, 150
 RECIPE = ["--seq", "64", "--rows", "4", "--lr", "0.01", "--regenerate", "40", "--max-new-tokens", "40"]
@@ -135,8 +136,32 @@ def test_a_training_on_the_corpus_alone_records_its_options(place, tmp_path, cap
     assert train(place, "s4c", *options, "--out", tmp_path / "s.safetensors", steps=2) == 0
     about = weights.about(tmp_path / "s.safetensors")
     assert (about["recipe"]["regenerate"], about["recipe"]["schedule"], about["tokens"]) == (0, "cosine", 512)
-    assert about["options"] == {"heads": "recurrent", "prefix": "layer", "depth": 3}
+    assert about["options"] == {"heads": "recurrent", "prefix": "layer", "depth": 3, "vocabulary": 0}
+    assert about["coverage"] == {}
     assert "own:" not in capsys.readouterr().out
+
+
+def test_a_large_vocabulary_is_cut_to_the_frequent_tokens(place, tmp_path, monkeypatch, capsys):
+    """The file has no output matrix; what the draft vocabulary covers is printed and recorded, by category, and in the card's row."""
+    monkeypatch.setattr(architecture, "LARGE_VOCABULARY", 100)
+    monkeypatch.setattr(architecture, "DRAFT_VOCABULARY", 40)
+    (tmp_path / "drafters").mkdir()
+    path = tmp_path / "drafters" / "medusa.safetensors"
+    assert train(place, "medusa", "--out", path, "--work", tmp_path / "work", steps=2) == 0
+    about, tensors = weights.about(path), load_file(path)
+    assert about["options"] == {"heads": 4, "blocks": 1, "vocabulary": 40, "output": "target"}
+    assert {tuple(tensor.shape) for tensor in tensors.values()} == {(40,), (32,), (32, 32)}
+    coverage = about["coverage"]
+    assert list(coverage) == ["all", "qa", "rag"]
+    answers = [json.loads(file.read_text()) for file in (tmp_path / "work").rglob("held_out/*.json")]
+    answered = [token for batch in answers for answer in batch for token in answer]
+    known = (tensors["d2t"] + torch.arange(40)).tolist()
+    assert coverage["all"] == pytest.approx(sum(token in known for token in answered) / len(answered), abs=1e-5)
+    assert min(coverage["qa"], coverage["rag"]) <= coverage["all"] <= max(coverage["qa"], coverage["rag"])
+    said = f"draft vocabulary of 40 tokens: {coverage['all']:.1%} (qa {coverage['qa']:.1%}, rag {coverage['rag']:.1%})"
+    assert f"{said} of held-out answers" in " ".join(capsys.readouterr().out.split())
+    [row] = card._drafter_rows(tmp_path, about["target_sha256"])
+    assert f"| {coverage['all']:.1%} (qa" in row
 
 
 def test_a_target_with_a_device_map_trains_the_same_drafter(place, tmp_path, capsys, monkeypatch):

@@ -84,7 +84,7 @@ class _RecordingPolicy:
         """Return the levels of the last tree."""
         levels = []
         for rows_R, tokens_R, logits_RV in self._expanded:
-            guess_RK, logq_RK = likeliest(logits_RV, self._width, len(rows_R), self._policy.tokens_V)
+            guess_RK, logq_RK = likeliest(logits_RV, self._width, len(rows_R), self._policy.tokens_U)
             rows, tokens, guess = (np.array(tensor.tolist()) for tensor in (rows_R, tokens_R, guess_RK))
             levels.append(ExpandedRows(rows, tokens, guess, np.array(logq_RK.tolist(), dtype=np.float32)))
         return levels

@@ -9,7 +9,7 @@ import numpy as np
 from methods import registry
 from methods.core.errors import UserError
 from methods.core.policies import GrownTree
-from methods.core.training import MAX_DEPTH
+from methods.core.training import LOOKAHEAD
 from methods.core.weights import Trained
 from methods.registry import METHODS, Resolved
 from specbench.config.arm import Arm
@@ -78,7 +78,7 @@ def space_of(resolved: Resolved, trained: Trained | None) -> Space:
     """Return the trees that a method and its weights allow."""
     if "depth" not in registry.options(resolved.name) or getattr(resolved.config, "policy", "grown") != "grown":
         return Space(len(trained.choices(MOST)) or MOST if trained else MOST)
-    deepest = getattr(trained.module.architecture, "depth", MAX_DEPTH - 1) if trained else MAX_DEPTH - 1
+    deepest = getattr(trained.module.architecture, "depth", trained.module.lookahead - 1) if trained else LOOKAHEAD - 1
     deepest = max(deepest, resolved.config.depth)  # a recurrent layer can draft deeper than it was trained
     return Space(MOST, tuple(range(max(1, deepest - DEPTHS + 1), deepest + 1)))
 

@@ -23,6 +23,7 @@ class Tokens(NamedTuple):
 
     tokens_T: np.ndarray  # uint16 where the vocabulary allows it, else uint32
     answer_T: np.ndarray  # bool
+    category: str = ""  # of a prompt that was chosen by category, and of its answer
 
 
 class ChatFormat:
@@ -72,7 +73,8 @@ class ChatFormat:
     def append_answer(self, prompt: Tokens, answer: Sequence[int]) -> Tokens:
         """Return a prompt followed by an answer that the target generated."""
         answer_T = np.array(answer, self._dtype)
-        return Tokens(np.concatenate([prompt.tokens_T, answer_T]), np.concatenate([prompt.answer_T, np.ones(len(answer), bool)]))
+        mask_T = np.concatenate([prompt.answer_T, np.ones(len(answer), bool)])
+        return prompt._replace(tokens_T=np.concatenate([prompt.tokens_T, answer_T]), answer_T=mask_T)
 
     def _answer_mask(self, tokens_T: np.ndarray, ends_T: np.ndarray, answers: Sequence[int]) -> np.ndarray:
         """Return a mask that is true from the first token that reaches into an answer to the answer's stop token.

@@ -49,9 +49,14 @@ def write_answers(
 
 def collect_text(chat: ChatFormat, prompts: list[Tokens], folder: Path) -> Tokens:
     """Return the prompts and the answers that ``write_answers`` wrote, as one text."""
+    return texts.pack(collect_answered(chat, prompts, folder))
+
+
+def collect_answered(chat: ChatFormat, prompts: list[Tokens], folder: Path) -> list[Tokens]:
+    """Return each prompt with the answer that ``write_answers`` wrote."""
     batches = (json.loads(_answers_file(folder, number).read_text(encoding="ascii")) for number in range(len(split_batches(prompts))))
     answered = zip(prompts, itertools.chain.from_iterable(batches), strict=True)
-    return texts.pack([chat.append_answer(prompt, answer) for prompt, answer in answered])
+    return [chat.append_answer(prompt, answer) for prompt, answer in answered]
 
 
 def split_batches(prompts: list[Tokens]) -> list[list[Tokens]]:
@@ -69,8 +74,9 @@ def choose_prompts(chat: ChatFormat, source: corpus.Source, *, held_out: bool, p
     Prompts longer than ``max_prompt`` tokens are skipped, as are those that the chat template refuses.
     """
     chosen: list[Tokens] = []
-    for conversations in corpus.prompts(source, held_out=held_out).values():
-        fitting = (tokens for tokens in _encoded(chat, conversations) if len(tokens.tokens_T) <= max_prompt)
+    for category, conversations in corpus.prompts(source, held_out=held_out).items():
+        encoded = (tokens._replace(category=category) for tokens in _encoded(chat, conversations))
+        fitting = (tokens for tokens in encoded if len(tokens.tokens_T) <= max_prompt)
         chosen += itertools.islice(fitting, per_category)
     if not chosen:
         raise corpus.too_small_error(source, f"{'held-out' if held_out else 'training'} prompts of at most {max_prompt} tokens")
