@@ -31,7 +31,7 @@ def agree(
         print_json(text.as_fields(report))
     else:
         console.print(text.table(report).rich(), crop=False)
-        for line in (report.rule, *text.violations(report)):
+        for line in (report.rule, *([report.undigested] if report.undigested else []), *text.violations(report)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if report.own_violations:
         raise SystemExit(1)
