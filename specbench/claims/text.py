@@ -10,7 +10,7 @@ from specbench.analysis.stats import Estimate
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import DefinitionOutcome, Verdict
 from specbench.store.describe import UNKNOWN
-from specbench.util.terminal import Console
+from specbench.util.terminal import Console, print_table
 from specbench.util.text import TextTable, escape, number
 
 SCHEMA = 2
@@ -61,7 +61,7 @@ def show(verdict: Verdict, console: Console) -> None:
     for part in rest:
         console.print()
         if isinstance(part, TextTable):
-            console.print(part.rich(), crop=False)
+            print_table(console, part)
         else:
             console.print(part, markup=False, highlight=False)
 

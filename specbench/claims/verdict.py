@@ -6,6 +6,7 @@ import pandas as pd
 
 from methods.core.errors import UserError, unknown
 from specbench.analysis import metrics
+from specbench.analysis.agreement import agreement
 from specbench.analysis.frames import Pair, pair
 from specbench.analysis.metrics import Measured
 from specbench.analysis.stats import FEWEST, Estimate
@@ -17,6 +18,7 @@ from specbench.store.manifest import ArmFacts, RunManifest
 
 REPRODUCED, ABOVE, BELOW = "reproduced", "above", "below"
 INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"
+LEAST_SHARE = 0.9  # of the questions asked that must be compared
 EXIT_CODES = {REPRODUCED: 0, ABOVE: 0, BELOW: 1, INCONCLUSIVE: 3, NOT_COMPARABLE: 3}
 
 
@@ -97,15 +99,17 @@ class Verdict:
         return [condition.name for condition in self.conditions if condition.status == status]
 
 
-def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | None = None) -> Verdict:
+def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | None = None, undigested: str = "") -> Verdict:
     """Judge a claim by the turns (rows of ``turns_frame``) of an arm, by default the arm that the claim names.
+
+    ``undigested`` says what of the run carries no digest; it becomes a caveat.
 
     Raises UserError for an arm that the run does not have or that cannot have a speedup.
     """
     arm = _checked(arm or claim.arm, manifest)
     both = pair(turns, arm)
     measured, questions = Measured(both), int(both.arm["question_id"].nunique())
-    blocked = _not_comparable(claim, manifest, turns, both, measured, arm) or _too_few(questions)
+    blocked = _not_comparable(claim, manifest, turns, both, measured, arm) or _too_few(questions, manifest)
     decomposition = _decomposition(claim, measured)
     by_definition = [_judge_definition(metric.__name__, measured.estimate(metric), claim, blocked) for metric in metrics.SPEEDUPS]
     return Verdict(
@@ -120,7 +124,14 @@ def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | N
         decomposition=decomposition,
         noise_floor=metrics.noise_floor(turns, arm),
         context=_context(claim),
-        caveats=[*cost_matched([manifest]), *_unknown_metric(claim), *_too_shallow(decomposition, manifest.arms[arm]), claim.note],
+        caveats=[
+            *cost_matched([manifest]),
+            *_unknown_metric(claim),
+            *_too_shallow(decomposition, manifest.arms[arm]),
+            *_other_answers(both, manifest, arm),
+            claim.note,
+            *([undigested] if undigested else []),
+        ],
     )
 
 
@@ -163,8 +174,13 @@ def _not_comparable(
     return None
 
 
-def _too_few(questions: int) -> tuple[str, str] | None:
-    return (INCONCLUSIVE, f"{questions} questions were compared, fewer than {FEWEST}") if questions < FEWEST else None
+def _too_few(questions: int, manifest: RunManifest) -> tuple[str, str] | None:
+    asked = sum(manifest.suite.categories.values())
+    if questions < FEWEST:
+        return INCONCLUSIVE, f"{questions} questions were compared, fewer than {FEWEST}"
+    if questions < LEAST_SHARE * asked:
+        return INCONCLUSIVE, f"only {questions} of the {asked} questions asked were compared; those left out may be the slow ones"
+    return None
 
 
 def _judge_definition(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> DefinitionOutcome:
@@ -201,6 +217,17 @@ def _too_shallow(parts: Decomposition, facts: ArmFacts) -> list[str]:
     return [
         f"The draft trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}. At the measured step cost, even a "
         "perfect drafter could not reach the range. A deeper tree would cost more per step."
+    ]
+
+
+def _other_answers(both: Pair, manifest: RunManifest, arm: str) -> list[str]:
+    """Return a sentence if greedy answers of a lossless arm differ from vanilla's, whose length changes a speedup."""
+    seen = agreement(both.arm, both.reference)
+    if not seen.diverging_turns or manifest.settings.temperature or not manifest.arms[arm].lossless:
+        return []
+    return [
+        f"{seen.diverging_turns} of {seen.comparable_turns} answers differ from vanilla's, and longer or shorter ones change the speedup. "
+        "specbench agree tells whether rounding explains them."
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli.common import AsJson, console
-from specbench.util.terminal import Console, print_json
+from specbench.util.terminal import Console, print_json, print_table
 
 WORK = "first differences put to the target"
 
@@ -30,8 +30,8 @@ def agree(
     if as_json:
         print_json(text.as_fields(report))
     else:
-        console.print(text.table(report).rich(), crop=False)
-        for line in (report.rule, *text.violations(report)):
+        print_table(console, text.table(report))
+        for line in (report.rule, *([report.undigested] if report.undigested else []), *text.violations(report)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if report.own_violations:
         raise SystemExit(1)

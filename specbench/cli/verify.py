@@ -24,11 +24,10 @@ def verify(
     from specbench.claims import text
     from specbench.claims.claim import claim_named
     from specbench.claims.verdict import judge
-    from specbench.store import records
-    from specbench.store.manifest import RunManifest
+    from specbench.store.rundir import read_run
 
-    chosen, manifest = claim_named(claim), RunManifest.read(run_dir)
-    verdict = judge(chosen, manifest, turns_frame(records.read(run_dir)[0], manifest.arms), method)
+    chosen, run = claim_named(claim), read_run(run_dir)
+    verdict = judge(chosen, run.manifest, turns_frame(run.records, run.manifest.arms), method, undigested=run.undigested)
     if as_json:
         print_json(text.to_json(verdict))
     else:

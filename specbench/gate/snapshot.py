@@ -13,10 +13,10 @@ from methods.core.errors import UserError
 from specbench.analysis import breakdown, metrics
 from specbench.analysis.frames import pair, turns_frame
 from specbench.config.arm import BASELINE
-from specbench.store import records
 from specbench.store.describe import target_name
 from specbench.store.manifest import IDENTITY, RunManifest, changed_facts
 from specbench.store.records import Record, device_kind
+from specbench.store.rundir import StoredRun, read_run
 
 # Settings not compared by value: covered by a checksum, or free to differ.
 NOT_IDENTITY = ("target", "suite", "repeats", "revision", "template", "system_prompt", "thinking")
@@ -46,8 +46,8 @@ class ArmNumbers:
 class Snapshot:
     """The numbers of pooled runs, or of a baseline file.
 
-    ``noise`` is the largest logarithm of an end of the A/A intervals, None without an A/A arm. ``pinned`` is set for
-    a baseline file, which holds for its own versions only.
+    ``noise`` is the largest logarithm of an end of the A/A intervals, None without an A/A arm. ``undigested`` says what carries no
+    digest. ``pinned`` is set for a baseline file, which holds for its own versions only.
     """
 
     source: str
@@ -57,19 +57,18 @@ class Snapshot:
     arms: dict[str, ArmNumbers]
     categories: dict[str, str]
     noise: float | None
+    undigested: str = ""
     pinned: bool = False
 
 
 @dataclass(frozen=True)
 class PooledRuns:
-    """Finished runs made under the same conditions from the same code, with one frame of turns each.
-
-    Turns of other engines are left out, because the gate checks specbench's own code.
-    """
+    """Finished runs of one kind, with one frame of turns each. Turns of other engines are left out: the gate checks our code."""
 
     run_dirs: tuple[Path, ...]
     manifests: tuple[RunManifest, ...]
     frames: tuple[pd.DataFrame, ...]
+    undigested: str
 
     @property
     def manifest(self) -> RunManifest:
@@ -94,20 +93,20 @@ class PooledRuns:
 def read_runs(run_dirs: Sequence[Path]) -> PooledRuns:
     """Read finished runs to pool.
 
-    Raises UserError for a directory that is not a run of specbench, is named twice, or is not what its manifest
-    planned, and for runs that cannot be pooled.
+    Raises UserError for what is no run of specbench or not what its manifest planned, and for runs that cannot be pooled.
     """
     if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
         raise UserError(f"a run directory is named twice: {', '.join(map(str, run_dirs))}; name every run once, a copy is no second sample")
-    manifests = tuple(RunManifest.read(run_dir) for run_dir in run_dirs)
-    frames = tuple(_finished_turns(run_dir, manifest) for run_dir, manifest in zip(run_dirs, manifests, strict=True))
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    manifests = tuple(run.manifest for run in runs)
+    frames = tuple(_finished_turns(run_dir, run) for run_dir, run in zip(run_dirs, runs, strict=True))
 
     facts, questions = [_facts(manifest) for manifest in manifests], [_categories(frame) for frame in frames]
     for run_dir, other_facts, other_questions in zip(run_dirs[1:], facts[1:], questions[1:], strict=True):
         changed = changed_facts(facts[0], other_facts) + changed_questions(questions[0], other_questions)
         if changed:
             raise UserError(f"{run_dirs[0]} and {run_dir} cannot be pooled: {'; '.join(changed)}; name runs of one kind")
-    return PooledRuns(tuple(run_dirs), manifests, frames)
+    return PooledRuns(tuple(run_dirs), manifests, frames, " ".join(dict.fromkeys(run.undigested for run in runs if run.undigested)))
 
 
 def take_snapshot(runs: PooledRuns) -> Snapshot:
@@ -123,6 +122,7 @@ def take_snapshot(runs: PooledRuns) -> Snapshot:
         arms={name: _arm_numbers(turns, name, arm_settings(runs.manifest, name)) for name in drafting},
         categories=_categories(turns),
         noise=max((max(-log(floor.low), log(floor.high)) for floor in floors if floor.known), default=None),
+        undigested=runs.undigested,
     )
 
 
@@ -141,6 +141,7 @@ def check_compatible(new: Snapshot, base: Snapshot) -> list[str]:
     return [
         *(f"Versions differ: {change}." for change in updated),
         *(f"Arm {name} has no baseline." for name in new.arms if name not in base.arms),
+        *(f"{numbers.source}: {numbers.undigested}" for numbers in (new, base) if numbers.undigested),
     ]
 
 
@@ -210,17 +211,17 @@ def _facts(manifest: RunManifest) -> dict[str, Any]:
     return identity(manifest) | versions(manifest) | {"code": manifest.git.sha, "arms": arms}
 
 
-def _finished_turns(run_dir: Path, manifest: RunManifest) -> pd.DataFrame:
+def _finished_turns(run_dir: Path, run: StoredRun) -> pd.DataFrame:
+    manifest, recorded = run.manifest, run.records
     if manifest.imported:
         raise UserError(f"{run_dir} is imported, so its settings and machine are unknown; the gate compares runs of `specbench run` only")
-    recorded, torn = records.read(run_dir)
     others = sorted({record.arm for record in recorded} - manifest.arms.keys())
     if others:
         raise UserError(f"{run_dir} holds records of {', '.join(others)}, no arm of its manifest; the files were edited, measure again")
 
-    planned, keys = manifest.units_total, {record.key for record in recorded}
-    if torn or len(keys) < planned:
-        raise UserError(f"{run_dir} is unfinished: {len(keys)} of {planned} turns; first: specbench resume {run_dir}")
+    planned = manifest.units_total
+    if run.torn or len(recorded) < planned:
+        raise UserError(f"{run_dir} is unfinished: {len(recorded)} of {planned} turns; first: specbench resume {run_dir}")
     if len(recorded) > planned or not _same_turns_in_all_arms(recorded, manifest):
         raise UserError(f"{run_dir} does not hold each of its {planned} planned turns once; the files were edited, measure again")
 

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
@@ -17,6 +18,7 @@ from specbench.store import records
 from specbench.store.describe import UNKNOWN
 from specbench.store.manifest import ArmFacts, ImportSource, RunManifest, SuiteFacts, TargetFacts
 from specbench.store.records import Record
+from specbench.store.rundir import ending_of
 from specbench.util.environment import Environment, GitState
 from specbench.util.files import check_writable, holds_run
 
@@ -60,7 +62,7 @@ def import_spec_bench(file: Path, baseline: Path, *, name: str | None, tokenizer
 
     out.mkdir(parents=True, exist_ok=True)
     (out / records.FILE).write_text("".join(records.to_line(record) + "\n" for record in imported), encoding="utf-8")
-    _manifest(sources, imported, notices).write(out)
+    replace(_manifest(sources, imported, notices), ending=ending_of(out)).write(out)
     return Imported(out, len(imported), notices)
 
 

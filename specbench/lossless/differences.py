@@ -95,6 +95,7 @@ class LosslessReport:
     run: str
     dtype: str  # of the run
     arms: tuple[ArmAgreement, ...]
+    undigested: str = ""  # what of the run carries no digest, in one sentence
 
     @property
     def divergences(self) -> list[Divergence]:

@@ -20,9 +20,9 @@ from specbench.config.arm import BASELINE
 from specbench.lossless.differences import LIKELIEST, REFERENCE_DTYPE, ROUNDINGS, ArmAgreement, Divergence, LosslessReport, rounding
 from specbench.measure.resolve import suite_of
 from specbench.measure.session import Session, prepare
-from specbench.store import records
 from specbench.store.manifest import RunManifest
 from specbench.store.records import Record
+from specbench.store.rundir import read_run
 from specbench.targets import chat
 
 CONTEXT = 40  # characters of the outputs kept on either side of a divergence
@@ -46,8 +46,8 @@ def explain(run_dir: Path, on_progress: OnProgress = lambda done, total: None) -
     Raises UserError for a run that cannot be compared token by token: sampled, imported, without a turn that
     has vanilla's prompt, or one whose suite or target is no longer here.
     """
-    manifest = RunManifest.read(run_dir)
-    by_key = {record.key: record for record in records.read(run_dir)[0]}
+    run = read_run(run_dir)
+    manifest, by_key = run.manifest, {record.key: record for record in run.records}
     text_only = arms_without_ids(by_key.values())
     if manifest.imported:
         raise UserError(f"{run_dir} holds imported answers, whose token ids are unknown; give a run made by `specbench run`")
@@ -63,7 +63,7 @@ def explain(run_dir: Path, on_progress: OnProgress = lambda done, total: None) -
     arms = tuple(_arm_agreement(manifest, arm, pairs, divergences) for arm in manifest.arms if arm not in {BASELINE, *text_only})
     if not any(arm.compared for arm in arms):
         raise UserError(f"{run_dir} has no turn of another arm beside vanilla's with the same prompt; run vanilla and a method first")
-    return LosslessReport(manifest.name, manifest.settings.dtype, arms)
+    return LosslessReport(manifest.name, manifest.settings.dtype, arms, run.undigested)
 
 
 def _arm_agreement(

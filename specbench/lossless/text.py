@@ -79,6 +79,7 @@ def as_fields(report: LosslessReport) -> dict[str, Any]:
             "rounding": rounding(report.dtype),
             "relative": report.relative_tolerance,
         },
+        "undigested": report.undigested,
         "violations": len(report.violations),
         "arms": [_arm_fields(arm) for arm in report.arms],
     }

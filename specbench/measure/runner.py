@@ -80,7 +80,8 @@ def _measure_missing(executor: Executor, run_dir: Path, console: Console, retry_
     progress = RunProgress(console, list(manifest.arms), len(expected), done)
 
     def write_status(status: str) -> None:
-        replace(manifest, status=status, prepared=[*manifest.prepared, *executor.prepared]).write(run_dir)
+        ending = None if status == "running" else rundir.ending_of(run_dir)
+        replace(manifest, status=status, ending=ending, prepared=[*manifest.prepared, *executor.prepared]).write(run_dir)
 
     if len(done) == len(expected):
         console.print(f"{run_dir}: all {len(expected)} turns are measured", markup=False, soft_wrap=True)

@@ -1,7 +1,5 @@
 """The report: its content and order, the same in every format, and its files."""
 
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,18 +10,17 @@ from specbench.claims.verdict import Verdict
 from specbench.config.arm import BASELINE
 from specbench.report import compare, figures, findings, html, latex, lossless, markdown, samples, tables, verdict
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph, Terms
+from specbench.report.canvas import FigureContext
+from specbench.report.figure_text import LABEL_WIDTH, chosen_categories, families, labels, numbered, plain, wrapped
 from specbench.report.run import Run, load_runs
 from specbench.store import describe
 from specbench.util.files import check_writable
-from specbench.util.terminal import Console
-from specbench.util.text import visible
+from specbench.util.terminal import Console, print_table
 
 TITLE = "specbench report"
 PAGES = "report.html", "report.md"
 ARMS = "Every arm, all categories together"
 MAY_DROP = ("Cut by length", "Peak MiB", "Questions", "Left out")  # columns to drop if they are equal for all arms
-ARM_WIDTH = 34  # characters of an arm's label on one line of a figure
-CATEGORY_WIDTH = 14
 CAPTIONS = {  # a caption, and a text for readers who cannot see the figure
     "speedup": (
         "End-to-end speedup over vanilla per category, with 95 % intervals.",
@@ -97,9 +94,8 @@ def _print_summary(run: Run, console: Console) -> None:
         console.print(line, markup=False)
     if not run.answered:
         return
-    # A terminal narrower than a table wraps its lines: rich would cut off digits instead.
-    console.print(tables.headline(run.comparison, run.arms, tables.SHORT, f"{run.manifest.name}: all categories").rich(), crop=False)
-    console.print(tables.by_category(run.comparison, run.shown, run.categories, tables.speedup, "Speedup by category").rich(), crop=False)
+    print_table(console, tables.headline(run.comparison, run.arms, tables.SHORT, f"{run.manifest.name}: all categories"))
+    print_table(console, tables.by_category(run.comparison, run.shown, run.categories, tables.speedup, "Speedup by category"))
     for line in [*findings.noise(run), *findings.outputs(run), *findings.warnings(run)]:
         console.print(line, markup=False)
 
@@ -168,23 +164,29 @@ def _main(run: Run) -> list[Block]:
 
 
 def _figures(run: Run, folder: Path) -> dict[str, Figure]:
-    arms, categories = (
-        {name: _wrapped(visible(label), width) for name, label in labels.items()}
-        for labels, width in ((run.shown, ARM_WIDTH), (run.categories, CATEGORY_WIDTH))
+    subtitle, categories = findings.subtitle(run), chosen_categories(run.categories, run.manifest.suite.categories)
+    fonts, missing = families([*run.shown.values(), *run.categories.values(), subtitle])
+    arms, names = labels(run.shown, "arm", missing), labels(run.categories, "category", missing)
+    context = FigureContext(
+        {name: wrapped(label, LABEL_WIDTH) for name, label in arms.items()},
+        {name: names[name] for name in categories},
+        plain(subtitle, missing),
+        verdict.claim_shown(run),
+        tuple(fonts),
     )
-    context = figures.FigureContext(arms, categories, visible(findings.subtitle(run)), verdict.claim_shown(run))
     paths = figures.draw(run.comparison, run.split, run.acceptance, run.along, context, folder)
-    return {name: Figure(path, *CAPTIONS[name]) for name, path in paths.items()}
+
+    arm_notes, notes = numbered(arms, run.shown, missing), numbered(context.categories, run.categories, missing)
+    if len(categories) < len(run.categories):
+        notes.insert(0, f"drawn are the {len(categories) - 1} categories with the most questions, the table has all")
+    return {
+        name: Figure(path, _with_notes(CAPTIONS[name][0], arm_notes + notes if name == "speedup" else arm_notes), CAPTIONS[name][1])
+        for name, path in paths.items()
+    }
 
 
-def _wrapped(label: str, width: int) -> str:
-    """Break a label into lines at spaces and after commas, and within a word only if it is too long for a line."""
-    lines = [""]
-    for part in re.split(r"(?<=[\s,])", label):
-        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(textwrap.fill(line, width) for line in lines)
+def _with_notes(caption: str, notes: Sequence[str]) -> str:
+    return f"{caption} Note: {'; '.join(notes)}." if notes else caption
 
 
 def _present(drawn: Mapping[str, Figure], *names: str) -> list[Block]:

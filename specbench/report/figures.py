@@ -1,44 +1,21 @@
-"""The figures of the report, each as PNG and SVG.
+"""The figures of the report, each as PNG and SVG."""
 
-Colours are safe for colour-blind readers (Okabe and Ito); markers and hatches tell arms apart as well.
-"""
-
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from specbench.analysis.breakdown import BIN, PARTS
 from specbench.analysis.frames import OVERALL
-from specbench.claims.claim import Claim
 from specbench.config.arm import BASELINE
+from specbench.report.canvas import RC, STYLES, FigureContext, add_legend, highest, new_canvas, reach_of, save
+from specbench.report.speedup_figure import speedup_figure
 
 STEP_COSTS = (1.0, 1.25, 1.5, 2.0, 3.0)
 MIN_STEPS = 30  # rates over fewer steps are too noisy to draw; the table has them
-STYLES = [  # colour, marker, hatch
-    ("#000000", "o", ""),
-    ("#E69F00", "s", "//"),
-    ("#56B4E9", "^", ".."),
-    ("#009E73", "D", "xx"),
-    ("#CC79A7", "v", "--"),
-    ("#D55E00", "P", ""),
-    ("#0072B2", "X", "\\\\"),
-    ("#F0E442", "*", "++"),
-    ("#999999", "<", "oo"),  # Tol's muted colours from here on
-    ("#882255", ">", "///"),
-    ("#44AA99", "h", "xxx"),
-    ("#661100", "p", "..."),
-]
-LEGEND_LINE = 0.3  # inches of a legend of one line, for which the figures leave room
 PART_STYLES = {
     "draft": ("#E69F00", "//"),
     "verify": ("#0072B2", ""),
@@ -46,29 +23,6 @@ PART_STYLES = {
     "other": ("#999999", ".."),
     "prefill": ("#FFFFFF", "\\\\"),
 }
-RC: dict[Any, Any] = {
-    "font.size": 10,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "hatch.linewidth": 0.6,
-    "svg.hashsalt": "specbench",
-    "text.parse_math": False,  # the name of a category may hold dollar signs
-}
-
-
-@dataclass(frozen=True)
-class FigureContext:
-    """The data that all figures of a run share: labels of arms and categories by name, in the order to show them."""
-
-    arms: Mapping[str, str]
-    categories: Mapping[str, str]  # OVERALL included
-    subtitle: str  # target and its label, device, dtype, suite, number of questions
-    claim: Claim | None = None  # drawn as a band if an arm of the run is compared with it
-
-    def style(self, arm: str) -> tuple[str, str, str]:
-        """Return the colour, marker, and hatch of an arm."""
-        return STYLES[list(self.arms).index(arm) % len(STYLES)]
 
 
 def draw(
@@ -83,9 +37,9 @@ def draw(
     split = split[split.groupby("arm")["part"].transform("size") == len(PARTS)]  # a bar that lacks a part would look complete
     acceptance = acceptance[(acceptance["category"] == OVERALL) & (acceptance["steps"] >= MIN_STEPS)]
     along = along[along["steps"] >= MIN_STEPS]
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(RC | {"font.family": list(context.fonts)}):
         figures = {
-            "speedup": _speedup(timed, context) if len(timed) else None,
+            "speedup": speedup_figure(timed, context) if len(timed) else None,
             "step_cost": _step_cost(timed[timed["speedup_decode"].notna()], context) if timed["speedup_decode"].notna().any() else None,
             "time_split": _time_split(split, context) if len(split) else None,
             "acceptance": _acceptance(acceptance, context) if len(acceptance) else None,
@@ -94,82 +48,10 @@ def draw(
         return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure}
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG and SVG and return the PNG's path. The same numbers give the same files."""
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    return path
-
-
-def _canvas(title: str, context: FigureContext, width: float, height: float, pad: float = 6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    axes.set_title(textwrap.fill(context.subtitle, int(width * 14)), loc="left", fontsize=9, color="#444444", pad=pad)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
-    """Add a legend below the axes, in as many columns as fit the figure's width, up to ``columns``.
-
-    The figure grows by the legend's height beyond one line, so the axes keep their size.
-    """
-    for count in range(min(columns, len(labels)), 0, -1):
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=count, frameon=False)
-        box = legend.get_window_extent()
-        if box.width <= figure.bbox.width or count == 1:
-            break
-        legend.remove()
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + max(box.height / figure.dpi - LEGEND_LINE, 0))
-
-
-def _speedup(rows: pd.DataFrame, context: FigureContext) -> Figure:
-    figure, axes = _canvas("End-to-end speedup over vanilla, with 95 % intervals", context, 10, 4.2)
-    top = _highest(rows, "speedup")
-    if context.claim:
-        low, high = context.claim.low, context.claim.high
-        band = f"{context.claim.title} paper's claim {low:.2f}\N{EN DASH}{high:.2f}x (other hardware and models)"
-        axes.axhspan(low, high, color="#F0E442", alpha=0.35, lw=0, label=band)
-        top = max(top, high)
-    axes.axhline(1, color="#444444", lw=1)
-
-    arms = [name for name in context.arms if (rows["arm"] == name).any()]
-    width = 0.82 / len(arms)
-    for i, arm in enumerate(arms):
-        own = rows[rows["arm"] == arm].set_index("category").reindex(list(context.categories))
-        colour, _, hatch = context.style(arm)
-        places = np.arange(len(own)) + (i - (len(arms) - 1) / 2) * width
-        axes.bar(places, own["speedup"], width, color=colour, hatch=hatch, edgecolor="white", lw=0.5, label=context.arms[arm])
-        axes.errorbar(places, own["speedup"], yerr=reach_of(own, "speedup"), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
-
-    axes.set_xticks(range(len(context.categories)), list(context.categories.values()))
-    axes.axvline(len(context.categories) - 1.5, color="#BBBBBB", lw=0.8, ls=":")
-    axes.set_ylabel("speedup (vanilla = 1)")
-    axes.set_ylim(0, top * 1.06)
-    add_legend(figure, *axes.get_legend_handles_labels(), columns=3)
-    return figure
-
-
-def reach_of(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """Return the lengths of error bars below and above a value.
-
-    They are clipped at 0, because with few questions the interval can miss the value.
-    """
-    value = rows[name].to_numpy()
-    return np.maximum([value - rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy() - value], 0)
-
-
-def _highest(rows: pd.DataFrame, name: str) -> float:
-    return float(rows[[name, f"{name}_high"]].max().max())
-
-
 def _step_cost(rows: pd.DataFrame, context: FigureContext) -> Figure:
-    figure, axes = _canvas("Step cost R: decode speedup = MAT / R", context, 7.2, 4.8, pad=20)
-    right = _highest(rows, "mat") * 1.06
-    top = max(_highest(rows, "speedup_decode"), 1) * 1.12
+    figure, axes = new_canvas("Step cost R: decode speedup = MAT / R", context, 7.2, 4.8, pad=20)
+    right = highest(rows, "mat") * 1.06
+    top = max(highest(rows, "speedup_decode"), 1) * 1.12
     bottom = min(rows["speedup_decode"].min(), 1) * 0.85
     for cost in STEP_COSTS:
         axes.plot([0, right], [0, right / cost], color="#AAAAAA", lw=0.9, zorder=1)
@@ -201,7 +83,7 @@ def _step_cost(rows: pd.DataFrame, context: FigureContext) -> Figure:
 def _time_split(rows: pd.DataFrame, context: FigureContext) -> Figure:
     arms = [name for name in context.arms if (rows["arm"] == name).any()]
     lines = sum(context.arms[name].count("\n") + 1 for name in arms)
-    figure, axes = _canvas("Where the time goes, all categories", context, 8.4, 1.9 + 0.3 * len(arms) + 0.15 * lines)
+    figure, axes = new_canvas("Where the time goes, all categories", context, 8.4, 1.9 + 0.3 * len(arms) + 0.15 * lines)
     table = rows.pivot(index="arm", columns="part", values="ms_per_token").reindex(arms)
     left = np.zeros(len(arms))
     for part in PARTS:
@@ -219,7 +101,7 @@ def _time_split(rows: pd.DataFrame, context: FigureContext) -> Figure:
 
 
 def _acceptance(rows: pd.DataFrame, context: FigureContext) -> Figure:
-    figure, axes = _canvas("Acceptance by depth of the draft tree, all categories", context, 7.6, 4.3)
+    figure, axes = new_canvas("Acceptance by depth of the draft tree, all categories", context, 7.6, 4.3)
     for arm in (name for name in context.arms if (rows["arm"] == name).any()):
         colour, marker, _ = context.style(arm)
         own = rows[rows["arm"] == arm]
@@ -237,7 +119,7 @@ def _acceptance(rows: pd.DataFrame, context: FigureContext) -> Figure:
 
 
 def _along(rows: pd.DataFrame, context: FigureContext) -> Figure:
-    figure, axes = _canvas("MAT along the answer, all categories", context, 7.6, 4.0)
+    figure, axes = new_canvas("MAT along the answer, all categories", context, 7.6, 4.0)
     for arm in (name for name in context.arms if (rows["arm"] == name).any()):
         colour, marker, _ = context.style(arm)
         own = rows[rows["arm"] == arm]

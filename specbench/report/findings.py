@@ -28,14 +28,14 @@ def subtitle(run: Run) -> str:
 def state(run: Run) -> list[str]:
     """Return whether the run is complete in one line, and more lines if something is missing."""
     done, failed, total = len(run.turns), int((run.turns["status"] != "ok").sum()), run.manifest.units_total
-    if done >= total and not failed and not run.torn:
+    if done >= total and not failed and not run.stored.torn:
         return [f"Complete: all {total} turns were answered."]
     lines = [f"{'Complete' if done >= total else 'Partial'}: {done} of {total} turns recorded, {failed} of them failed."]
     if not done:
         lines[0] = f"Empty: none of the {total} turns is recorded, so there is nothing to compare."
     if done < total:
         lines.append(f"The run's status is “{run.manifest.status}”. To measure the missing turns: specbench resume RUN.")
-    if run.torn:
+    if run.stored.torn:
         lines.append("The last record is incomplete, because the run was killed while it was written. It is left out.")
     return lines
 
@@ -180,6 +180,8 @@ def caveats(run: Run) -> list[str]:
         lines.append("The questions were asked once. Intervals show the spread over questions, not changes of the machine between runs.")
     if manifest.resumed:
         lines.append(f"The run was resumed {len(manifest.resumed)} time(s), so not all questions were measured by one process.")
+    if run.stored.undigested:
+        lines.append(run.stored.undigested)
     if manifest.git.dirty:
         lines.append("The code had local changes that are not in a commit.")
     if not manifest.imported:

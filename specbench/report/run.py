@@ -15,28 +15,30 @@ from specbench.analysis.frames import OVERALL, turns_frame
 from specbench.analysis.stats import Estimate
 from specbench.config.arm import BASELINE
 from specbench.report.lossless import SavedLosslessReport, read_lossless_report
-from specbench.store import records
 from specbench.store.describe import arm_label
 from specbench.store.manifest import RunManifest
-from specbench.store.records import Record
+from specbench.store.rundir import StoredRun, read_run
 from specbench.suites import TITLES
 
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run, the frames formed from them, and the labels of arms and categories."""
+    """A run, the frames formed from its records, and the labels of arms and categories."""
 
     folder: Path
-    manifest: RunManifest
-    records: list[Record]
-    torn: bool
+    stored: StoredRun
     losslessness: SavedLosslessReport | None  # None if the directory holds none
     slug: str  # name of the run's folder in the report
+
+    @property
+    def manifest(self) -> RunManifest:
+        """The run's manifest."""
+        return self.stored.manifest
 
     @cached_property
     def turns(self) -> pd.DataFrame:
         """The turns, one row each."""
-        return turns_frame(self.records, self.manifest.arms)
+        return turns_frame(self.stored.records, self.manifest.arms)
 
     @property
     def arms(self) -> dict[str, str]:
@@ -113,10 +115,9 @@ def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
     """
     runs: list[Run] = []
     for run_dir in run_dirs:
-        manifest = RunManifest.read(run_dir)
-        found, torn = records.read(run_dir)
-        losslessness = read_lossless_report(run_dir, manifest, found)
-        runs.append(Run(run_dir, manifest, found, torn, losslessness, _slug(manifest.name, {run.slug for run in runs})))
+        stored = read_run(run_dir)
+        losslessness = read_lossless_report(run_dir, stored.manifest, stored.records)
+        runs.append(Run(run_dir, stored, losslessness, _slug(stored.manifest.name, {run.slug for run in runs})))
     return runs
 
 

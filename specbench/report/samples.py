@@ -82,7 +82,7 @@ def _chosen(run: Run) -> list[dict[str, Record]]:
     It is the question with the lowest id that has a text from every arm that wrote any.
     """
     first: dict[str, dict[str, Record]] = {}
-    for record in run.records:
+    for record in run.stored.records:
         if record.turn == record.repeat == 0 and record.arm in run.shown and record.output_text.strip():
             first.setdefault(record.question_id, {})[record.arm] = record
     arms = {arm for answers in first.values() for arm in answers}

@@ -12,6 +12,7 @@ from specbench.analysis.frames import OVERALL
 from specbench.analysis.metrics import DEFINITIONS
 from specbench.util.text import NONE, TextTable, number, percent
 
+MOST_COLUMNS = 10  # categories that are columns of a table
 Row = Mapping[Any, Any]  # one row of a frame, by column name
 COLUMNS = (
     (
@@ -139,8 +140,11 @@ def drop_constant_columns(table: TextTable, headers: Sequence[str]) -> tuple[Tex
 
 
 def by_category(comparison: pd.DataFrame, labels: Mapping[str, str], categories: Mapping[str, str], cell: Cell, title: str) -> TextTable:
-    """Return a table with one row per arm and one column per category."""
+    """Return a table with one row per arm and one column per category; with many categories, the other way round."""
     cells = {(row["arm"], row["category"]): cell(row) for row in comparison.to_dict("records")}
+    if len(categories) > MOST_COLUMNS:
+        by_row = [[title, *(cells[name, category] for name in labels)] for category, title in categories.items()]
+        return TextTable(title, ["Category", *labels.values()], by_row)
     rows = [[label, *(cells[name, category] for category in categories)] for name, label in labels.items()]
     return TextTable(title, ["Method", *categories.values()], rows)
 

@@ -1,4 +1,7 @@
-"""The manifest of a run directory: everything needed to make the run again, and the facts that must be equal to resume it."""
+"""The manifest of a run directory: everything needed to make the run again, and the facts that must be equal to resume it.
+
+Like a record, the file ends in a digest of itself (``store.digest``).
+"""
 
 import hashlib
 import json
@@ -10,9 +13,10 @@ from typing import Any, Self
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
+from specbench.store.digest import add_digest, check_digest, take_digest
 from specbench.util import files
 from specbench.util.environment import Environment, GitState
-from specbench.util.stored import FileFormat, read_json, validated
+from specbench.util.stored import FileFormat, parse_json, read_bytes, validated
 
 SCHEMA = 2
 FORMAT = FileFormat("manifest", SCHEMA, "restore it or use another --out")
@@ -92,10 +96,19 @@ class ImportSource:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """The records that a run had when it ended: their number, and one digest of all."""
+
+    records: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class RunManifest:
     """The contents of ``manifest.json``.
 
-    ``settings`` has every default resolved. ``status`` is "running", "complete" or "interrupted".
+    ``settings`` has every default resolved. ``status`` is "running", "complete" or "interrupted". ``ending`` is None
+    while it is "running", and in manifests from before there were digests.
     """
 
     name: str
@@ -113,6 +126,7 @@ class RunManifest:
     prepared: list[Prepared] = field(default_factory=list)  # of every start and worker
     imported: list[ImportSource] = field(default_factory=list)  # empty for a run that specbench measured
     status: str = "running"
+    ending: Ending | None = None
 
     @property
     def own(self) -> dict[str, ArmFacts]:
@@ -151,20 +165,24 @@ class RunManifest:
     def write(self, run_dir: Path) -> None:
         """Replace the file atomically. Raises UserError where it cannot be written."""
         stored = {"schema": SCHEMA, "status": self.status, **_jsonable(asdict(self))}
-        text = json.dumps(stored, indent=1, ensure_ascii=False) + "\n"
+        text = add_digest(json.dumps(stored, indent=1, ensure_ascii=False)) + "\n"
         files.write_text(run_dir / FILE, text, f"make room, then: specbench resume {run_dir}")
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:
-        """Read a manifest. Raises UserError if it is missing, broken, or of another schema version."""
+        """Read a manifest. Raises UserError if it is missing, broken, changed, or of another schema version."""
         path = run_dir / FILE
         if not path.exists():
             raise UserError(f"{run_dir} holds no {FILE}, so it is not a run directory; give the directory that `specbench run` printed")
-        stored = read_json(path, FORMAT)
+        raw = read_bytes(path, FORMAT)
+        stored = parse_json(raw, str(path), FORMAT)
+        digest = take_digest(stored)
         settings = stored.get("settings") if isinstance(stored, dict) else None
         if isinstance(settings, dict) and settings.get("temperature", 0) is None:
             settings["temperature"] = nan
-        return validated(cls, stored, str(path), FORMAT)
+        manifest = validated(cls, stored, str(path), FORMAT)
+        check_digest(digest, raw, str(path))
+        return manifest
 
 
 def _jsonable(value: Any) -> Any:

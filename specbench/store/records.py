@@ -1,18 +1,22 @@
-"""Records: the raw facts of a run, one JSON line per (arm, question, turn, repeat). Nothing in them is derived."""
+"""Records: the raw facts of a run, one JSON line per (arm, question, turn, repeat). Nothing in them is derived.
+
+Every line ends in a digest of itself (``store.digest``), checked whenever it is read. Lines of older runs have none.
+"""
 
 import json
 import lzma
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from methods.core.errors import UserError
+from specbench.store.digest import add_digest, check_digest, digest_of_all, find_digest, take_digest
 from specbench.util import files
 from specbench.util.stored import STRICT, FileFormat, parse_json, validated
 
@@ -145,12 +149,16 @@ def to_line(record: Record) -> str:
     """Return the record's JSON line, without a newline. Times of steps are rounded to 0.1 microseconds."""
     steps = {name: [round(s, 7) for s in values] if name.endswith("_s") else values for name, values in vars(record.steps).items()}
     fields = {**vars(record), "steps": steps, "drafting": record.drafting and vars(record.drafting)}
-    return json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":"))
+    return add_digest(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, separators=(",", ":")))
 
 
 def from_line(line: bytes, where: str) -> Record:
-    """Return the record of a JSON line. Raises UserError, which names the line's place, for anything else."""
-    return validated(Record, parse_json(line, where, FORMAT), where, FORMAT)
+    """Return the record of a JSON line. Raises UserError, which names the line's place, for anything else and for a changed line."""
+    stored = parse_json(line, where, FORMAT)
+    digest = take_digest(stored)
+    record = validated(Record, stored, where, FORMAT)
+    check_digest(digest, line, where)
+    return record
 
 
 class Writer:
@@ -170,12 +178,36 @@ class Writer:
         self._file.close()
 
 
-def read(run_dir: Path) -> tuple[list[Record], bool]:
-    """Return a run's records, and whether its last line is torn: the process died while writing it. That line is left out.
+class Found(NamedTuple):
+    """The records of a run as they were found on disk."""
+
+    records: list[Record]
+    torn: bool  # whether the last line is torn, because the process died while writing it; it is left out
+    undigested: int  # records without a digest
+    digest: str  # of all records, whatever their order
+
+
+def read(run_dir: Path) -> Found:
+    """Return a run's records.
 
     Reads ``records.jsonl``, or ``records.jsonl.xz`` of a published run. A byte order mark and CR LF line ends do not matter.
-    Raises UserError for a damaged file, for lines that end in CR alone, and for a turn that was recorded twice.
+    Raises UserError for a damaged file, for a line that was changed, for lines that end in CR alone, and for a turn that was
+    recorded twice.
     """
+    path, lines, torn = _lines(run_dir)
+    records = [from_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    digests = [find_digest(line) for line in lines]
+    twice = [key for key, times in Counter(record.key for record in records).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"{path} holds {len(twice)} turn(s) twice, the first: {describe_key(twice[0])}; the file was edited or two runs were mixed: "
+            "remove the lines that are not this run's"
+        )
+    return Found(records, torn, digests.count(""), digest_of_all(digests))
+
+
+def _lines(run_dir: Path) -> tuple[Path, list[bytes], bool]:
+    """Return the records' path, their whole lines, and whether a torn line follows; no lines if the run has no such file."""
     plain, packed = run_dir / FILE, run_dir / PACKED
     if plain.is_file():
         raw = plain.read_bytes()
@@ -184,7 +216,7 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
     else:
         if plain.exists():
             raise UserError(f"{plain} is no file; restore the run's records")
-        return [], False
+        return plain, [], False
 
     lines = raw.split(b"\n")
     last = lines.pop()
@@ -192,18 +224,7 @@ def read(run_dir: Path) -> tuple[list[Record], bool]:
         raise UserError(
             f"{plain} has lines that end in CR alone; end them in LF: tr '\\r' '\\n' < {plain} > NEW, then put NEW in its place"
         )
-    torn = last != b""
-    records = []
-    for number, line in enumerate(lines, start=1):
-        records.append(from_line(line, f"{plain}, line {number}"))
-
-    twice = [key for key, times in Counter(record.key for record in records).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"{plain} holds {len(twice)} turn(s) twice, the first: {describe_key(twice[0])}; the file was edited or two runs were mixed: "
-            "remove the lines that are not this run's"
-        )
-    return records, torn
+    return plain, lines, last != b""
 
 
 def _decompress(path: Path) -> bytes:
@@ -220,6 +241,9 @@ def drop_torn_line(run_dir: Path) -> None:
     os.truncate(path, raw.rfind(b"\n") + 1)  # truncated in place: rewriting the file and being killed meanwhile would lose every record
 
 
-def rewrite(run_dir: Path, kept: Iterable[Record]) -> None:
-    """Replace the records on disk atomically. Raises UserError where they cannot be written."""
-    files.write_text(run_dir / FILE, "".join(to_line(record) + "\n" for record in kept), f"make room, then: specbench resume {run_dir}")
+def keep(run_dir: Path, keys: Collection[Key]) -> None:
+    """Remove the records of all other keys from disk, atomically. Raises UserError where the rest cannot be written."""
+    path, lines, _ = _lines(run_dir)
+    kept = [line for number, line in enumerate(lines, start=1) if from_line(line, f"{path}, line {number}").key in keys]
+    with files.atomic_write(path, f"make room, then: specbench resume {run_dir}") as partial:
+        partial.write_bytes(b"".join(line + b"\n" for line in kept))

@@ -1,17 +1,69 @@
-"""A run directory: locked by one process, created or resumed, never mixed with another run."""
+"""A run directory: read as a whole, or locked by one process, created or resumed; never mixed with another run."""
 
 import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from methods.core.errors import UserError
 from specbench.store import manifest, records
-from specbench.store.manifest import RunManifest, Start
+from specbench.store.digest import find_digest
+from specbench.store.manifest import Ending, RunManifest, Start
 from specbench.store.records import Key, Record
 from specbench.util.terminal import Console
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as it was read from its directory. Changes after it was written would have been noticed, but for ``undigested``."""
+
+    manifest: RunManifest
+    records: list[Record]
+    torn: bool
+    undigested: str  # what carries no digest, in one sentence; "" if everything does
+
+
+def read_run(run_dir: Path) -> StoredRun:
+    """Read a run. Raises UserError if it is none, and if its records were removed, replaced or changed since it ended."""
+    current, found = RunManifest.read(run_dir), records.read(run_dir)
+    path, ending = run_dir / records.FILE, current.ending
+    if ending is not None and ending != Ending(len(found.records), found.digest):
+        raise UserError(
+            f"{path} does not hold the {ending.records} record(s) with which the run ended but {len(found.records)}; lines were removed or "
+            f"replaced: restore it, or measure what is missing: specbench resume {run_dir}"
+        )
+    _check_text_tokens(found.records, path)
+    return StoredRun(current, found.records, found.torn, _undigested(run_dir, found))
+
+
+def ending_of(run_dir: Path) -> Ending:
+    """Return the number and the digest of the records that a run directory holds."""
+    found = records.read(run_dir)
+    return Ending(len(found.records), found.digest)
+
+
+def _check_text_tokens(found: Iterable[Record], path: Path) -> None:
+    """Raise UserError if the tokens of one text were counted to two numbers, which one tokenizer cannot do."""
+    counted: dict[str, Record] = {}
+    for record in found:
+        if record.output_text and record.text_tokens is not None:
+            first = counted.setdefault(record.output_text, record)
+            if first.text_tokens != record.text_tokens:
+                raise UserError(
+                    f"{path}: the same answer has text_tokens {first.text_tokens} in {records.describe_key(first.key)}, and "
+                    f"{record.text_tokens} in {records.describe_key(record.key)}; one was edited: restore the file"
+                )
+
+
+def _undigested(run_dir: Path, found: records.Found) -> str:
+    without = [f"{found.undigested} of {len(found.records)} records"] if found.undigested else []
+    if not find_digest((run_dir / manifest.FILE).read_bytes()):
+        without.insert(0, "the manifest")
+    if not without:
+        return ""
+    return f"Without a digest: {' and '.join(without)}. Changes to them would not be noticed. Runs of earlier versions have no digests."
 
 
 @contextlib.contextmanager
@@ -47,7 +99,7 @@ def open_run(
     if changed:
         raise UserError(f"{run_dir} holds a run with other settings: {'; '.join(changed)}; choose another --out or the old settings")
 
-    found, torn = records.read(run_dir)
+    found, torn, *_ = records.read(run_dir)
     _check_expected(found, expected, run_dir)
     done = [record for record in found if record.status == "ok" or not retry_errors]
     if len(done) == len(expected) and not torn:
@@ -58,13 +110,13 @@ def open_run(
         raise UserError(f"{run_dir} has turns left to measure and its records are packed; unpack them first: xz -d {packed}")
 
     start = Start(wanted.created, wanted.environment, wanted.git, wanted.argv)
-    current = replace(old, status="running", resumed=[*old.resumed, start])
+    current = replace(old, status="running", ending=None, resumed=[*old.resumed, start])
     current.write(run_dir)
     if torn:
         records.drop_torn_line(run_dir)
         console.print(f"{run_dir}: dropped a torn last record; that turn is measured again", markup=False, soft_wrap=True)
     if len(done) < len(found):
-        records.rewrite(run_dir, done)
+        records.keep(run_dir, {record.key for record in done})
         dropped = len(found) - len(done)
         console.print(f"{run_dir}: dropped {dropped} failed turn(s); they are measured again", markup=False, soft_wrap=True)
     _print_environment_changes(old, wanted, console)

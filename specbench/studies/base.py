@@ -30,7 +30,7 @@ from specbench.targets import Loaded, drafters
 from specbench.targets.chat import Chat
 from specbench.util.environment import Environment, GitState, environment, git_state
 from specbench.util.files import atomic_write, write_text
-from specbench.util.terminal import Console
+from specbench.util.terminal import Console, print_table
 from specbench.util.text import TextTable, number
 
 
@@ -180,5 +180,5 @@ def show(console: Console, lines: Iterable[str], tables: Iterable[TextTable], wr
     for line in filter(None, lines):
         console.print(line, markup=False)
     for one in tables:
-        console.print(one.rich())
+        print_table(console, one)
     console.print(written, markup=False, soft_wrap=True)

@@ -36,11 +36,15 @@ def read_json(path: Path, form: FileFormat) -> Any:
     Raises UserError for a file that cannot be read and for text that is not JSON: numbers of thousands
     of digits, nesting without end, NaN and half surrogate pairs included.
     """
+    return parse_json(read_bytes(path, form), str(path), form)
+
+
+def read_bytes(path: Path, form: FileFormat) -> bytes:
+    """Return the bytes of a file. Raises UserError if it cannot be read."""
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{form.name} {path} cannot be read ({error.strerror or error}); {form.next_step}") from None
-    return parse_json(raw, str(path), form)
 
 
 def parse_json(raw: bytes, where: str, form: FileFormat) -> Any:

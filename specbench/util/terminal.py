@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from specbench.util.text import UNPRINTABLE, visible
+from specbench.util.text import UNPRINTABLE, TextTable, visible
 
 
 class Console(RichConsole):
@@ -20,6 +20,12 @@ class Console(RichConsole):
         """Yield the segments of a renderable, with their texts made visible."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def print_table(console: RichConsole, table: TextTable) -> None:
+    """Print a table; one that is too wide for the terminal in parts, because rich would drop columns or digits."""
+    for part in table.parts(console.width):
+        console.print(part.rich(console.width), crop=False)
 
 
 def tell(message: object) -> None:

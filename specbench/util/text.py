@@ -8,6 +8,7 @@ from typing import Literal
 
 import rich.box
 import rich.table
+from rich.cells import cell_len
 from rich.text import Text
 
 # Characters that GitHub's Markdown takes for markup. An underscore inside a word and a lone bracket are harmless.
@@ -23,7 +24,8 @@ UNPRINTABLE = re.compile(
 
 NONE = "\N{EM DASH}"
 NUMBER = re.compile(rf"(?:[+-]?[\d.,]+\s?(?:[x%]|of)?(?:[\s,/].*)?|{NONE})", re.DOTALL)
-MIN_WIDTH = 20  # characters of a cell that a narrow terminal keeps on one line
+MIN_WIDTH = 20  # columns of a cell that a narrow terminal keeps on one line
+GAP = 2  # columns between two columns of a table
 
 
 def visible(text: str) -> str:
@@ -75,8 +77,28 @@ class TextTable:
         rule = ["---:" if side == "right" else "---" for side in self.sides]
         return "\n".join("| " + " | ".join(map(escape, cells)) + " |" for cells in (self.headers, rule, *self.rows))
 
-    def rich(self) -> rich.table.Table:
-        """Return the table for a rich console."""
+    def parts(self, width: int) -> list["TextTable"]:
+        """Return the table, or tables of some of its columns each if it is wider than ``width``. The first column is in all of them."""
+        names, *others = self._widths(MIN_WIDTH)
+        groups: list[list[int]] = [[]]
+        for column, own in enumerate(others, start=1):
+            taken = names + sum(others[place - 1] + GAP for place in groups[-1])
+            if groups[-1] and taken + own + GAP > width:
+                groups.append([])
+            groups[-1].append(column)
+        if len(groups) == 1:
+            return [self]
+        return [
+            TextTable(
+                f"{self.title} (part {number} of {len(groups)})",
+                [self.headers[0], *(self.headers[column] for column in group)],
+                [[cells[0], *(cells[column] for column in group)] for cells in self.rows],
+            )
+            for number, group in enumerate(groups, start=1)
+        ]
+
+    def rich(self, width: int | None = None) -> rich.table.Table:
+        """Return the table for a rich console, with cells folded where it would be wider than ``width``."""
         table = rich.table.Table(
             title=Text(self.title),
             title_justify="left",
@@ -85,12 +107,24 @@ class TextTable:
             pad_edge=False,
             collapse_padding=True,
         )
-        longest = [max(map(len, column)) for column in zip(*self.rows, strict=True)] or [0] * len(self.headers)
-        for header, side, width in zip(self.headers, self.sides, longest, strict=True):
-            table.add_column(Text(header), justify=side, min_width=min(width, MIN_WIDTH), overflow="fold")
+        widths, whole = self._widths(MIN_WIDTH), self._widths()
+        spare = sum(whole) if width is None else max(width - sum(widths) - GAP * (len(widths) - 1), 0)
+        for column, (header, side) in enumerate(zip(self.headers, self.sides, strict=True)):
+            more = min(whole[column] - widths[column], spare)  # of what is left, the first columns take what they need
+            spare -= more
+            table.add_column(Text(header), justify=side, width=widths[column] + more, overflow="fold")
         for cells in self.rows:
             table.add_row(*map(Text, cells))
         return table
+
+    def _widths(self, most: int | None = None) -> list[int]:
+        """Return the width of every column on a terminal. ``most``: where longer cells are folded, and headers at every space."""
+        widths = []
+        for header, *cells in zip(self.headers, *self.rows, strict=True):
+            longest = max([header] if most is None else header.split(), key=cell_len, default="")
+            whole = max(cell_len(visible(text)) for text in (longest, *cells))
+            widths.append(whole if most is None else min(whole, most))
+        return widths
 
 
 def number(value: float, digits: int = 2, unit: str = "") -> str:

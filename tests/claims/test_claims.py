@@ -46,6 +46,21 @@ def test_too_few_questions_are_inconclusive(tmp_path, questions, expected):
     assert ("29 questions were compared, fewer than 30" in verdict.judged.why) == (questions == 29)
 
 
+@pytest.mark.parametrize(("compared", "expected"), [(35, "inconclusive"), (36, "reproduced")])
+def test_a_verdict_needs_nine_tenths_of_the_questions_asked(tmp_path, compared, expected):
+    verdict = verdict_on(tmp_path, records(2.4, questions=compared), questions=40)
+    assert verdict.outcome == expected
+    assert ("only 35 of the 40 questions asked were compared" in verdict.judged.why) == (compared == 35)
+
+
+def test_a_verdict_says_where_answers_differ(tmp_path):
+    found = [replace(record, output_ids=[7] * len(record.output_ids)) if record.question_id == "q3" else record for record in records(2.4)]
+    caveats = " ".join(verdict_on(tmp_path / "equal", records(2.4)).caveats)
+    assert "differ from vanilla's" not in caveats
+    both = found[:7] + [replace(each, output_ids=list(range(13))) if each.arm == "s4c" else each for each in found[7:]]
+    assert "1 of 36 answers differ from vanilla's, and longer" in " ".join(verdict_on(tmp_path / "other", both).caveats)
+
+
 def test_a_verdict_without_an_interval_is_inconclusive(tmp_path):
     verdict = verdict_on(tmp_path, records(2.4, vanilla_text_tokens=None))
     assert (verdict.outcome, verdict.judged.why) == ("inconclusive", "no interval could be formed")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from helpers.edited_runs import without_digests
 from helpers.gated_runs import answers, call, outcomes, run
 from helpers.scripted_records import arm_facts, failed, frame, turn
 
@@ -27,7 +28,7 @@ def beside(found, name="hf-pld", *, slower=1.0, spoilt=False):
 
 
 def with_engine(run_dir, name="hf-pld", **changes):
-    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest = json.loads((without_digests(run_dir) / "manifest.json").read_text())
     manifest["arms"][name] |= {"engine": ENGINE, **changes}
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
     return run_dir

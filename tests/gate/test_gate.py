@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.edited_runs import without_digests
 from helpers.gated_runs import QUESTIONS, TOKENS, answers, call, outcomes, run
 from helpers.scripted_records import failed
 
@@ -114,10 +115,10 @@ def test_other_arms_or_options_are_refused_and_more_arms_are_a_warning(base, tmp
     assert "arm medusa is missing" in call("check", run(tmp_path / "alone", alone), "--baseline", base)[1]
     assert "no drafting arm" in call("check", base, "--baseline", tmp_path / "alone")[1]
     more = [*answers(), *(replace(record, arm="eagle2") for record in answers() if record.arm == "medusa")]
-    code, printed = call("check", run(tmp_path / "more", more), "--baseline", base)
+    code, printed = call("check", without_digests(run(tmp_path / "more", more)), "--baseline", base)
     assert code == 0
     assert "warning: Arm eagle2 has no baseline." in printed
-    manifest = json.loads((base / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "more" / "manifest.json").read_text())
     manifest["arms"]["eagle2"] = dict(manifest["arms"]["medusa"])
     manifest["arms"]["medusa"] |= {"config": {"nodes": 16}, "acceptance": "typical", "lossless": False}
     (tmp_path / "more" / "manifest.json").write_text(json.dumps(manifest | {"units_total": len(more)}))
@@ -148,7 +149,7 @@ def test_failed_turns_fail_and_unfinished_runs_are_refused(base, tmp_path):
     never = run(tmp_path / "never", [r if r.arm == "vanilla" else failed("medusa", r.question_id, category=r.category) for r in records])
     code, found = outcomes(never, "--baseline", base)
     assert (code, found["MAT: medusa"], found["failed turns"]) == (1, "inconclusive", "fail")
-    half = run(tmp_path / "half", records[:-1])
+    half = without_digests(run(tmp_path / "half", records[:-1]))
     manifest = json.loads((half / "manifest.json").read_text())
     (half / "manifest.json").write_text(json.dumps(manifest | {"units_total": 96}))
     for arguments in (["check", half, "--baseline", base], ["check", base, "--baseline", half], ["baseline", "set", half]):
@@ -220,8 +221,8 @@ def test_records_must_be_the_planned_ones_each_once(base, tmp_path):
         "stranger": ([*records[:-1], replace(records[-1], arm="eagle")], "holds records of eagle, no arm of its manifest"),
     }
     for name, (found, said) in asked.items():
-        path = run(tmp_path / name, found)
-        manifest = json.loads((base / "manifest.json").read_text()) | {"units_total": 96}
+        path = without_digests(run(tmp_path / name, found))
+        manifest = json.loads((without_digests(base) / "manifest.json").read_text()) | {"units_total": 96}
         manifest["settings"]["repeats"] = 1
         (path / "manifest.json").write_text(json.dumps(manifest))
         code, complaint = call("check", path, "--baseline", base)

@@ -67,7 +67,7 @@ def run_by_two(config: RunConfig, run_dir: Path) -> str:
 
 def records_without_times(run_dir: Path) -> list[Record]:
     """Return a run's records by key, without times, memory and device, which differ from run to run."""
-    found, torn = records.read(run_dir)
+    found, torn, *_ = records.read(run_dir)
     assert not torn
     timeless = [replace(r.steps, draft_s=[], verify_s=[], commit_s=[]) for r in found]
     kept = [replace(r, prefill_s=0, total_s=1, peak_bytes=0, device="", steps=steps) for r, steps in zip(found, timeless, strict=True)]

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.consoles import printed
+from helpers.edited_runs import without_digests
 from helpers.tiny_target import write_suite, write_target
 
 from methods.core.errors import UserError
 from specbench.config.options import RunConfig
 from specbench.measure.progress import describe_failures
 from specbench.measure.runner import LocalExecutor, run
+from specbench.measure.schedule import units_of
 from specbench.measure.session import prepare
 from specbench.store import records, rundir
 from specbench.store.manifest import RunManifest
@@ -48,7 +50,7 @@ def quiet() -> Console:
 
 
 def records_without_times(run_dir: Path) -> list[Record]:
-    found, torn = records.read(run_dir)
+    found, torn, *_ = records.read(run_dir)
     assert not torn
     return [
         dataclasses.replace(
@@ -125,8 +127,10 @@ def lines_of(run_dir: Path) -> list[bytes]:
 )
 def test_record_of_a_turn_that_the_run_does_not_have_is_refused(options, undisturbed, tmp_path, changed, named):
     first, *others = lines_of(undisturbed)
+    copied(undisturbed, tmp_path, [first, *others])
+    first, *others = lines_of(without_digests(tmp_path))
     edited = [json.dumps({**json.loads(first), **changed}).encode() + b"\n", *others]
-    copied(undisturbed, tmp_path, edited)
+    (tmp_path / records.FILE).write_bytes(b"".join(edited))
     with pytest.raises(UserError) as refusal:
         run(LocalExecutor(prepare(options)), tmp_path, quiet())
     assert named in str(refusal.value)
@@ -189,6 +193,19 @@ def test_only_failed_turns_are_measured_again(options, undisturbed, tmp_path):
     assert len(RunManifest.read(tmp_path).resumed) == 2
 
 
+def test_a_run_that_goes_on_is_held_against_no_number_of_records_until_it_ends(options, undisturbed, tmp_path):
+    session = prepare(options)
+    copied(undisturbed, tmp_path, lines_of(undisturbed)[:-2])
+    with pytest.raises(UserError, match="with which the run ended"):
+        rundir.read_run(tmp_path)
+    rundir.open_run(session.manifest, [unit.key for unit in units_of(session.suite, session.manifest)], tmp_path, quiet())
+    assert RunManifest.read(tmp_path).ending is None
+    assert rundir.read_run(tmp_path).undigested == ""
+    run(LocalExecutor(session), tmp_path, quiet())
+    assert RunManifest.read(tmp_path).ending == rundir.ending_of(tmp_path)
+    assert rundir.read_run(tmp_path).undigested == ""
+
+
 def test_failed_turns_of_packed_records_are_not_measured_again(undisturbed, tmp_path):
     manifest, lines = RunManifest.read(undisturbed), lines_of(undisturbed)
     copied(undisturbed, tmp_path, []).joinpath(records.FILE).unlink()
@@ -242,7 +259,7 @@ def test_other_schema_version_is_refused(options, undisturbed, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({**facts, "schema": 7}))
     with pytest.raises(UserError, match="schema version 7, this version reads 2"):
         run(LocalExecutor(prepare(options)), tmp_path, quiet())
-    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    copied(undisturbed, tmp_path, [])
     line = (undisturbed / records.FILE).read_text().splitlines()[0].replace('"schema":2', '"schema":7')
     (tmp_path / records.FILE).write_text(line + "\n")
     with pytest.raises(UserError, match="record schema version 7, this version reads 2"):

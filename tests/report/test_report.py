@@ -12,6 +12,7 @@ from helpers.scripted_records import failed, turn, write_run
 from methods.core.errors import UserError
 from specbench.analysis.stats import FEWEST
 from specbench.report import figures, findings, verdict
+from specbench.report.canvas import FigureContext
 from specbench.report.compose import build
 from specbench.report.run import load_runs
 from specbench.store.manifest import Start
@@ -102,7 +103,7 @@ def test_the_verdict_comes_first_and_its_details_later(complete, tmp_path):
 @pytest.mark.figures
 def test_figures_repeat_byte_for_byte(complete, tmp_path):
     (run,) = load_runs([complete[0]])
-    context = figures.FigureContext(run.shown, run.categories, findings.subtitle(run), verdict.claim_shown(run))
+    context = FigureContext(run.shown, run.categories, findings.subtitle(run), verdict.claim_shown(run))
     figures.draw(run.comparison, run.split, run.acceptance, run.along, context, tmp_path)
     for name in (f"{figure}.{kind}" for figure in FIGURES for kind in ("svg", "png")):
         assert (tmp_path / name).read_bytes() == (complete[1] / name).read_bytes()
@@ -260,7 +261,7 @@ def test_a_narrow_terminal_loses_no_digit(complete, tmp_path):
     with patch("specbench.report.figures.save", saved_empty):
         build([complete[0]], tmp_path / "out", console)
     rows = [line for line in console.export_text().splitlines() if line.startswith("Medusa")]
-    assert [row.split()[-1] for row in rows] == ["129.2", "1.32"]  # tokens per second, and the speedup over all categories
+    assert [row.split()[-1] for row in rows] == ["2.00", "129.2", "1.32"]  # MAT, tokens per second, and the speedup over all categories
 
 
 def test_a_report_imports_no_torch():

@@ -13,6 +13,7 @@ from helpers.scripted_records import turn, write_run
 from specbench.analysis.frames import OVERALL
 from specbench.analysis.stats import FEWEST, Estimate
 from specbench.report import figures, findings, tables, verdict
+from specbench.report.canvas import FigureContext
 from specbench.report.compose import build
 from specbench.report.run import load_runs
 from specbench.util.terminal import Console
@@ -120,7 +121,7 @@ def drawn(tmp_path_factory):
         return path
 
     with patch.object(figures, "save", kept):
-        figures.draw(run.comparison, run.split, run.acceptance, run.along, figures.FigureContext(run.shown, run.categories, "s"), base)
+        figures.draw(run.comparison, run.split, run.acceptance, run.along, FigureContext(run.shown, run.categories, "s"), base)
     return found
 
 
@@ -188,7 +189,7 @@ def test_the_claimed_range_is_drawn_only_beside_the_arm_that_is_judged(tmp_path,
     assert (verdict.claim_shown(run) is not None) == drawn
     labels: list[str] = []
     with patch.object(figures, "save", lambda figure, path: labels.extend(text.get_text() for text in figure.legends[0].texts)):
-        context = figures.FigureContext(run.shown, run.categories, "s", verdict.claim_shown(run))
+        context = FigureContext(run.shown, run.categories, "s", verdict.claim_shown(run))
         figures.draw(run.comparison, run.split, run.acceptance, run.along, context, tmp_path)
     assert any("claim" in label for label in labels) == drawn
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.edited_runs import without_digests
 from helpers.gated_runs import answers, call, run
 from typer.testing import CliRunner
 
@@ -29,7 +30,7 @@ RAW = (
 def sound(tmp_path_factory):
     """Return a run directory with few questions, and its baseline."""
     folder = tmp_path_factory.mktemp("sound")
-    run(folder / "run", answers(questions=4, again=True))
+    without_digests(run(folder / "run", answers(questions=4, again=True)))
     code, said = call("baseline", "set", folder / "run", "--out", folder / "baseline.json")
     assert code == 0, said
     return folder

@@ -13,7 +13,7 @@ from specbench.lossless.divergence import explain
 from specbench.measure import runner
 from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import prepare
-from specbench.util.terminal import Console
+from specbench.util.terminal import Console, print_table
 from tools.gpu_visit.visit import Visit
 
 STRICT = "fp32"
@@ -34,7 +34,7 @@ def correctness(visit: Visit, console: Console) -> dict[str, Any]:
         config = replace(shipped_methods(), dtype=dtype, device=visit.config.device)
         runner.run(LocalExecutor(prepare(config)), run_dir, console)
         explained = explain(run_dir)
-        console.print(text.table(explained).rich())
+        print_table(console, text.table(explained))
         facts[dtype] = [_counts(agreement) for agreement in explained.arms]
         wrong = [f"{dtype}: {line}" for line in (*text.violations(explained), *_failed(explained.arms))]
         if wrong:

@@ -143,12 +143,12 @@ def report(visit: Visit, console: Console) -> dict[str, Any]:
     from specbench.claims.claim import claim_named
     from specbench.claims.verdict import judge
     from specbench.report.compose import build
-    from specbench.store.manifest import RunManifest
+    from specbench.store.rundir import read_run
 
     run = run_dir(visit)
     build([run], visit.out / "report", console)
-    manifest = RunManifest.read(run)
-    verdict = judge(claim_named("s4c"), manifest, turns_frame(records.read(run)[0], manifest.arms))
+    stored = read_run(run)
+    verdict = judge(claim_named("s4c"), stored.manifest, turns_frame(stored.records, stored.manifest.arms))
     text.show(verdict, console)
     write_json(visit.out / "verdict.json", text.to_json(verdict))
     pack(run)

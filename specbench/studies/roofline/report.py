@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import ScalarFormatter
 
 from specbench.report.blocks import Block, Bullets, Figure
-from specbench.report.figures import RC, STYLES, save
+from specbench.report.canvas import RC, STYLES, save
 from specbench.studies.base import ms, table, title_blocks, write_json, write_report
 from specbench.studies.roofline.cost import KNEE
 from specbench.studies.roofline.result import Drafted, Roofline

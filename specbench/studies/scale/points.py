@@ -15,9 +15,9 @@ from specbench.analysis.frames import Pair, pair, sums, turns_frame
 from specbench.analysis.metrics import Measured
 from specbench.analysis.stats import Array, Estimate, interval, resampled_sums
 from specbench.config.arm import BASELINE
-from specbench.store import records
 from specbench.store.manifest import Prepared, RunManifest
 from specbench.store.records import Record
+from specbench.store.rundir import read_run
 from specbench.studies.roofline.cost import Cost, target_cost, verify_ratio
 from specbench.studies.scale import sizes
 from specbench.studies.scale.sweep import Sweep
@@ -74,7 +74,8 @@ def measured_verify_ratio(arms: Pair) -> Estimate:
 
 def _of_target(name: str, sweep: Sweep, run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return a target's rows, and what failed. A method all of whose questions failed has no row."""
-    manifest, answered = RunManifest.read(run_dir), records.read(run_dir)[0]
+    run = read_run(run_dir)
+    manifest, answered = run.manifest, run.records
     turns = turns_frame(answered, manifest.arms)
     prepared = manifest.prepared[-1] if manifest.prepared else Prepared(nan, 0)
     peak = max(float(turns["peak_bytes"].max()), prepared.peak_bytes) / 2**20

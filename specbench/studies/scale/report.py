@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from specbench.report.blocks import Block, Bullets, Figure, Heading, Paragraph
-from specbench.report.figures import RC, STYLES, reach_of, save
+from specbench.report.canvas import RC, STYLES, reach_of, save
 from specbench.report.tables import with_interval
 from specbench.store.manifest import RunManifest
 from specbench.studies.base import Conditions, table, write_report
