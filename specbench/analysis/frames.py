@@ -42,7 +42,9 @@ def turns_frame(records: Iterable[Record], arms: Mapping[str, ArmFacts]) -> pd.D
     """
     frame = pd.DataFrame([_row(record) | _arm_values(arms.get(record.arm)) for record in records], columns=COLUMNS)
     texts = [name for name, dtype in frame.dtypes.items() if dtype == "str"]
-    return frame.astype(dict.fromkeys(texts, object))  # rows of Arrow's strings, pandas' default, are slow to select
+    # Rows are selected often: of Arrow's strings, pandas' default, and of columns kept one by one that is slow. A copy keeps
+    # the columns of a type together.
+    return frame.astype(dict.fromkeys(texts, object)).copy()
 
 
 def _arm_values(facts: ArmFacts | None) -> dict[str, Any]:
@@ -121,11 +123,14 @@ def pair(turns: pd.DataFrame, arm: str, reference: str = BASELINE) -> Pair:
     both = turns[turns["arm"].isin([arm, reference])]
     failed = set(both.loc[both["status"] != "ok", "question_id"])
     mixed = _mixed_devices(both) - failed
-    sound = both[~both["question_id"].isin(failed | mixed)]
+    sound = both[~both["question_id"].isin(failed | mixed)] if failed or mixed else both
     ours, theirs = sound[sound["arm"] == arm], sound[sound["arm"] == reference]
-    if (turns["arm"] == reference).any():
-        keys = pd.MultiIndex.from_frame(ours[KEY]), pd.MultiIndex.from_frame(theirs[KEY])
-        ours, theirs = ours[keys[0].isin(keys[1])], theirs[keys[1].isin(keys[0])]
+    keys = [list(zip(*(rows[name] for name in KEY), strict=True)) for rows in (ours, theirs)]
+    if keys[0] != keys[1] and (turns["arm"] == reference).any():
+        shared = set(keys[0]) & set(keys[1])
+        ours, theirs = (
+            rows[np.array([key in shared for key in of_rows], bool)] for rows, of_rows in zip((ours, theirs), keys, strict=True)
+        )
     return Pair(ours, theirs, len(failed), len(mixed))
 
 
@@ -135,10 +140,10 @@ def _mixed_devices(turns: pd.DataFrame) -> set[str]:
     Server rows have no device and are ignored here; report/findings.py warns about them.
     """
     own = turns[turns["timing"] != "answer"]
-    kinds = own["device"].map(device_kind)
-    if kinds.nunique() < 2:
+    kind_of = {device: device_kind(device) for device in own["device"].unique()}
+    if len(set(kind_of.values())) < 2:
         return set()
-    kinds = kinds.groupby([own["question_id"], own["repeat"]]).nunique()
+    kinds = own["device"].map(kind_of).groupby([own["question_id"], own["repeat"]]).nunique()
     return set(kinds[kinds > 1].index.get_level_values("question_id"))
 
 
