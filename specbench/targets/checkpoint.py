@@ -1,7 +1,6 @@
 """A target folder's checkpoint: config, tokenizer, and the weight files, whose hash identifies the target."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +19,14 @@ from transformers import (
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
 
 from methods.core.errors import UserError
+from methods.core.json_text import parse_json
 from methods.core.target import refuse
 from methods.core.weights import check_readable
 from specbench.util.text import one_line, shorten
 
 # In the order in which transformers looks for weights; an index lists the shards beside it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MOST_LAYERS = 1000  # the largest published models have less than 150
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = ("tokenizer.json", SENTENCEPIECE, "vocab.json")
 
@@ -42,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [first]
 
     try:
-        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(parse_json(first.read_bytes())["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{first.name} is no index of shards") from None
     if not shards:
@@ -64,6 +65,7 @@ def sha256(folder: Path) -> str:
 
 def load_config(folder: Path, attention: str, what: str = "target") -> PreTrainedConfig:
     """Load a folder's model config. Raises UserError for a model that ``KVCache`` does not support."""
+    _check_layers(parse_json((folder / "config.json").read_bytes()), what)
     config = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
     if getattr(config, "transformers_weights", None):
         raise ValueError("its config names a weight file of its own, transformers_weights; leave that out")
@@ -76,6 +78,17 @@ def load_config(folder: Path, attention: str, what: str = "target") -> PreTraine
         )
     refuse(config, what)
     return config
+
+
+def _check_layers(stored: Any, what: str) -> None:
+    """Raise UserError for a config, or a part of one, of more than ``MOST_LAYERS`` layers, before anything is made for each of them."""
+    if not isinstance(stored, dict):
+        return
+    layers = stored.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{what} has {shorten(layers)} layers by its config.json; at most {MOST_LAYERS:,} are supported, correct it")
+    for part in stored.values():
+        _check_layers(part, what)
 
 
 def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:
@@ -94,7 +107,7 @@ def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizer
         )
 
     config_file = folder / "tokenizer_config.json"
-    settings = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    settings = parse_json(config_file.read_bytes()) if config_file.is_file() else {}
     options = {"legacy": True} if legacy and "legacy" not in settings else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
