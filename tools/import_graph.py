@@ -1,6 +1,7 @@
 """The import graph of methods and specbench: `python -m tools.import_graph [CHECKOUT]` prints its figures.
 
-Every import counts, also those inside functions and those for type checking only.
+Every import counts, also those inside functions, those for type checking only, and modules that are imported by name. A graph
+without cycles has an order in which no edge points upwards: each node's level is one more than the highest that it imports.
 """
 
 import argparse
@@ -20,12 +21,12 @@ def modules(root: Path) -> Graph:
     return {name: _imported(path, files) - {name} for name, path in files.items()}
 
 
-def rooms(graph: Mapping[str, set[str]]) -> Graph:
+def folders(graph: Mapping[str, set[str]]) -> Graph:
     """Return the graph of folders: the first level below each package, and the files of ``methods`` as one."""
     found: Graph = {}
     for name, imported in graph.items():
-        found.setdefault(_room(name), set()).update(map(_room, imported))
-    return {room: others - {room} for room, others in found.items()}
+        found.setdefault(_folder(name), set()).update(map(_folder, imported))
+    return {folder: others - {folder} for folder, others in found.items()}
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
@@ -51,7 +52,7 @@ def _name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-def _room(module: str) -> str:
+def _folder(module: str) -> str:
     package, *inner = module.split(".")
     if package == "methods":
         return "methods.core" if inner[:1] == ["core"] else "methods"
@@ -65,6 +66,9 @@ def _imported(path: Path, files: Mapping[str, Path]) -> set[str]:
             found |= {name if (name := f"{node.module}.{alias.name}") in files else node.module for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = node.value.partition(":")[0]  # in a table, whose modules are imported when a row is used
+            found |= {named} if named in files and files[named].name != "__init__.py" else set()
     return found & files.keys()
 
 
@@ -82,12 +86,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print the size, levels and cycles of the import graph of a checkout.")
     parser.add_argument("root", metavar="CHECKOUT", nargs="?", type=Path, default=Path(__file__).parents[1])
     root, console = parser.parse_args().root, Console(soft_wrap=True, highlight=False)
-    for what, graph in (("modules", modules(root)), ("folders", rooms(modules(root)))):
+    for what, graph in (("modules", modules(root)), ("folders", folders(modules(root)))):
         groups = cycles(graph)
         within = sum(other in group for group in groups for node in group for other in graph[node])
         depth = "no order of levels" if groups else f"{levels(graph)} levels"
         edges = sum(map(len, graph.values()))
-        console.print(f"{what}: {len(graph)} nodes, {edges} edges, {depth}, {len(groups)} cycles with {within} edges in them")
+        upward = f"up to {within} edges" if groups else "no edge"
+        console.print(f"{what}: {len(graph)} nodes, {edges} edges, {depth}, {len(groups)} cycles; {upward} upwards")
         for group in groups:
             console.print(f"  {', '.join(group)}")
 

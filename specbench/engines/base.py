@@ -1,10 +1,13 @@
 """The interface of engines, the programs that answer one prompt at a time, and of their answers."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from methods.core.acceptance import Sampling
+from specbench.store.manifest import ArmFacts
 from specbench.store.records import Drafting, Steps, Timing
+
+SHARED_WITH = "sps"  # the method whose draft model is used if an engine is given none of its own
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,26 @@ class Engine(Protocol):
     def recover(self) -> None:
         """Get ready for another answer after one that failed."""
         ...
+
+
+@dataclass(frozen=True)
+class ResolvedEngine:
+    """The arm of an engine other than specbench's own, with every option settled."""
+
+    arm: str
+    name: str
+    title: str
+    config: Any  # an object of the engine's options class
+    drafter: bool = False  # whether --drafter can name a draft model for it
+
+    @property
+    def drafter_keys(self) -> set[str]:
+        """The names by which --drafter may give it a draft model."""
+        return {self.arm, self.name, SHARED_WITH} if self.drafter else set()
+
+
+class BuiltEngine(NamedTuple):
+    """An engine that is ready to answer, and its facts for the manifest."""
+
+    engine: Engine
+    facts: ArmFacts

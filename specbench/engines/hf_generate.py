@@ -18,9 +18,8 @@ from methods.core.errors import UserError
 from methods.core.target import Target
 from methods.core.weights import Trained
 from specbench.config.options import RunConfig
-from specbench.engines.base import Answer
+from specbench.engines.base import SHARED_WITH, Answer, BuiltEngine, ResolvedEngine
 from specbench.engines.own import synchronize
-from specbench.engines.registry import SHARED_WITH, BuiltEngine, ResolvedEngine
 from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded, drafters, families

@@ -7,21 +7,17 @@ table of a report marks them as a different engine.
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from methods.core.errors import UserError, unknown
 from methods.registry import parse_option
 from specbench.config.arm import Arm
 from specbench.config.options import RunConfig
+from specbench.engines.base import BuiltEngine, ResolvedEngine
 
 if TYPE_CHECKING:
     from methods.core.target import Target
-    from specbench.engines.base import Engine
-    from specbench.store.manifest import ArmFacts
     from specbench.targets import Loaded
-
-
-SHARED_WITH = "sps"  # the method whose draft model is used if an engine is given none of its own
 
 
 @dataclass(frozen=True)
@@ -53,28 +49,6 @@ ENGINES = {
 }
 
 
-@dataclass(frozen=True)
-class ResolvedEngine:
-    """An engine's arm with every option settled."""
-
-    arm: str
-    name: str
-    title: str
-    config: Any  # an object of the engine's options class
-
-    @property
-    def drafter_keys(self) -> set[str]:
-        """The names by which --drafter may give it a draft model."""
-        return {self.arm, self.name, SHARED_WITH} if ENGINES[self.name].drafter else set()
-
-
-class BuiltEngine(NamedTuple):
-    """An engine that is ready to answer, and its facts for the manifest."""
-
-    engine: "Engine"
-    facts: "ArmFacts"
-
-
 def options(name: str) -> dict[str, Any]:
     """Return the type of each option of one engine, by key."""
     return {f.name: f.type for f in fields(_options_class(name))}
@@ -91,7 +65,8 @@ def resolve(arm: Arm) -> ResolvedEngine:
             raise unknown(f"option of {arm.method}", key, known)
 
     values = {key: parse_option(arm.method, key, text, known[key]) for key, text in arm.options.items()}
-    return ResolvedEngine(arm.name, arm.method, ENGINES[arm.method].title + arm.variant, _options_class(arm.method)(**values))
+    row = ENGINES[arm.method]
+    return ResolvedEngine(arm.name, arm.method, row.title + arm.variant, _options_class(arm.method)(**values), row.drafter)
 
 
 def check(engines: Sequence[ResolvedEngine], config: RunConfig) -> None:

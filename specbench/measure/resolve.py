@@ -16,7 +16,7 @@ from specbench import suites, targets
 from specbench.config.arm import BASELINE, Arm
 from specbench.config.options import DEFAULT_METHODS, RunConfig
 from specbench.engines import registry as engines
-from specbench.engines.registry import ResolvedEngine
+from specbench.engines.base import ResolvedEngine
 from specbench.suites import Suite
 from specbench.util.files import absolute
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.import_graph import cycles, modules, rooms
+from tools.import_graph import cycles, folders, modules
 
 MODULES = modules(Path(__file__).parents[2])
-ROOMS = rooms(MODULES)
-ALLOWED = {  # a room: all it may import
+FOLDERS = folders(MODULES)
+ALLOWED = {  # a folder: all it may import
     "methods.core": set(),
     "methods": {"methods.core"},
     "specbench.analysis": {"specbench.store", "specbench.util", "specbench.config", "methods.core"},
@@ -16,14 +16,14 @@ ALLOWED = {  # a room: all it may import
 FORBIDDEN = {"specbench.store": {"specbench.engines", "specbench.measure"}}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_low_room_imports_only_what_is_below_it(room):
-    assert ROOMS[room] <= ALLOWED[room]
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_a_folder_imports_only_what_is_below_it(folder):
+    assert FOLDERS[folder] <= ALLOWED[folder]
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_a_room_does_not_import_what_uses_it(room):
-    assert not ROOMS[room] & FORBIDDEN[room]
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_a_folder_does_not_import_what_uses_it(folder):
+    assert not FOLDERS[folder] & FORBIDDEN[folder]
 
 
 def test_analysis_takes_only_names_and_errors_from_outside_the_store():
@@ -39,7 +39,7 @@ def test_nobody_imports_the_command_line():
 
 def test_there_is_no_cycle():
     assert cycles(MODULES) == []
-    assert cycles(ROOMS) == []
+    assert cycles(FOLDERS) == []
 
 
 def test_the_top_level_holds_only_folders():

@@ -13,7 +13,7 @@ from methods.core.decode import room
 from methods.core.errors import UserError
 from methods.core.target import Target
 from specbench.config.options import RunConfig
-from specbench.engines.base import Answer
+from specbench.engines.base import Answer, BuiltEngine, ResolvedEngine
 from specbench.engines.endpoint.client import (
     KEY_VARIABLES,
     REFUSED,
@@ -25,7 +25,6 @@ from specbench.engines.endpoint.client import (
     find_model,
 )
 from specbench.engines.endpoint.counters import Counters, drafting_of_timings
-from specbench.engines.registry import BuiltEngine, ResolvedEngine
 from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded
