@@ -41,7 +41,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs --check-untyped-defs tests
 
-# The site, in build/site: cli.md, metrics.md and modules.md are written from the code first, then everything is built.
+# The site, in build/site: cli.md, metrics.md, files.md and modules.md are written from the code first, then everything is built.
 docs: install
 	$(BIN)/python -m tools.docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli.common import RESULTS, configured, console
-from specbench.config.options import RunConfig
+from specbench.config.options import DEFAULT_METHODS, RunConfig
 
 
 @configured(
@@ -19,7 +19,10 @@ from specbench.config.options import RunConfig
     "device",
     "backend",
     defaults={"max_new_tokens": 32},
-    helps={"suite": "Questions: mini, spec-bench, or hf:ID; the first of each category is asked. Default: mini."},
+    helps={
+        "methods": f"Method to profile; repeatable. vanilla always runs. Default: {', '.join(DEFAULT_METHODS)}.",
+        "suite": "Questions: mini, spec-bench, or hf:ID; the first of each category is asked. Default: mini.",
+    },
 )
 def profile(
     config: RunConfig,

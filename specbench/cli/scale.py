@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli.common import configured, console
-from specbench.config.options import RunConfig
+from specbench.config.options import DEFAULT_METHODS, RunConfig
 from specbench.util.exits import INTERRUPTED
 
 
@@ -19,7 +19,10 @@ from specbench.util.exits import INTERRUPTED
     "device",
     "backend",
     defaults={"limit": 2, "max_new_tokens": 64},
-    helps={"limit": "Questions of each category."},
+    helps={
+        "methods": f"Method to measure; repeatable. vanilla always runs. Default: {', '.join(DEFAULT_METHODS)}.",
+        "limit": "Questions of each category.",
+    },
 )
 def scale(
     config: RunConfig,

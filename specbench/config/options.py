@@ -158,16 +158,17 @@ class RunConfig:
     attention: str = option("--attention", "Attention kernel: sdpa or eager.", "sdpa")
     backend: str = option(
         "--backend",
-        "Execution back end: static (compiled; CUDA graphs on a GPU) or eager. Default: static.",
+        "Execution back end: static (compiled; CUDA graphs on a GPU) or eager. Default: $SPECBENCH_BACKEND, else static; eager with "
+        "--device-map.",
         "",
         given=str | None,
         parse=_or_empty,
     )
     repeats: int = option("--repeats", "Passes over the suite.", 1)
-    turns: str = option("--turns", "History for later turns: each method's own answers (`own`) or vanilla's for all (`shared`).", "own")
+    turns: str = option("--turns", "History for later turns: each arm's own answers (`own`) or vanilla's for all (`shared`).", "own")
     overrides: list[str] = option(
         "--set",
-        "Set an option of every method that has it, or of one method; repeatable.",
+        "Set an option of every arm that has it, or of one arm; repeatable.",
         list,
         metavar="[ARM.]KEY=VALUE",
         given=list[str] | None,

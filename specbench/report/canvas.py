@@ -1,4 +1,4 @@
-"""What all figures share: styles, labels, the canvas, the legend, and the files.
+"""The parts that all figures share: styles, labels, the canvas, the legend, and the files.
 
 Colours are safe for colour-blind readers (Okabe and Ito); markers and hatches tell arms apart as well.
 """

@@ -217,7 +217,7 @@ class Chat:
 
     @cached_property
     def _lost_in_talk(self) -> Message | None:
-        """What the template leaves out of a conversation of several turns; answers of a run come too late to find out."""
+        """The first turn that the template leaves out of a conversation of several; answers of a run come too late to find out."""
         talk = conversation(*SAMPLE)
         return _left_out(talk, self.text(talk))
 

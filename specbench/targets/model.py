@@ -71,7 +71,7 @@ class TargetModel:
 
     @property
     def prompt_note(self) -> str:
-        """What a reader of results must know of the prompts and of how answers end; "" where there is nothing to say."""
+        """The sentences that a reader of results must know about prompts and the end of answers; "" where there is nothing to say."""
         end = self.chat.turn_end
         if end is None or end in self.stop_ids:
             return self.chat.note

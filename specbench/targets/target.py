@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from methods import registry
 from methods.core.acceptance import AcceptanceRule
+from methods.core.attention import KERNELS
 from methods.core.decode import Drafter
 from methods.core.errors import UserError, unknown
 from methods.core.target import Target
@@ -71,8 +72,8 @@ def load(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    if attention not in ("sdpa", "eager"):
-        raise unknown("attention", attention, ("sdpa", "eager"))
+    if attention not in KERNELS:
+        raise unknown("attention", attention, KERNELS)
     use_device(device)
     if name in TARGETS and (revision or device_map):
         raise UserError(f"target {name} is built here; leave {'--revision' if revision else '--device-map'} out")

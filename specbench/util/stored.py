@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What a file is called in messages, the schema version that is read (None: it has none), and what to do about a broken one."""
+    """A kind of file: its name in messages, the schema version that is read (None: it has none), and what to do about a broken one."""
 
     name: str
     schema: int | None

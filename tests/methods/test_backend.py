@@ -110,7 +110,7 @@ def test_how_far_back_a_mask_reaches_compiles_nothing_new():
 
 @pytest.fixture
 def no_length(monkeypatch):
-    """Read whole spans of the cache under a mask, as on a GPU, where the host knows no length. Spans are short, so that they grow."""
+    """Read whole spans of the cache under a mask, as on a GPU, where reading the length would wait. Spans are short, so that they grow."""
     for module in (attention, kv_cache):
         monkeypatch.setattr(module, "length_is_at_hand", lambda device: False)
     monkeypatch.setattr(kv_cache, "SHORTEST_SPAN", 16)
@@ -118,7 +118,7 @@ def no_length(monkeypatch):
 
 @pytest.mark.usefixtures("no_length")
 @pytest.mark.parametrize("name", ["eagle2", "s4c"])
-def test_where_the_host_knows_no_length_the_text_is_the_same(name):
+def test_the_text_is_the_same_where_the_length_is_not_read(name):
     assert texts(Target(small_model("qwen3", "eager"), capacity=200, backend=Replaying()), name, {}) == greedy_texts("qwen3", "eager")
 
 

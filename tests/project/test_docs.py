@@ -1,5 +1,6 @@
 """The documentation agrees with the code: generated pages, examples, commands and paths."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -76,6 +77,36 @@ def test_the_example_method_is_short_and_lossless(example_method):
         plain, drafted = (run(target, drafter, prompt, 60, rule) for drafter, rule in (build("vanilla", target), build(name, target)))
         assert drafted.tokens == plain.tokens
         assert sum(step.accepted for step in drafted.steps) > 0, "it drafts nothing that is right"
+
+
+def test_the_example_method_passes_the_linter(example_method):
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("the linter is not installed here")
+    _, code = example_method
+    checked = subprocess.run(
+        [ruff, "check", "--stdin-filename", "methods/bigram.py", "-"], input=code, cwd=ROOT, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_words_of_the_readme_stand_in_the_glossary():
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split("## Words")[1].split("##")[0]
+    rows = [line for line in words.splitlines() if line.startswith("| **")]
+    glossary = (DOCS / "how-we-measure.md").read_text(encoding="utf-8").split("## Glossary")[1].splitlines()
+    assert len(rows) > 10
+    assert [row for row in rows if row not in glossary] == []
+
+
+def test_docstrings_begin_with_a_verb_or_name_the_thing():
+    found = []
+    for package in ("methods", "specbench", "tools"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                    first = (ast.get_docstring(node) or "").split(" ")[0]
+                    found += [f"{path.relative_to(ROOT)}: {first}"] if first in ("Of", "By", "As", "What") else []
+    assert found == []
 
 
 def test_the_example_claim_loads_and_every_field_is_explained():

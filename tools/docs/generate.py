@@ -153,12 +153,12 @@ def metrics_page() -> str:
 
 
 def files_page() -> str:
-    """Return files.md: the JSON schema of every file that specbench writes and reads again."""
+    """Return files.md: the JSON schemas of the stored files."""
     blocks = [
         "# Files",
         NOTICE,
-        "The JSON schemas of the files that specbench writes and reads again. A file is held against its schema whenever it is read; "
-        "a field of another type is an error of one line that names it. Every file has a field `schema` besides, its version.",
+        "The JSON schemas of three kinds of file that specbench writes and reads again. A file is held against its schema whenever it "
+        "is read; a field of another type is an error of one line that names it. Every file has a field `schema` besides, its version.",
     ]
     for name, (kind, form, what) in FILES.items():
         schema = json.dumps(TypeAdapter(kind).json_schema(), indent=1)
