@@ -49,7 +49,7 @@ def backend_name(config: RunConfig) -> str:
 def settle(config: RunConfig) -> RunConfig:
     """Return the settings with device, back end, target, and dtype settled, and paths that hold in any folder.
 
-    Raises UserError for values that do not exist.
+    The device becomes the current one. Raises UserError for values that do not exist.
     """
     least = {
         "max-new-tokens": (config.max_new_tokens, 1),
