@@ -148,7 +148,7 @@ def match(tree: DraftTree, logits_NV: Tensor, temperature: float, noise: Noise |
     """
     chosen_N = choose(logits_NV, temperature, noise)
     agreed_N = tree.tokens_N == chosen_N[tree.shape.parents_N]
-    if tree.q_NV is not None:
+    if tree.q is not None:
         # Random siblings may carry equal tokens. Only the first counts: picking the sibling with the
         # better continuation would sample twice.
         alike_NN = (tree.tokens_N == tree.tokens_N[:, None]) & (tree.shape.parents_N == tree.shape.parents_N[:, None])
@@ -161,22 +161,26 @@ def speculative_sampling(tree: DraftTree, logits_NV: Tensor, temperature: float,
     """Accept each child with probability min(1, p/q); after a rejection p becomes max(0, p - q). Lossless.
 
     Leviathan et al. (2023), section 2.3, with siblings tried in turn as in SpecInfer (Miao et al.,
-    2024). Drafts without ``q_NV`` are not random; the rule is then ``match``.
+    2024). Drafts without ``q`` are not random; the rule is then ``match``. A rejection changes p at the
+    few tokens of q, in place; p is not normalised again, but compared with q times its sum.
     """
-    if noise is None or tree.q_NV is None:
+    if noise is None or tree.q is None:
         return match(tree, logits_NV, temperature, noise)
 
-    p_NV = probabilities(logits_NV, temperature)
-    p_V, current = p_NV[0], tree.tokens_N.new_zeros(1)
+    p_NV, (q_NK, tokens_NK) = probabilities(logits_NV, temperature), tree.q
+    q_N = (q_NK * (tokens_NK == tree.tokens_N[:, None])).sum(dim=-1)
+    least_N = torch.where(tree.tokens_N < 0, torch.inf, noise.uniform_N * q_N)  # p above which a child is accepted
+
+    current = tree.tokens_N.new_zeros(1)
     for child in range(1, tree.size):  # parents stand before children, siblings in trial order
-        x, q_V = tree.tokens_N[child : child + 1], tree.q_NV[child]
-        tried = tree.shape.parents_N[child] == current
-        taken = tried & (noise.uniform_N[child] * q_V[x] < p_V[x])
-        residual_V = (p_V - q_V).clamp(min=0)
-        p_V = torch.where(taken, p_NV[child], torch.where(tried, residual_V / residual_V.sum(), p_V))
+        parent, x, tokens_K = tree.shape.parents_N[child : child + 1], tree.tokens_N[child : child + 1], tokens_NK[child]
+        p_1V = p_NV[parent]
+        p_sum = p_1V.sum()
+        taken = (parent == current) & (least_N[child] * p_sum < p_1V[0, x])
+        p_NV[parent, tokens_K] = (p_1V[0, tokens_K] - q_NK[child] * p_sum).clamp(min=0)  # read again only after a rejection
         current = torch.where(taken, child, current)
 
-    return path_to(tree, logits_NV, current, (p_V / noise.exponential_NV[0]).argmax(keepdim=True))
+    return path_to(tree, logits_NV, current, (p_NV[current] / noise.exponential_NV[0]).argmax(dim=-1))
 
 
 def typical(tree: DraftTree, logits_NV: Tensor, temperature: float, noise: Noise | None) -> Accepted:

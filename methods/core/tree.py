@@ -1,7 +1,7 @@
 """Draft trees: the tokens a drafter guesses in one step.
 
 Shape letters of this package: N tree nodes, P nodes on a path (the tree's depth + 1), T tokens,
-V vocabulary, D hidden width, L layers, S rows of a cache.
+V vocabulary, D hidden width, L layers, S rows of a cache, K tokens of a row of q.
 """
 
 from collections.abc import Sequence
@@ -28,33 +28,43 @@ class Shape(NamedTuple):
     depth: int  # upper bound of depths_N, known to the host
 
 
+class SparseRows(NamedTuple):
+    """A distribution for each node, over few tokens: node i has ``tokens_NK[i, k]`` with probability ``q_NK[i, k]``.
+
+    The tokens of a row are distinct. The row of the root, which is not drawn, means nothing.
+    """
+
+    q_NK: Tensor
+    tokens_NK: Tensor
+
+
 class DraftTree(NamedTuple):
     """N guessed tokens and each one's parent, on the device.
 
     Node 0 is the root: the last committed token, whose keys and values are not cached yet. A tree
     of the root alone makes a step of plain autoregressive decoding. Siblings stand in the order in
-    which they are tried; without ``q_NV`` they carry distinct tokens.
+    which they are tried; without ``q`` they carry distinct tokens.
     """
 
     tokens_N: Tensor
     shape: Shape
-    q_NV: Tensor | None = None  # row i: distribution node i was drawn from; None: not random
+    q: SparseRows | None = None  # what each node was drawn from; None: not random
     faulty: Tensor | None = None  # bool without axes: whether the drafter's logits were NaN
 
     @classmethod
-    def of(cls, tokens: Sequence[int], parents: Sequence[int], device: torch.device, q_NV: Tensor | None = None) -> "DraftTree":
+    def of(cls, tokens: Sequence[int], parents: Sequence[int], device: torch.device, q: SparseRows | None = None) -> "DraftTree":
         """Build a tree from host lists.
 
         Raises ValueError for lists of different lengths or an invalid parent list (``shape_of``).
         """
         if len(parents) != len(tokens):
             raise ValueError(f"{len(tokens)} tokens but {len(parents)} parents")
-        return cls(torch.tensor(tokens, device=device), shape_of(tuple(parents), device), q_NV)
+        return cls(torch.tensor(tokens, device=device), shape_of(tuple(parents), device), q)
 
     @classmethod
-    def chain(cls, tokens: Sequence[int], device: torch.device, q_NV: Tensor | None = None) -> "DraftTree":
+    def chain(cls, tokens: Sequence[int], device: torch.device) -> "DraftTree":
         """Build a tree without branches: each token follows the one before."""
-        return cls.of(tokens, range(-1, len(tokens) - 1), device, q_NV)
+        return cls.of(tokens, range(-1, len(tokens) - 1), device)
 
     @property
     def size(self) -> int:

@@ -25,7 +25,7 @@ from methods.core.backend import backend
 from methods.core.clock import HostClock
 from methods.core.decode import decode
 from methods.core.target import Target
-from methods.core.tree import DraftTree
+from methods.core.tree import DraftTree, SparseRows
 from methods.core.weights import Trained
 from specbench.studies.tune.record import reads_of
 
@@ -135,8 +135,14 @@ def entered(model, tokens, layers):
     return torch.cat([states[layer][0] for layer in layers], dim=-1)
 
 
-def plant(tokens, parents, q_NV=None):
-    return DraftTree.of(tokens, parents, CPU, q_NV)
+def plant(tokens, parents, q_NV=None, kept=None):
+    """Return a tree; ``q_NV`` is dense, of which the tree keeps the ``kept`` likeliest tokens of each row, or all."""
+    return DraftTree.of(tokens, parents, CPU, None if q_NV is None else SparseRows(*q_NV.topk(kept or q_NV.shape[1])))
+
+
+def dense(q, vocabulary=V):
+    """Return a tree's q as rows over the vocabulary."""
+    return torch.zeros(len(q.q_NK), vocabulary, dtype=q.q_NK.dtype).scatter(1, q.tokens_NK, q.q_NK)
 
 
 def told(tree):

@@ -10,7 +10,7 @@ from helpers.small_models import CPU, path_of, plant, taken
 
 from methods.core.acceptance import RULES, Sampling, match, noise_for, probabilities, speculative_sampling, truncated, typical
 from methods.core.errors import UserError
-from methods.core.tree import PADDING, DraftTree, padded
+from methods.core.tree import PADDING, DraftTree, SparseRows, padded
 
 V = 5
 DRAWS = 2000
@@ -35,6 +35,19 @@ def drawn_tree(rng):
     q_V = torch.softmax(torch.arange(V, dtype=torch.float64) * 0.4, dim=-1)
     tokens = torch.multinomial(q_V, 6, replacement=True, generator=rng).tolist()
     return plant([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), q_V.expand(7, V))
+
+
+def cut(q_V, kept):
+    """Return q restricted to its likeliest tokens."""
+    return torch.where(q_V < q_V.topk(kept).values[-1], 0.0, q_V)
+
+
+def drawn_from_few(rng, stated=2):
+    """Return such a tree whose drafts are drawn from the two likeliest tokens of q, which states those it ``stated``."""
+    q_V = torch.softmax(torch.arange(V, dtype=torch.float64) * 0.4, dim=-1)
+    tokens = torch.multinomial(cut(q_V, 2), 6, replacement=True, generator=rng).tolist()
+    stated_V = cut(q_V, stated) / cut(q_V, stated).sum()
+    return plant([0, *tokens], (-1, 0, 0, 1, 1, 2, 2), stated_V.expand(7, V), kept=stated)
 
 
 def law_of(logits, temperature, top_k, top_p):
@@ -66,7 +79,7 @@ def p_value(rule, planter, temperature=TEMPERATURE, top_k=0, top_p=1.0, truncate
     return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.float64), chi_square / 2))
 
 
-@pytest.mark.parametrize("planter", [fixed_tree, drawn_tree])
+@pytest.mark.parametrize("planter", [fixed_tree, drawn_tree, drawn_from_few])
 @pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values() if rule.lossless])
 def test_a_lossless_rule_samples_from_the_target(rule, planter):
     assert p_value(rule, planter) > PASSES
@@ -140,7 +153,7 @@ def bonus_without_residual(tree, logits_NV, temperature, noise):
 def every_sibling_against_p(tree, logits_NV, temperature, noise):
     """Accept with p after a rejected sibling, where the residual would be right."""
     for child in (1, 2):
-        lone = plant([0, int(tree.tokens_N[child])], (-1, 0), tree.q_NV[:2])
+        lone = plant([0, int(tree.tokens_N[child])], (-1, 0))._replace(q=SparseRows(*(each[:2] for each in tree.q)))
         its_own = noise._replace(uniform_N=noise.uniform_N[[0, child]], exponential_NV=noise.exponential_NV[[child, 0]])
         said = speculative_sampling(lone, logits_NV[[0, child]], temperature, its_own)
         if int(said.length) > 1:
@@ -151,6 +164,10 @@ def every_sibling_against_p(tree, logits_NV, temperature, noise):
 @pytest.mark.parametrize("broken", [bonus_without_residual, every_sibling_against_p])
 def test_a_broken_rule_is_caught(broken):
     assert p_value(broken, drawn_tree) < FAILS
+
+
+def test_a_q_that_was_not_the_one_drawn_from_is_caught():
+    assert p_value(speculative_sampling, lambda rng: drawn_from_few(rng, stated=4)) < FAILS
 
 
 def test_typical_acceptance_is_lossy_and_says_so():
@@ -225,6 +242,12 @@ def test_padding_is_never_accepted_nor_counted(rule, temperature):
     logits_NV[0, 1] = logits_NV[1, 4] = logits_NV[2:, V - 1] = 20.0  # V - 1 is where an index of -1 points
     accepted = rule(tree, logits_NV, temperature, noise_for(tree, V, Sampling(8, temperature), torch.Generator()))
     assert (path_of(accepted), accepted.read()) == ([0, 1], ([1, 4], 2, 1))
+
+
+def test_padding_of_a_drawn_tree_is_not_accepted():
+    tree = plant([3, PADDING], (-1, 0), torch.full((2, V), 1 / V))
+    noise = noise_for(tree, V, SAMPLING, torch.Generator())
+    assert path_of(speculative_sampling(tree, torch.zeros(2, V), 1.0, noise)) == [0]
 
 
 @pytest.mark.parametrize("rule", [rule.apply for rule in RULES.values()])

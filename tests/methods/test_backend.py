@@ -18,6 +18,7 @@ from helpers.small_models import (
     build,
     greedy_text,
     narrow,
+    plant,
     run,
     small_model,
     small_target,
@@ -34,7 +35,7 @@ from methods.core.backend import TREE_SIZES, Captured, Eager, PackedLinear, Stat
 from methods.core.decode import warm_up
 from methods.core.errors import UserError
 from methods.core.target import Target
-from methods.core.tree import MAX_TREE_SIZE, DraftTree
+from methods.core.tree import MAX_TREE_SIZE
 from methods.registry import METHODS
 
 NEW = 16  # tokens an answer
@@ -297,7 +298,7 @@ def test_the_host_reads_once_a_step(name, options, sampling, monkeypatch):
 
 
 def test_trying_siblings_in_turn_can_be_captured():
-    tree = DraftTree.of([0, 1, 2, 3], (-1, 0, 0, 1), CPU, torch.full((4, 5), 0.2))
+    tree = plant([0, 1, 2, 3], (-1, 0, 0, 1), torch.full((4, 5), 0.2))
     rule, rng = Replayed(speculative_sampling, None, None), torch.Generator().manual_seed(1)
     for _ in range(20):
         logits_NV, noise = torch.randn(4, 5, generator=rng), noise_for(tree, 5, Sampling(1, 1.0), rng)

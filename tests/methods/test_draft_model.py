@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.sampling import warped
 from helpers.small_models import (
     CPU,
     FAMILIES,
@@ -15,6 +16,7 @@ from helpers.small_models import (
     Oracle,
     V,
     begun,
+    dense,
     draft_model,
     greedy_text,
     run,
@@ -28,6 +30,7 @@ from helpers.tiny_target import write_suite, write_target
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from methods.core import sampled_chain
 from methods.core.acceptance import Sampling, match, speculative_sampling
 from methods.core.errors import UserError
 from methods.core.tree import DraftTree
@@ -78,7 +81,7 @@ def test_drafts_are_its_own_greedy_text(family):
     def check(tokens, tree):
         text = model.generate(torch.tensor([tokens]), do_sample=False, max_new_tokens=NODES)[0].tolist()
         assert told(tree) == (text[len(tokens) - 1 :], list(range(-1, NODES)))
-        assert tree.q_NV is None
+        assert tree.q is None
         texts.append(tokens)
 
     run(target, Noting(DraftModel(model, NODES, target), check), PROMPT, 30)
@@ -110,7 +113,7 @@ def test_q_is_what_each_draft_was_drawn_from(temperature):
         drafts = told(tree)[0][1:]
         logits_TV = model(input_ids=torch.tensor([[*tokens, *drafts]]), use_cache=False).logits[0]
         expected_NV = torch.softmax(logits_TV[len(tokens) - 1 : -1] / temperature, dim=-1)
-        torch.testing.assert_close(tree.q_NV[1:], expected_NV, rtol=1e-4, atol=1e-6)  # transformers' norms are in fp32
+        torch.testing.assert_close(dense(tree.q)[1:], expected_NV, rtol=1e-4, atol=1e-6)  # transformers' norms are in fp32
         drawn.append(drafts)
 
     for seed in (1, 2, 1):
@@ -118,6 +121,23 @@ def test_q_is_what_each_draft_was_drawn_from(temperature):
         drawn.append(None)
     first, second, again = "".join(map(str, drawn)).split("None")[:3]
     assert first == again != second
+
+
+def test_q_is_cut_to_its_likeliest_tokens(monkeypatch):
+    """What is left is renormalised, and restricted as the target's p is."""
+    monkeypatch.setattr(sampled_chain, "KEPT", 6)
+    model, target, seen = draft_model(small_model().config), small_target(), []
+
+    def check(tokens, tree):
+        drafts = told(tree)[0][1:]
+        logits_TV = model(input_ids=torch.tensor([[*tokens, *drafts]]), use_cache=False).logits[0, len(tokens) - 1 : -1]
+        best = logits_TV.topk(6)
+        law_T6 = torch.softmax(warped(best.values, 0, 0.9), dim=-1)
+        torch.testing.assert_close(dense(tree.q)[1:], torch.zeros(NODES, V).double().scatter(1, best.indices, law_T6), rtol=1e-4, atol=1e-6)
+        seen.append((tree.q.q_NK[1:] > 0).sum(dim=-1).tolist())
+
+    run(target, Noting(DraftModel(model, NODES, target), check), PROMPT, 12, speculative_sampling, temperature=1.0, top_p=0.9)
+    assert len({count for counts in seen for count in counts}) > 1
 
 
 def test_drafts_from_the_target_itself_are_all_accepted_at_any_temperature():
@@ -137,9 +157,9 @@ def test_only_ids_both_have_are_drafted(vocabulary, temperature):
     def check(tokens, tree):
         drafted.update(told(tree)[0][1:])
         if temperature:
-            assert tree.q_NV.shape == (1 + NODES, 64)
-            assert (tree.q_NV[:, vocabulary:] == 0).all()
-            torch.testing.assert_close(tree.q_NV[1:].sum(dim=-1), torch.ones(NODES, dtype=torch.float64))
+            assert tree.q.q_NK.shape == (1 + NODES, min(vocabulary, 64))
+            assert tree.q.tokens_NK.max() < vocabulary
+            torch.testing.assert_close(tree.q.q_NK[1:].sum(dim=-1), torch.ones(NODES, dtype=torch.float64))
 
     result = run(target, Noting(DraftModel(model, NODES, target), check), PROMPT, 40, speculative_sampling, temperature=temperature)
     assert max(drafted) < min(vocabulary, 64)
@@ -215,14 +235,14 @@ def test_random_numbers_are_its_own_and_drawn_only_where_drafts_are():
     target = small_target()
     drafter = begun(DraftModel(small_model(), NODES, target), target, PROMPT)
     first = taken(DraftTree.chain(PROMPT[-2:-1], CPU), torch.zeros(1, V), 0, PROMPT[-1])
-    before = drafter.rng.get_state()
+    before = drafter.chain._rng.get_state()
     drafter.draft(PROMPT)
-    assert torch.equal(drafter.rng.get_state(), before)
+    assert torch.equal(drafter.chain._rng.get_state(), before)
     seeds = set()
     for seed in (5, 6):
         drafter.begin(PROMPT[:-1], first, None, Sampling(1, temperature=1.0, seed=seed))
-        seeds |= {seed, drafter.rng.initial_seed()}
+        seeds |= {seed, drafter.chain._rng.initial_seed()}
     assert len(seeds) == 4
-    before = drafter.rng.get_state()
+    before = drafter.chain._rng.get_state()
     drafter.draft(PROMPT)
-    assert not torch.equal(drafter.rng.get_state(), before)
+    assert not torch.equal(drafter.chain._rng.get_state(), before)

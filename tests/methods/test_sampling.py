@@ -14,10 +14,10 @@ from helpers.sampling import warped
 from helpers.small_models import SHAPE, build, run, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods import draft_model
-from methods.core import decode
+from methods.core import decode, sampled_chain
 from methods.core.acceptance import match, noise_for, speculative_sampling, truncated, typical
 from methods.core.kv_cache import KVCache
+from methods.core.sampled_chain import Law, SampledChain
 from methods.core.target import Target
 from methods.registry import METHODS
 
@@ -126,7 +126,7 @@ def test_so_it_does_under_another_lossless_rule(name, rule):
 
 
 def test_drafts_that_were_not_drawn_from_their_q_are_caught(monkeypatch):
-    monkeypatch.setattr(draft_model, "exponential", lambda rows, vocabulary, rng: torch.ones(rows, vocabulary))
+    monkeypatch.setattr(sampled_chain, "exponential", lambda rows, vocabulary, rng: torch.ones(rows, vocabulary))
     assert caught("sps")
 
 
@@ -196,11 +196,11 @@ def test_a_target_restricted_otherwise_is_caught(broken, restricted, monkeypatch
 
 def test_a_q_wider_than_the_one_drawn_from_is_caught(monkeypatch):
     """The draft is drawn from the restricted distribution, and the whole one returned with it."""
-    drawn = draft_model.DraftModel._chain
+    grow = SampledChain.grow
 
-    def wider(drafter, accepted, noise_KV, law, span):
-        tree = drawn(drafter, accepted, noise_KV, law, span)
-        return tree._replace(q_NV=drawn(drafter, accepted, noise_KV, draft_model.Law(law.temperature), span).q_NV)
+    def wider(chain, root, logits_WV, state, expand, draws):
+        tree = grow(chain, root, logits_WV, state, expand, draws)
+        return tree._replace(q=grow(chain, root, logits_WV, state, expand, draws._replace(law=Law(draws.law.temperature))).q)
 
-    monkeypatch.setattr(draft_model.DraftModel, "_chain", wider)
+    monkeypatch.setattr(SampledChain, "grow", wider)
     assert caught("sps", temperature=1.0, top_k=2)
