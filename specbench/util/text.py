@@ -79,6 +79,8 @@ class TextTable:
 
     def parts(self, width: int) -> list["TextTable"]:
         """Return the table, or tables of some of its columns each if it is wider than ``width``. The first column is in all of them."""
+        if not self.headers:
+            return [self]
         names, *others = self._widths(MIN_WIDTH)
         groups: list[list[int]] = [[]]
         for column, own in enumerate(others, start=1):

@@ -254,7 +254,7 @@ def test_unknown_numbers_are_equal_and_refused_in_a_baseline(base, tmp_path):
     assert (code, "medusa has no MAT" in complaint, file.exists()) == (2, True, False)
     assert call("baseline", "set", base, "--out", file)[0] == 0
     file.write_text(re.sub('"mat": [0-9.]+', '"mat": NaN', file.read_text()))
-    assert "not a baseline (expected value at line" in call("check", base, "--baseline", file)[1]
+    assert "not a baseline (not JSON: expected value at line" in call("check", base, "--baseline", file)[1]
 
 
 def test_several_runs_are_pooled_as_repeats_and_only_runs_of_one_kind(base, tmp_path):

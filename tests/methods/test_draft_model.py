@@ -198,7 +198,7 @@ def test_it_is_loaded_run_and_told_of(folder, tmp_path):
     with pytest.raises(UserError, match=r"^sps drafts with a small model .*give one: --drafter sps=FOLDER or sps=HUB_ID$"):
         prepare(options)
     measure(LocalExecutor(prepare(replace(options, drafters={"sps": draft}))), tmp_path / "run", Console())
-    facts, (records, _) = RunManifest.read(tmp_path / "run").arms["sps:nodes=2"], read(tmp_path / "run")
+    facts, (records, *_) = RunManifest.read(tmp_path / "run").arms["sps:nodes=2"], read(tmp_path / "run")
     assert (facts.drafter, facts.acceptance, facts.config) == (str(draft), "speculative_sampling", {"nodes": 2})
     assert facts.weights_sha256 == checkpoint.sha256(draft)
     assert {record.status for record in records} == {"ok"}

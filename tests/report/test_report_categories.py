@@ -133,6 +133,8 @@ def test_a_table_that_is_too_wide_is_shown_in_parts():
     assert all(f"1.{number}" in shown.split() for number in range(9))
     assert all(len(line.rstrip()) <= 50 for line in shown.splitlines())
     assert table.parts(200) == [table]
+    empty = TextTable("Nothing", [], [])
+    assert empty.parts(80) == [empty]
     console = Console(record=True, width=10)
     print_table(console, table)
     assert all(f"1.{number}" in console.export_text(clear=False) for number in range(9)), "a part has two columns at least"
