@@ -33,7 +33,7 @@ class Law(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What the drafts of one step are drawn with.
+    """Random numbers and rules that the drafts of one step are drawn with.
 
     The numbers are drawn before a step's captured function runs, because that may be run twice.
     """
