@@ -16,9 +16,10 @@ from methods.core.acceptance import Accepted, Sampling
 from methods.core.decode import Drafter
 from methods.core.errors import UserError
 from methods.core.feature_layer import FeatureLayer, FeatureStream, ReadingLayer, add_biases, published_shape
-from methods.core.policies import GrownTree, TreePolicy, best_first, check_tree, choices_of
+from methods.core.policies import GrownTree, StaticTree, TreePolicy, best_first, check_tree, choices_of
 from methods.core.published import EMBEDDING, Checkpoint
 from methods.core.published_keys import EAGLE
+from methods.core.sampled_chain import Draws, SampledChain
 from methods.core.target import Scores, Target
 from methods.core.training import Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -121,13 +122,23 @@ class Beam(NamedTuple):
 class Eagle:
     """A drafter whose layer is called once per level, on its own output: EAGLE's and EAGLE-3's.
 
-    ``layer`` was prepared by the target's back end; ``head`` turns its output ND into logits.
+    ``layer`` was prepared by the target's back end; ``head`` turns its output ND into logits over
+    ``tokens_U``, or over all tokens without.
     """
 
-    def __init__(self, layer: ReadingLayer, head: Callable[[Tensor], Tensor], policy: TreePolicy, target: Target):
-        self.policy, self.head, self.reads = policy, head, layer.reads
-        self.stream = FeatureStream(layer, target)
-        self.sizes = (policy.size,)
+    def __init__(
+        self,
+        layer: ReadingLayer,
+        head: Callable[[Tensor], Tensor],
+        policy: GrownTree | StaticTree,
+        target: Target,
+        tokens_U: Tensor | None,
+    ):
+        self.policy: TreePolicy = policy
+        self.head, self.reads, self.stream = head, layer.reads, FeatureStream(layer, target)
+        self.sizes: tuple[int, ...] = (policy.size,)
+        self._chain = SampledChain.within(policy, target, tokens_U)
+        self._draws_chains = False
         self._draft = target.backend.capture(self._grow)
         self._unread: tuple[Accepted, Tensor]  # the last step's path and features, set by ``begin`` and ``observe``
 
@@ -135,6 +146,7 @@ class Eagle:
         """Start a new turn: the layer reads the prompt's features."""
         features_ND = self._features(scores)
         self.stream.begin(prompt, features_ND)
+        self._chain.begin(sampling)
         self._unread = first, features_ND[-1:]
 
     def observe(self, tree: DraftTree, accepted: Accepted, scores: Scores) -> None:
@@ -142,10 +154,14 @@ class Eagle:
         self._unread = accepted, self._features(scores)
 
     def draft(self, tokens: list[int]) -> DraftTree:
-        """Read what was committed last and return the tree that the policy grows after it."""
-        tree = self._draft(*self._unread, self.stream.span(tokens))
+        """Read what was committed last and return the tree that the policy grows after it, or a chain drawn from q."""
+        tree = self._draft(*self._unread, self.stream.span(tokens), self._chain.draws() if self._draws_chains else None)
         self.stream.settle(self._unread[0])
         return tree
+
+    def draw_chains(self) -> None:
+        """Draft chains drawn from q at temperatures above 0, as deep as the policy's tree."""
+        self._draws_chains, self.sizes = True, (self.policy.size, self._chain.size)
 
     def wipe(self) -> None:
         """Clear the layer's cache."""
@@ -157,11 +173,14 @@ class Eagle:
         assert scores.deep_ND is not None
         return scores.deep_ND
 
-    def _grow(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
+    def _grow(self, accepted: Accepted, features_ND: Tensor, span: int, draws: Draws | None) -> DraftTree:
         state_1D = self.stream.read(accepted, features_ND, span)
         nothing_10 = torch.zeros(1, 0, dtype=torch.bool, device=features_ND.device)
         beam = Beam(state_1D, nothing_10, self.stream.cache.length + accepted.length, span)
-        return self.policy.grow(accepted.emitted_P[-1], self.head(state_1D), beam, self._expand)
+        root, logits_1V = accepted.emitted_P[-1], self.head(state_1D)
+        if draws is not None:
+            return self._chain.grow(root, logits_1V, beam, self._expand, draws)
+        return self.policy.grow(root, logits_1V, beam, self._expand)
 
     def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, beam: Beam) -> tuple[Tensor, Beam]:
         """Call the layer on guessed tokens and its own outputs; rows see the text and their ancestors."""
@@ -200,4 +219,4 @@ def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     layer, tokens_U = target.backend.prepare(drafter.module).layer, drafter.module.tokens_for(target.config.vocab_size)
     static = config.policy == "static"
     policy = drafter.static_tree(config.nodes, tokens_U) if static else GrownTree(config.nodes, *config.grown, tokens_U)
-    return Eagle(layer, target.head_over(tokens_U), policy, target)
+    return Eagle(layer, target.head_over(tokens_U), policy, target, tokens_U)

@@ -294,4 +294,5 @@ def build(config: Config, target: Target, drafter: Trained[Module]) -> Drafter:
     """Build the drafter for a target. Raises UserError where ``d2t`` names tokens it does not have."""
     module, tokens_U = target.backend.prepare(drafter.module), drafter.module.tokens_for(target.config.vocab_size)
     head = target.head_over(tokens_U) if module.lm_head is None else None
-    return Eagle(module, partial(module.guess, head=head), GrownTree(config.nodes, config.depth, config.width, tokens_U), target)
+    policy = GrownTree(config.nodes, config.depth, config.width, tokens_U)
+    return Eagle(module, partial(module.guess, head=head), policy, target, tokens_U)

@@ -12,6 +12,7 @@ from methods.core.acceptance import RULES, AcceptanceRule
 from methods.core.backend import BACKENDS
 from methods.core.decode import Drafter
 from methods.core.errors import UserError, WeightsError, unknown
+from methods.core.sampled_chain import DrawsChains
 from methods.core.target import Target
 from methods.core.weights import Trained
 
@@ -150,13 +151,17 @@ def resolve(
 def build(resolved: Resolved, target: Target, drafter: Trained | None) -> tuple[Drafter, AcceptanceRule]:
     """Build an arm's drafter and acceptance rule for a target.
 
-    Raises WeightsError when weights are missing or of the wrong architecture, UserError when the
-    options do not fit them otherwise.
+    With a rule that judges drafts by their q, a drafter that can draw chains from its q does so. Raises
+    WeightsError when weights are missing or of the wrong architecture, UserError when the options do
+    not fit them otherwise.
     """
     if resolved.method.weights and drafter is None:
         raise WeightsError(f"{resolved.name} {missing_weights_message(resolved.method)}", resolved.method.weights)
     module = importlib.import_module(resolved.method.module)
-    return module.build(resolved.config, target, drafter), target.backend.capture(RULES[resolved.acceptance].apply)
+    built, rule = module.build(resolved.config, target, drafter), RULES[resolved.acceptance]
+    if rule.judges_q and isinstance(built, DrawsChains):
+        built.draw_chains()
+    return built, target.backend.capture(rule.apply)
 
 
 def missing_weights_message(method: Method) -> str:

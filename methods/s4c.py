@@ -23,6 +23,7 @@ from methods.core.errors import UserError, WeightsError, check_range
 from methods.core.feature_layer import FeatureLayer, FeatureStream
 from methods.core.policies import GrownTree, TreePolicy, check_tree
 from methods.core.recycling import EXTRA_NODES, SuccessorTable
+from methods.core.sampled_chain import Draws, SampledChain
 from methods.core.target import Scores, Target
 from methods.core.training import LOOKAHEAD, Batch, DrafterModule, Level, feature_loss, soft_cross_entropy
 from methods.core.tree import DraftTree
@@ -190,8 +191,10 @@ class S4C:
         tokens_U = module.tokens_for(target.config.vocab_size)
         self.module, self.embed, self.lm_head = module, target.embed, target.head_over(tokens_U)
         own = config.nodes - (EXTRA_NODES if config.recycle == "on" else 0)
-        self.policy: TreePolicy = GrownTree(own, config.depth, config.width, tokens_U)
-        self.sizes = (self.policy.size + config.nodes - own,)
+        policy = GrownTree(own, config.depth, config.width, tokens_U)
+        self.policy: TreePolicy = policy
+        self.sizes: tuple[int, ...] = (policy.size + config.nodes - own,)
+        self._chain, self._draws_chains = SampledChain.within(policy, target, tokens_U), False
 
         self.stream = FeatureStream(module.first, target) if isinstance(module.first, FeatureLayer) else None
         self.rereads = config.tree == "fresh"
@@ -204,6 +207,7 @@ class S4C:
     def begin(self, prompt: list[int], first: Accepted, scores: Scores, sampling: Sampling) -> None:
         """Start a new turn: the prefix layer reads the prompt's features."""
         self._unread = first, scores.features_ND[-1:]
+        self._chain.begin(sampling)
         if self.stream and self.rereads:
             self._seen = [scores.features_ND]
         elif self.stream:
@@ -221,8 +225,9 @@ class S4C:
 
     def draft(self, tokens: list[int]) -> DraftTree:
         """Read what was committed last (or the whole text, if fresh) and grow a tree after it."""
+        draws = self._chain.draws() if self._draws_chains else None
         if not (self.stream and self.rereads):
-            tree = self._draft(*self._unread, self.stream.span(tokens) if self.stream else 0)
+            tree = self._draft(*self._unread, self.stream.span(tokens) if self.stream else 0, draws)
             if self.stream:
                 self.stream.settle(self._unread[0])
             return tree
@@ -230,23 +235,31 @@ class S4C:
         *earlier, newest_PD = self._seen
         features_TD = torch.cat([*earlier, newest_PD])[: len(tokens) - 1]  # cuts the filler at the end of the newest
         self._seen = [features_TD]
-        return self._draft_fresh(self._unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD))
+        return self._draft_fresh(self._unread[0].emitted_P[-1], self.stream.reread(tokens, features_TD), draws)
+
+    def draw_chains(self) -> None:
+        """Draft chains drawn from q at temperatures above 0, as deep as the grown tree."""
+        if self.recycled:
+            raise UserError("recycle=on adds drafts that are not drawn from q, which this acceptance rule judges by; leave one of them out")
+        self._draws_chains, self.sizes = True, (self.policy.size, self._chain.size)
 
     def wipe(self) -> None:
         """Clear the prefix layer's cache."""
         if self.stream:
             self.stream.wipe()
 
-    def _continue(self, accepted: Accepted, features_ND: Tensor, span: int) -> DraftTree:
+    def _continue(self, accepted: Accepted, features_ND: Tensor, span: int, draws: Draws | None) -> DraftTree:
         root = accepted.emitted_P[-1]
         if self.stream:
-            return self._grow(root, self.stream.read(accepted, features_ND, span))
+            return self._grow(root, self.stream.read(accepted, features_ND, span), draws)
         feature_1D = accepted.last(features_ND)
-        return self._grow(root, self.module.first(feature_1D, [feature_1D, self.embed(root[None])]))
+        return self._grow(root, self.module.first(feature_1D, [feature_1D, self.embed(root[None])]), draws)
 
-    def _grow(self, root: Tensor, first_1D: Tensor) -> DraftTree:
-        beam = Beam(first_1D, first_1D, ())
-        tree = self.policy.grow(root, self.module.first_guess(first_1D, self.lm_head), beam, self._expand)
+    def _grow(self, root: Tensor, first_1D: Tensor, draws: Draws | None) -> DraftTree:
+        beam, logits_1V = Beam(first_1D, first_1D, ()), self.module.first_guess(first_1D, self.lm_head)
+        if draws is not None:
+            return self._chain.grow(root, logits_1V, beam, self._expand, draws)
+        tree = self.policy.grow(root, logits_1V, beam, self._expand)
         return self.recycled.extend(tree) if self.recycled else tree
 
     def _expand(self, tokens_W: Tensor, rows_W: Tensor, level: int, beam: Beam) -> tuple[Tensor, Beam]:

@@ -230,14 +230,15 @@ def path_to(tree: DraftTree, logits_NV: Tensor, last: Tensor, bonus: Tensor) -> 
 
 @dataclass(frozen=True)
 class Rule:
-    """An acceptance rule of the table, and whether it is lossless."""
+    """An acceptance rule of the table, whether it is lossless, and whether it judges random drafts by their q."""
 
     apply: AcceptanceRule
-    lossless: bool
+    lossless: bool = True
+    judges_q: bool = False
 
 
 RULES = {
-    "match": Rule(match, lossless=True),
-    "speculative_sampling": Rule(speculative_sampling, lossless=True),
+    "match": Rule(match),
+    "speculative_sampling": Rule(speculative_sampling, judges_q=True),
     "typical": Rule(typical, lossless=False),
 }

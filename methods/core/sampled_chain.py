@@ -7,13 +7,14 @@ never exactness (Leviathan et al., 2023).
 Shape letters: those of ``methods.core.policies``; K counts the tokens kept of q.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from methods.core.acceptance import Sampling, exponential, probabilities, truncated
-from methods.core.policies import Expand
+from methods.core.policies import Expand, GrownTree, StaticTree
+from methods.core.target import Target
 from methods.core.tree import DraftTree, SparseRows, shape_of
 
 KEPT = 64  # tokens of q
@@ -22,6 +23,18 @@ KEPT = 64  # tokens of q
 OWN_STREAM = 0x5EED_D4AF
 
 S = TypeVar("S")
+
+
+@runtime_checkable
+class DrawsChains(Protocol):
+    """A drafter that drafts trees of its likeliest guesses, and can draw chains in their place."""
+
+    def draw_chains(self) -> None:
+        """From the next turn on, draft chains drawn from q at temperatures above 0.
+
+        Raises UserError where the drafter's options ask for drafts that are not drawn.
+        """
+        ...
 
 
 class Law(NamedTuple):
@@ -45,13 +58,19 @@ class Draws(NamedTuple):
 class SampledChain:
     """A policy that drafts one token after the other, each drawn from q; at temperature 0, each the likeliest.
 
-    A drafter of one random stream; ``columns`` is the width of its logits.
+    It has a random stream of its own. ``columns`` is the width of the drafter's logits.
     """
 
-    def __init__(self, depth: int, columns: int, device: torch.device):
-        self.depth, self.size = depth, 1 + depth
+    def __init__(self, depth: int, columns: int, device: torch.device, tokens_U: Tensor | None = None):
+        self.depth, self.size, self._tokens_U = depth, 1 + depth, tokens_U
         self._kept, self._parents = min(KEPT, columns), tuple(range(-1, depth))
         self._rng, self._law = torch.Generator(device), Law(0.0)
+
+    @classmethod
+    def within(cls, policy: GrownTree | StaticTree, target: Target, tokens_U: Tensor | None) -> Self:
+        """Return the longest chain that is no deeper than a policy's trees, and no larger."""
+        columns = target.config.vocab_size if tokens_U is None else len(tokens_U)
+        return cls(min(policy.depth, policy.size - 1), columns, target.device, tokens_U)
 
     def begin(self, sampling: Sampling) -> None:
         """Start a new turn: restart the random stream at the turn's seed."""
@@ -68,10 +87,10 @@ class SampledChain:
         only = root.new_zeros(1)
         for level in range(1, self.depth + 1):
             if draws is None:
-                top = logits_WV.max(dim=-1)
-                token, value = top.indices, top.values
+                value, token = logits_WV.max(dim=-1)
+                token = token if self._tokens_U is None else self._tokens_U[token]
             else:
-                token, value, row = _drawn(logits_WV, draws.exponential_NK[level - 1], draws.law)
+                token, value, row = self._drawn(logits_WV, draws.exponential_NK[level - 1], draws.law)
                 rows.append(row)
             tokens.append(token)
             best.append(value)
@@ -81,13 +100,13 @@ class SampledChain:
         q = SparseRows(*map(_below_the_root, zip(*rows, strict=True))) if rows else None
         return DraftTree(torch.cat(tokens), shape_of(self._parents, root.device), q, torch.cat(best).isnan().any())
 
-
-def _drawn(logits_1V: Tensor, exponential_K: Tensor, law: Law) -> tuple[Tensor, Tensor, SparseRows]:
-    """Return a token drawn from q, the greatest logit (both with one axis of length 1), and q as one row."""
-    top = logits_1V.topk(len(exponential_K))
-    q_1K = probabilities(truncated(top.values, *law), law.temperature)
-    place = (q_1K / exponential_K).argmax(dim=-1)
-    return top.indices[0, place], top.values[0, :1], SparseRows(q_1K, top.indices)
+    def _drawn(self, logits_1V: Tensor, exponential_K: Tensor, law: Law) -> tuple[Tensor, Tensor, SparseRows]:
+        """Return a token drawn from q, the greatest logit (both with one axis of length 1), and q as one row."""
+        top = logits_1V.topk(len(exponential_K))
+        tokens_1K = top.indices if self._tokens_U is None else self._tokens_U[top.indices]
+        q_1K = probabilities(truncated(top.values, *law), law.temperature)
+        place = (q_1K / exponential_K).argmax(dim=-1)
+        return tokens_1K[0, place], top.values[0, :1], SparseRows(q_1K, tokens_1K)
 
 
 def _below_the_root(rows_1K: tuple[Tensor, ...]) -> Tensor:

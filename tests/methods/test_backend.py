@@ -272,6 +272,7 @@ class HostReads(TorchDispatchMode):
         *((*each, {}) for each in SWITCHES if each[1] != {"tree": "fresh"}),
         *((name, {}, {"temperature": 0.8}) for name in METHODS),
         *((name, {}, {"temperature": 1.0, "top_k": 20, "top_p": 0.9}) for name in ("vanilla", "sps")),
+        *((name, {"acceptance": "speculative_sampling"}, {"temperature": 0.8}) for name in ("eagle", "eagle3", "s4c")),
     ],
 )
 def test_the_host_reads_once_a_step(name, options, sampling, monkeypatch):

@@ -69,6 +69,40 @@ def test_a_conversation_leaves_no_state_for_the_next(name, options):
     assert len(trees[fresh]) >= 5
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["eagle", "eagle3", "s4c"])
+def test_chains_are_drawn_at_temperatures_above_0_only(name, temperature):
+    """At 0 the trees are those of any other rule. Above, a used drafter draws the chain that a fresh one would with the same numbers."""
+    target, options = small_target(), {"acceptance": "speculative_sampling", **narrow(name)}
+    lived, plain = build(name, target, **options)[0], build(name, target, **narrow(name))[0]
+    known, chains = set(lived._chain._tokens_U.tolist()), set[tuple[int, ...]]()
+
+    def compare(tokens, tree, plain_tree):
+        assert plain_tree.q is None
+        assert plain_tree.size == plain.sizes[0]
+        if temperature == 0:
+            assert told(tree) == told(plain_tree)
+            return
+        assert told(tree)[1] == list(range(-1, lived.sizes[1] - 1))
+        assert set(told(tree)[0][1:]) <= known
+        fresh = begun(build(name, target, **options)[0], target, tokens)
+        fresh._chain = lived._chain
+        chain, lived._chain.draws = lived._chain.draws, lambda: drawn[-1]
+        assert told(fresh.draft(tokens)) == told(tree)
+        lived._chain.draws = chain
+        chains.add(tuple(told(tree)[0]))
+
+    drawn, draws = [], lived._chain.draws
+
+    def noted():
+        drawn.append(draws())
+        return drawn[-1]
+
+    lived._chain.draws = noted
+    run(target, Beside(Oracle(greedy_text(), RIGHTS), [lived, plain], compare), PROMPT, 26, temperature=temperature, seed=3)
+    assert temperature == 0 or len(chains) > 4
+
+
 def test_s4cs_continuous_tree_equals_its_fresh_tree():
     """Reading the whole text again in each step changes only the cost."""
     target = small_target()

@@ -58,6 +58,28 @@ def test_what_is_typed_goes_before_the_devices_default():
     assert accept is RULES["typical"].apply
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "sizes"),
+    [
+        ("eagle", {}, (8, 4)),
+        ("eagle2", {}, (6, 3)),
+        ("eagle3", {"nodes": "2", "depth": "4"}, (3, 3)),
+        ("s4c", {}, (6, 3)),
+    ],
+)
+def test_a_rule_that_judges_q_has_chains_drawn(name, asked, sizes):
+    """They are as deep as the trees, and no larger; the trees of temperature 0 stay."""
+    kind, target = METHODS[name].weights, small_target()
+    for rule, expected in (("match", sizes[:1]), ("typical", sizes[:1]), ("speculative_sampling", sizes)):
+        drafter, _ = registry.build(resolve(name, {"acceptance": rule, **asked}, "cpu"), target, trained(kind, small_model()))
+        assert drafter.sizes == expected
+
+
+def test_drafts_that_are_not_drawn_do_not_go_with_a_rule_that_judges_q():
+    resolved = resolve("s4c", {"acceptance": "speculative_sampling", "recycle": "on", "nodes": "9"}, "cpu")
+    assert "recycle=on adds drafts that are not drawn" in refusal(registry.build, resolved, small_target(), trained("s4c", small_model()))
+
+
 def test_a_static_trees_config_is_recorded_as_in_the_runs_of_before():
     assert asdict(resolve("eagle", {}, "cpu").config) == {"nodes": 7, "policy": "static", "depth": 5, "width": 4}
     assert asdict(resolve("eagle", {"policy": "grown", "width": "2"}, "cpu").config) == {

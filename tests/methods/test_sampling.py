@@ -14,7 +14,7 @@ from helpers.sampling import warped
 from helpers.small_models import SHAPE, build, run, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods.core import decode, sampled_chain
+from methods.core import decode, sampled_chain, vocabulary
 from methods.core.acceptance import match, noise_for, speculative_sampling, truncated, typical
 from methods.core.kv_cache import KVCache
 from methods.core.sampled_chain import Law, SampledChain
@@ -68,13 +68,13 @@ def remember(stack):
     stack._run = answered
 
 
-def p_values(name, rule=None, *, temperature=TEMPERATURE, **restricted):
+def p_values(name, rule=None, *, temperature=TEMPERATURE, options=None, **restricted):
     """Yield the p-values and numbers of cells of the texts that ``decode`` wrote for half and for all of the seeds.
 
     Drafts must have been both accepted and rejected.
     """
     target = Target(model(), capacity=32)
-    drafter, accept = build(name, target)
+    drafter, accept = build(name, target, **(options or {}))
     reader = getattr(drafter, "stream", drafter)
     for stack in (target.stack, *([reader.stack] if hasattr(reader, "stack") else [])):
         remember(stack)
@@ -125,9 +125,27 @@ def test_so_it_does_under_another_lossless_rule(name, rule):
     assert sampled(name, rule)
 
 
-def test_drafts_that_were_not_drawn_from_their_q_are_caught(monkeypatch):
+# Drafters whose q is not nearly certain: the broken variants below show only with these.
+JUDGED = {"acceptance": "speculative_sampling", "nodes": 3, "depth": 3}
+CHAINS = [("eagle3", {}), ("eagle3", {"vocabulary": 6}), ("s4c", {"prefix": "none", "vocabulary": 6})]
+
+
+@pytest.fixture
+def few_tokens(monkeypatch):
+    """Cut q to three tokens, and allow draft vocabularies of fewer than a tree needs."""
+    monkeypatch.setattr(sampled_chain, "KEPT", 3)
+    monkeypatch.setattr(vocabulary, "MAX_WIDTH", 4)
+
+
+@pytest.mark.parametrize(("name", "options"), CHAINS)
+def test_chains_drawn_from_q_are_accepted_as_the_target_samples(name, options, few_tokens):
+    assert sampled(name, options=JUDGED | options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("sps", {}), ("eagle3", JUDGED)])
+def test_drafts_that_were_not_drawn_from_their_q_are_caught(name, options, monkeypatch):
     monkeypatch.setattr(sampled_chain, "exponential", lambda rows, vocabulary, rng: torch.ones(rows, vocabulary))
-    assert caught("sps")
+    assert caught(name, options=options)
 
 
 @pytest.mark.parametrize("name", ["vanilla", "s4c"])
