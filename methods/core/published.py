@@ -10,7 +10,6 @@ every tensor. It uses the target's config and embedding.
 The caller finds the function by its name and moves the module to the target's device and dtype.
 """
 
-import json
 import re
 import struct
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from methods.core.errors import UserError
+from methods.core.json_text import parse_json
 from methods.core.policies import Choice
 from methods.core.published_keys import CONFIG
 from methods.core.weights import Trained, fit, sha256_of
@@ -107,7 +107,7 @@ def _config(path: Path, source: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"drafter {source} has no {CONFIG} in {path.parent}; give the folder it was published as, or its hub id")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     if not isinstance(config, dict):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from methods.core.errors import UserError, WeightsError, unknown
+from methods.core.json_text import parse_json
 from methods.core.policies import Choice, StaticTree, best_choices, static_tree
 
 FORMAT = "specbench-drafter-1"
@@ -122,7 +123,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _header(text: str, path: Path, kind: str) -> dict[str, Any]:
     """Parse a file's header. Raises WeightsError naming the parts ``load`` needs that are damaged."""
     try:
-        facts = json.loads(text)
+        facts = parse_json(text)
     except ValueError:
         facts = None
 

@@ -13,8 +13,21 @@ from typing import Any
 
 from methods.core.errors import unknown
 from specbench.store.describe import UNKNOWN
+from specbench.util.stored import STRICT, FileFormat, validated
+from specbench.util.text import one_line
 
+FORMAT = FileFormat("claim", None, "docs/add-a-claim.md lists its fields")
 DEVIATIONS = 2  # half-width of the range around a published point, in run-to-run standard deviations
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A published number, and its relative standard deviation."""
+
+    __pydantic_config__ = STRICT
+
+    value: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,8 @@ class Claim:
     that the source used, ``judged_by`` the one that a run is judged by. ``tree`` holds options of the arm,
     ``gpu`` words of the device's name, ``parameters`` the size of the target.
     """
+
+    __pydantic_config__ = STRICT
 
     name: str
     title: str
@@ -73,16 +88,25 @@ class Claim:
 
 @cache
 def load_claims() -> dict[str, Claim]:
-    """Return every claim in the package, by name."""
+    """Return every claim in the package, by name. Raises UserError for a file that holds something else."""
     folder = resources.files(__package__)
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return {name: claim for file in files for name, claim in parse_claims(file.read_text(encoding="utf-8")).items()}
+    return {name: claim for file in files for name, claim in parse_claims(file.read_text(encoding="utf-8"), file.name).items()}
 
 
-def parse_claims(text: str) -> dict[str, Claim]:
-    """Return the claims of one TOML file by name. The table ``shared`` holds fields that all of them have."""
-    table = tomllib.loads(text)
-    return {name: _claim(name, table.get("shared", {}) | row) for name, row in table["claims"].items()}
+def parse_claims(text: str, where: str) -> dict[str, Claim]:
+    """Return the claims of one TOML file, called ``where`` in messages, by name. The table ``shared`` holds fields that all of them have.
+
+    Raises UserError naming the first field that is wrong.
+    """
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FORMAT.error(where, one_line(str(error))) from None
+    shared, rows = table.get("shared", {}), table.get("claims")
+    if not isinstance(shared, dict) or not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise FORMAT.error(where, "it needs tables [claims.NAME], and may have [shared]")
+    return {name: _claim(name, shared | row, f"{where}, {name}") for name, row in rows.items()}
 
 
 def claim_named(name: str) -> Claim:
@@ -92,9 +116,10 @@ def claim_named(name: str) -> Claim:
     return load_claims()[name]
 
 
-def _claim(name: str, row: Mapping[str, Any]) -> Claim:
-    fields: dict[str, Any] = {key: None if value == UNKNOWN else value for key, value in row.items()}
+def _claim(name: str, row: Mapping[str, Any], where: str) -> Claim:
+    fields: dict[str, Any] = {"name": name} | {key: None if value == UNKNOWN else value for key, value in row.items()}
     if "value" in fields:
-        margin = DEVIATIONS * fields["spread"]
-        fields |= {"low": fields["value"] * (1 - margin), "high": fields["value"] * (1 + margin)}
-    return Claim(name=name, **fields)
+        point = validated(_Point, {key: fields.get(key) for key in ("value", "spread")}, where, FORMAT)
+        margin = DEVIATIONS * point.spread
+        fields |= {"low": point.value * (1 - margin), "high": point.value * (1 + margin)}
+    return validated(Claim, fields, where, FORMAT)

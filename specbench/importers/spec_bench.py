@@ -6,7 +6,6 @@ Source: github.com/hemingkx/Spec-Bench (Apache-2.0). A file holds one JSON objec
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any, Self
 from methods.core.errors import UserError
 from specbench.store.records import OVERALL, Record, Steps
 from specbench.suites.suite import reported_category
+from specbench.util.stored import FileFormat, parse_lines, read_bytes
 from specbench.util.text import shorten
 
 FAILED = "ERROR"  # what Spec-Bench stores as the text of a turn that raised
 STALE = "Spec-Bench recorded an error; the numbers beside it are the previous turn's"
 
+FORMAT = FileFormat("question's answers", None, "an answer file of Spec-Bench holds one JSON object a line")
 LIMIT = 10**9  # tokens, steps or seconds: more than any turn has, and few enough to be summed as floats
 
 
@@ -68,26 +69,15 @@ class AnswerFile:
 
 def read_answers(path: Path) -> AnswerFile:
     """Read an answer file. Raises UserError naming the first line that does not follow the schema."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"answer file {path} cannot be read ({error.strerror}); give one that Spec-Bench wrote") from None
-    try:
-        lines = raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {number}: not UTF-8 text; give an answer file of Spec-Bench") from None
-
+    raw = read_bytes(path, FORMAT)
     answers: dict[str, QuestionAnswers] = {}
     models: dict[str, None] = {}
     count = 0
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            row = _AnswerLine(line, f"{path}, line {number}")
-            answer = row.parse()
-            answers[answer.question_id] = answer
-            models[str(row.fields.get("model_id", "unknown"))] = None
-            count += 1
+    for where, fields in parse_lines(raw, str(path), FORMAT):
+        answer = _AnswerLine(fields, where).parse()
+        answers[answer.question_id] = answer
+        models[str(fields.get("model_id", "unknown"))] = None
+        count += 1
 
     if not answers:
         raise UserError(f"{path}: no answers in it; give an answer file of Spec-Bench")
@@ -123,19 +113,8 @@ def records_of(file: AnswerFile, arm: str, count_text_tokens: Callable[[str], in
 class _AnswerLine:
     """One line of an answer file. Raises UserError naming the line for a field that is wrong."""
 
-    def __init__(self, line: str, where: str):
-        self.where = where
-        try:
-            self.fields: Any = json.loads(line)
-            json.dumps(self.fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: half of a surrogate pair in it, which is no text; write the whole character or none") from None
-        except RecursionError:
-            raise UserError(f"{where}: nested too deeply; is this an answer file of Spec-Bench?") from None
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error}); an answer file holds one JSON object a line") from None
-        if not isinstance(self.fields, dict):
-            raise UserError(f"{where}: a JSON object is needed, found {shorten(self.fields)}; an answer file holds one a line")
+    def __init__(self, fields: dict[str, Any], where: str):
+        self.fields, self.where = fields, where
 
     def parse(self) -> QuestionAnswers:
         identity = self._take(

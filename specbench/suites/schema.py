@@ -3,7 +3,6 @@
 ``{"question_id": 81, "category": "writing", "turns": ["…", …], "reference": ["…", …]}``; ``reference`` is optional.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from math import isfinite
@@ -11,35 +10,15 @@ from math import isfinite
 from methods.core.errors import UserError
 from specbench.store.records import OVERALL
 from specbench.suites.suite import Question, reported_category
+from specbench.util.stored import FileFormat, parse_lines
 from specbench.util.text import shorten
+
+FORMAT = FileFormat("question", None, "a suite file is UTF-8 text with one JSON object a line")
 
 
 def questions_from_jsonl(raw: bytes, source: str) -> tuple[Question, ...]:
     """Parse the bytes of a JSONL file, called ``source`` in messages. Raises UserError naming the first bad line."""
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        bad_line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{source}, line {bad_line}: not UTF-8 text; save the file as UTF-8 JSONL") from None
-
-    located = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # fails for lone surrogates, valid JSON that cannot be encoded as UTF-8
-        except RecursionError:
-            raise UserError(f"{where}: nested too deeply; a suite file holds one flat JSON object a line") from None
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) in its text; correct the line") from None
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error}); a suite file holds one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON object is needed, found {shorten(row)}; a suite file holds one JSON object a line")
-        located.append((where, parse_question(row, where)))
-    return check_distinct(located, source)
+    return check_distinct([(where, parse_question(row, where)) for where, row in parse_lines(raw, source, FORMAT)], source)
 
 
 def check_distinct(located: Sequence[tuple[str, Question]], source: str) -> tuple[Question, ...]:

@@ -1,7 +1,6 @@
 """A target folder's checkpoint: config, tokenizer, and the weight files, whose hash identifies the target."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
 
 from methods.core.errors import UserError
+from methods.core.json_text import parse_json
 from methods.core.target import refuse
 from methods.core.weights import check_readable
 from specbench.util.text import one_line, shorten
@@ -42,7 +42,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [first]
 
     try:
-        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(parse_json(first.read_bytes())["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{first.name} is no index of shards") from None
     if not shards:
@@ -94,7 +94,7 @@ def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizer
         )
 
     config_file = folder / "tokenizer_config.json"
-    settings = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    settings = parse_json(config_file.read_bytes()) if config_file.is_file() else {}
     options = {"legacy": True} if legacy and "legacy" not in settings else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)

@@ -3,11 +3,11 @@
 A drafter is listed where its authors published it for exactly that target. Under ``sps`` it is a smaller model with the same tokenizer.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from methods.core.json_text import parse_json
 from specbench.targets.chat import CHAT
 
 
@@ -174,7 +174,7 @@ def _possible_names(folder: Path, use_config: bool) -> list[str]:
     if not use_config:
         return [folder.absolute().name, *in_cache]
     try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+        saved = parse_json((folder / "config.json").read_bytes()).get("_name_or_path")
     except (OSError, ValueError, AttributeError):  # loading the checkpoint reports a broken config
         saved = None
     return [folder.absolute().name, *in_cache, *([saved] if isinstance(saved, str) else [])]

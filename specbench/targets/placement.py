@@ -4,7 +4,6 @@ Only decoder layers are spread. Embedding, last norm and head stay on the run's 
 them, some of them several times.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
 from methods.core.errors import UserError, unknown
+from methods.core.json_text import parse_json
 from specbench.targets import checkpoint
 from specbench.util.memory import free_memory
 from specbench.util.text import one_line
@@ -140,7 +140,7 @@ def _spread_over_gpus(config: PreTrainedConfig, dtype: torch.dtype, home: str) -
 def read_map(path: Path, count: int, home: str) -> list[str]:
     """Return the device of each of the ``count`` layers from a JSON file. Raises UserError as ``device_map`` does."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_bytes())
         ranges = [(*_parse_range(key), _with_index(device)) for key, device in stored.items()]
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = one_line(str(error))[:200]

@@ -1,7 +1,6 @@
 """The model card of a trained target: its data, its quality, its drafters and samples of its output."""
 
 import hashlib
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from specbench.train.data.texts import Windows
 from specbench.train.drafter_data import coverage_text
 from specbench.train.target import FACTS
 from specbench.util import files
+from specbench.util.stored import FileFormat, read_json
 from specbench.util.terminal import Console
 
 WINDOW = 1024
@@ -81,7 +81,7 @@ def write_card(folder: Path, source: corpus.Source, console: Console) -> None:
         raise UserError(f"{folder} holds no {FACTS}: a card is written for a target trained by specbench train target; pass its folder")
     loaded = targets.load(str(folder), device="cpu", dtype="fp32", attention="sdpa")
     config = loaded.model.config
-    trained = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    trained = read_json(folder / FACTS, FileFormat("training record", None, "train the target again"))
 
     counts, categories = _count_licences(source)
     corpus_sha256 = corpus.sha256(source)

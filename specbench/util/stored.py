@@ -1,15 +1,15 @@
 """Files that specbench wrote, read back: every field is held against its type, and whatever is wrong becomes one line."""
 
-from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
+from methods.core import json_text
 from methods.core.errors import UserError
 from specbench.util.text import one_line, shorten
 
@@ -33,8 +33,7 @@ class FileFormat:
 def read_json(path: Path, form: FileFormat) -> Any:
     """Return the contents of a JSON file.
 
-    Raises UserError for a file that cannot be read and for text that is not JSON: numbers of thousands
-    of digits, nesting without end, NaN and half surrogate pairs included.
+    Raises UserError for a file that cannot be read and for text that is not JSON (``methods.core.json_text``).
     """
     return parse_json(read_bytes(path, form), str(path), form)
 
@@ -50,9 +49,20 @@ def read_bytes(path: Path, form: FileFormat) -> bytes:
 def parse_json(raw: bytes, where: str, form: FileFormat) -> Any:
     """Return the value that JSON text stands for. Raises UserError as ``read_json`` does; ``where`` is its place."""
     try:
-        return from_json(raw.removeprefix(BOM_UTF8), allow_inf_nan=False)
+        return json_text.parse_json(raw)
     except ValueError as error:
         raise form.error(where, one_line(str(error))) from None
+
+
+def parse_lines(raw: bytes, source: str, form: FileFormat) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the object of each line of JSONL that is not blank. Raises UserError as ``read_json`` does, naming the line."""
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if line.strip():
+            where = f"{source}, line {number}"
+            fields = parse_json(line, where, form)
+            if not isinstance(fields, dict):
+                raise form.error(where, f"an object is needed, found {shorten(fields)}")
+            yield where, fields
 
 
 def validated(kind: Callable[..., T], stored: Any, where: str, form: FileFormat) -> T:

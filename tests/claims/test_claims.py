@@ -2,15 +2,18 @@
 
 from dataclasses import fields, replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 from helpers.claimed_runs import PROMPT_S, S4C, VANILLA_S, answer, manifest, records, verdict_on
 from helpers.scripted_records import frame
 
+from methods.core.errors import UserError
+from specbench import claims
 from specbench.analysis import metrics
 from specbench.analysis.stats import Estimate
 from specbench.claims import text
-from specbench.claims.claim import claim_named, load_claims
+from specbench.claims.claim import claim_named, load_claims, parse_claims
 from specbench.claims.verdict import judge, outcome
 from specbench.config.arm import AGAIN
 from specbench.suites import spec_bench
@@ -179,3 +182,33 @@ def test_leaderboard_rows_are_points_with_a_stated_spread(name):
     assert (claim.high - claim.low) / 2 == pytest.approx(2 * 0.038 * claim.value)
     assert f"{100 * claim.spread:.1f} %" in claim.range_from
     assert (claim.metric, claim.dtype, claim.temperature, claim.gpu) == ("speedup_specbench_legacy", "fp16", 0.0, "A100 80GB")
+
+
+SOUND = (Path(claims.__file__).parent / "s4c.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("low = 2.26", 'low = "2.26"', "low: Input should be a valid number"),
+        ("low = 2.26", "low = inf", "low: Input should be a finite number"),
+        ("low = 2.26", "value = [1]\nspread = 0.1", "value: Input should be a valid number"),
+        ("low = 2.26", "value = 1.7", "spread: Input should be a valid number"),
+        ("questions = 480", "questions = 480.5", "questions: Input should be a valid integer"),
+        ('tree = "unknown"', "tree = { nodes = 1.5 }", "tree.nodes: Input should be a valid integer"),
+        ("date = 2025-06-17", 'date = "soon"', "date: Input should be a valid date"),
+        ('title = "S4C"', "", "title: Field required"),
+        ('title = "S4C"', 'titel = "S4C"\ntitle = "S4C"', "titel: Unexpected keyword argument"),
+        ("[claims.s4c]", "[claim.s4c]", "it needs tables [claims.NAME]"),
+        ("[claims.s4c]", "claims = 3\n[s4c]", "it needs tables [claims.NAME]"),
+        ("[claims.s4c]", "[claims.s4c", "Expected ']'"),
+        ("low = 2.26", f"low = {'[' * 5000}", "recursion"),
+    ],
+)
+def test_a_claim_of_another_type_is_one_line(old, new, why):
+    assert SOUND.count(old) == 1
+    with pytest.raises(UserError) as refusal:
+        parse_claims(SOUND.replace(old, new), "s4c.toml")
+    assert str(refusal.value).startswith("s4c.toml")
+    assert "\n" not in str(refusal.value)
+    assert why in str(refusal.value)

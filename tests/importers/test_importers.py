@@ -296,7 +296,7 @@ def broken(**choice):
     ("line", "complaint"),
     [
         ("{", "not JSON"),
-        ("[1]", "a JSON object is needed, found [1]"),
+        ("[1]", "an object is needed, found [1]"),
         ({**GOOD, "question_id": None}, "field 'question_id' must be a number or a string, found nothing"),
         ({**GOOD, "category": 3}, "field 'category' must be a non-empty string other than 'overall', found 3"),
         ({**GOOD, "choices": []}, "field 'choices' must be a non-empty list of objects, found []"),
@@ -306,14 +306,14 @@ def broken(**choice):
         (broken(new_tokens=[-1]), "field 'new_tokens' must be"),
         (broken(decoding_steps=None), "field 'decoding_steps' must be a list of 1 counts, one a turn, found nothing"),
         (broken(wall_time=[0]), "field 'wall_time' must be a list of 1 positive seconds, one a turn, found [0]"),
-        (broken(wall_time=[float("nan")]), "field 'wall_time' must be"),
+        (broken(wall_time=[float("nan")]), "not JSON"),
         (broken(accept_lengths=[1.5]), "field 'accept_lengths' must be a non-empty list of counts, found [1.5]"),
         ({**GOOD, "category": OVERALL}, "field 'category' must be a non-empty string other than 'overall', found \"overall\""),
-        (broken(turns=["so \ud83d"]), "half of a surrogate pair in it, which is no text"),
+        (broken(turns=["so \ud83d"]), "half of a surrogate pair in its text"),
         ({**GOOD, "question_id": "\udc80"}, "half of a surrogate pair"),
         ({**GOOD, "model_id": "\ud800"}, "half of a surrogate pair"),
         (broken(wall_time=[10**400]), "field 'wall_time' must be a list of 1 positive seconds, one a turn, found [1000000"),
-        (broken(wall_time=[float("inf")]), "field 'wall_time' must be"),
+        (broken(wall_time=[float("inf")]), "not JSON"),
         (broken(new_tokens=[10**400]), "field 'new_tokens' must be a list of 1 counts, one a turn, found [1000000"),
         (broken(accept_lengths=[10**400]), "field 'accept_lengths' must be"),
         ("[" * 100_000, "nested too deeply"),
@@ -335,10 +335,10 @@ def test_a_malformed_line_is_named(files, tmp_path, line, complaint):
 
 def test_other_misuse_is_refused_in_one_line(files, tmp_path):
     empty, binary = write(tmp_path / "empty.jsonl", []), tmp_path / "binary.jsonl"
-    binary.write_bytes(b"{}\n\xff\n")
+    binary.write_bytes(json.dumps(GOOD).encode() + b"\n\xff\n")
     for file, complaint in {
         empty: "no answers in it",
-        binary: "line 2: not UTF-8 text",
+        binary: "line 2: not a question's answers (not UTF-8 text)",
         tmp_path / "absent": "cannot be read (No such file or directory)",
     }.items():
         with pytest.raises(UserError) as refusal:

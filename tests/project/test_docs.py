@@ -81,7 +81,7 @@ def test_the_example_method_is_short_and_lossless(example_method):
 def test_the_example_claim_loads_and_every_field_is_explained():
     ((title, text),) = blocks(DOCS / "add-a-claim.md", "toml")
     assert title == "specbench/claims/example.toml"
-    ((name, claim),) = parse_claims(text).items()
+    ((name, claim),) = parse_claims(text, "example.toml").items()
     assert name not in load_claims()
     assert (claim.low, claim.high, claim.template_sha256) == (1.58, 1.84, None)
     page = (DOCS / "add-a-claim.md").read_text(encoding="utf-8").split("## Fields")[1]

@@ -116,10 +116,10 @@ def test_categories_filter_keeps_suite_order(write):
     ("lines", "message"),
     [
         ([], "no questions"),
-        ([row(1), "{oops"], "line 2: not JSON"),
-        ([row(1), row(2, turns=["half \ud800"])], "line 2: half of a surrogate pair"),
-        (["[" * 100_000], "line 1: nested too deeply"),
-        ([row(1), "", "[1]"], "line 3: a JSON object is needed, found [1]"),
+        ([row(1), "{oops"], "line 2: not a question (not JSON: "),
+        ([row(1), row(2, turns=["half \ud800"])], "line 2: not a question (half of a surrogate pair in its text"),
+        (["[" * 100_000], "line 1: not a question (nested too deeply"),
+        ([row(1), "", "[1]"], "line 3: not a question (an object is needed, found [1])"),
         ([{"category": "qa", "turns": ["a"]}], "line 1: field 'question_id' must be a number or a non-empty string, found nothing"),
         ([row(True)], "line 1: field 'question_id'"),
         ([row(1, [5])], "line 1: field 'category' must be a non-empty string, found [5]"),
@@ -128,7 +128,9 @@ def test_categories_filter_keeps_suite_order(write):
         ([row(1, turns=[])], "line 1: field 'turns'"),
         ([row(1, turns=["a", " "])], "line 1: field 'turns'"),
         ([row(1, reference=[{}])], "line 1: field 'reference'"),
-        (['{"question_id": NaN}'], "line 1: field 'question_id'"),
+        (['{"question_id": NaN}'], "line 1: not a question (not JSON"),
+        (['{"question_id": %s}' % ("9" * 5000)], "line 1: not a question (not JSON: number out of range"),
+        (['{"question_id": 1e400}'], "line 1: field 'question_id'"),
         ([row(1), row(2), row("1")], "line 3: question_id '1' was already used at"),
     ],
 )
@@ -142,7 +144,7 @@ def test_a_bad_line_of_a_file_is_named(write, lines, message):
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_bytes(json.dumps(row(1)).encode() + b"\n\xff\xfe\n")
-    assert "line 2: not UTF-8" in refusal("file", suite_file=path)
+    assert "line 2: not a question (not UTF-8 text)" in refusal("file", suite_file=path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The run of a visit: every method beside static and eager vanilla, on Spec-Bench if it can be loaded."""
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from specbench.measure.runner import LocalExecutor
 from specbench.measure.session import Session, prepare
 from specbench.store import records
 from specbench.studies.base import write_json
+from specbench.util.stored import read_json
 from specbench.util.terminal import Console
 from tools.gpu_visit.plan import LADDER, RunPlan, paces, plan
-from tools.gpu_visit.visit import Visit
+from tools.gpu_visit.visit import FORMAT, Visit
 
 METHODS = ("pld", "medusa", "eagle", "eagle2", "s4c")
 REPEATED = "s4c"  # in the A/A test
@@ -48,7 +48,7 @@ def measure(visit: Visit, console: Console) -> dict[str, Any]:
     began = time.monotonic()
     run, path = run_dir(visit), visit.out / "plan.json"
     if records.read(run)[0]:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path, FORMAT)
         chosen = RunPlan(**given["plan"])
         session = prepare(run_config(visit, given, [arm for arm in chosen.arms if arm != Arm.parse(REPEATED).again().name]))
     else:

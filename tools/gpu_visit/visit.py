@@ -16,9 +16,11 @@ from specbench.config.options import RunConfig
 from specbench.studies.base import write_json
 from specbench.util.environment import environment, git_state
 from specbench.util.files import write_text
+from specbench.util.stored import FileFormat, read_json
 from tools import gpu_visit
 
 SETTINGS = "settings.json"
+FORMAT = FileFormat("file of a visit", None, "choose another --out")
 OUTCOME = "outcome.txt"
 SURROUNDINGS = ("gpu", "torch", "transformers")  # facts of the environment that must stay the same
 LARGEST = 16 * 2**20  # bytes of a file that can be brought back
@@ -67,7 +69,7 @@ class Visit:
     def done(self, step: str) -> dict[str, Any] | None:
         """Return the facts that a finished step stored, or None if it is not done."""
         path = self._file(step)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path, FORMAT) if path.is_file() else None
 
     def finish(self, step: str, facts: dict[str, Any]) -> None:
         """Store that a step is done, its facts, and the code that did it."""
@@ -87,7 +89,7 @@ class Visit:
         if not path.is_file():
             write_json(path, now)
             return
-        then = json.loads(path.read_text(encoding="utf-8"))
+        then = read_json(path, FORMAT)
         changed = [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
         if changed:
             raise UserError(f"{self.out} holds a visit with other settings: {'; '.join(changed)}; choose another --out")

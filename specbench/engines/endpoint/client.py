@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from methods.core.errors import UserError, unknown
+from methods.core.json_text import parse_json
 from specbench.config.options import RunConfig
 from specbench.util.text import one_line
 
@@ -223,7 +224,7 @@ def _server_version(client: Client) -> str:
 def _json_object(text: str | bytes) -> dict[str, Any] | None:
     """Return a JSON object, or None if the text is something else."""
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import lzma
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ SOURCE_WEIGHT = {"opentriviaqa": 0.3}
 DEFAULT_CATEGORY = "chat"  # of records without a category
 TURNS = ("messages", "conversations")  # the key of a record's turns: as chat models are asked, and ShareGPT's
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ChatRecord = dict[str, Any]
 Source = Path | str  # a file, or hf:ID, hf:ID:CONFIG, hf:ID@SPLIT
@@ -89,13 +91,13 @@ def _messages(record: ChatRecord) -> list[Message]:
 
 
 def _text(content: Any) -> str | None:
-    """Return the text of a turn, which may be a list of parts; None where it holds anything else."""
+    """Return the text of a turn, which may be a list of parts; None where it holds anything else, or half of a surrogate pair."""
     if isinstance(content, str):
-        return content
+        return None if LONE_SURROGATE.search(content) else content
     if not isinstance(content, list) or not content:
         return None
     parts = [part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text" and isinstance(part["text"], str)]
-    return "".join(parts) if len(parts) == len(content) else None
+    return _text("".join(parts)) if len(parts) == len(content) else None
 
 
 def _rows(source: Source) -> Iterator[tuple[str, Any]]:
