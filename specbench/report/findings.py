@@ -5,7 +5,7 @@ import pandas as pd
 from specbench.analysis.frames import OVERALL
 from specbench.analysis.metrics import IMPOSSIBLE_MARGIN
 from specbench.analysis.stats import FEWEST
-from specbench.engines.endpoint.client import REMARKED
+from specbench.engines.endpoint.tolerance import REMARKED
 from specbench.report import tables
 from specbench.report.run import Run
 from specbench.store import describe

@@ -26,6 +26,7 @@ from specbench.util.text import one_line, shorten
 
 # In the order in which transformers looks for weights; an index lists the shards beside it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MOST_LAYERS = 1000  # the largest published models have less than 150
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = ("tokenizer.json", SENTENCEPIECE, "vocab.json")
 
@@ -64,6 +65,7 @@ def sha256(folder: Path) -> str:
 
 def load_config(folder: Path, attention: str, what: str = "target") -> PreTrainedConfig:
     """Load a folder's model config. Raises UserError for a model that ``KVCache`` does not support."""
+    _check_layers(parse_json((folder / "config.json").read_bytes()), what)
     config = AutoConfig.from_pretrained(folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False)
     if getattr(config, "transformers_weights", None):
         raise ValueError("its config names a weight file of its own, transformers_weights; leave that out")
@@ -76,6 +78,17 @@ def load_config(folder: Path, attention: str, what: str = "target") -> PreTraine
         )
     refuse(config, what)
     return config
+
+
+def _check_layers(stored: Any, what: str) -> None:
+    """Raise UserError for a config, or a part of one, of more than ``MOST_LAYERS`` layers, before anything is made for each of them."""
+    if not isinstance(stored, dict):
+        return
+    layers = stored.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{what} has {shorten(layers)} layers by its config.json; at most {MOST_LAYERS:,} are supported, correct it")
+    for part in stored.values():
+        _check_layers(part, what)
 
 
 def load_tokenizer(folder: Path, *, legacy: bool = False) -> PreTrainedTokenizerBase:

@@ -23,6 +23,7 @@ from specbench.util.text import one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 AUTO = "auto"
+LARGEST_MAP = 2**20  # bytes of a file that maps layers to devices
 ON_HOME_DEVICE = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
 WEIGHTS_SHARE = 0.8  # of a GPU's free memory; the rest is for caches, drafters and activations
 
@@ -140,13 +141,18 @@ def _spread_over_gpus(config: PreTrainedConfig, dtype: torch.dtype, home: str) -
 def read_map(path: Path, count: int, home: str) -> list[str]:
     """Return the device of each of the ``count`` layers from a JSON file. Raises UserError as ``device_map`` does."""
     try:
-        stored = parse_json(path.read_bytes())
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_MAP + 1)
+        if len(raw) > LARGEST_MAP:
+            raise ValueError(f"larger than {LARGEST_MAP:,} bytes")
+        stored = parse_json(raw)
         ranges = [(*_parse_range(key), _with_index(device)) for key, device in stored.items()]
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = one_line(str(error))[:200]
         raise UserError(f'--device-map {path} cannot be read ({reason}); write layers and devices, as in {{"0-15": "cuda:0"}}') from None
 
-    named = [(layer, device) for first, last, device in ranges for layer in range(first, last + 1)]
+    outside = any(last >= count for _, last, _ in ranges)
+    named = [] if outside else [(layer, device) for first, last, device in ranges for layer in range(first, last + 1)]
     if sorted(layer for layer, _ in named) != list(range(count)):
         raise UserError(f"--device-map {path} must name each of the target's {count} layers once: 0 to {count - 1}")
     _check_devices(sorted({device for _, device in named}), home)

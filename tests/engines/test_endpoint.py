@@ -141,11 +141,12 @@ def test_run_with_a_server_that_sends_token_ids_compares_them_and_resumes(option
     ("fault", "message"),
     [
         ("500", r"ServerError: HTTP 500 from http://127.0.0.1:\d+/v1/completions: .*out of.*memory"),
-        ("hang up", r"ServerError: http://127.0.0.1:\d+ hung up before the end of its answer"),
+        ("hang up", r"ServerError: http://127.0.0.1:\d+: hung up before the end of its answer"),
         ("malformed", "ServerError: .* sent an event that is no JSON object: '{broken'"),
         ("error", "ServerError: .* failed: .*out of memory"),
         ("no usage", "ServerError: .* sent no usage with its answer"),
-        ("wrong usage", "ServerError: .* counts 54 tokens where ours counts 14: more than 8 tokens and 25% apart"),
+        ("wrong usage", "ServerError: .* counts 1 tokens where ours counts 14: more than 8 tokens and 25% apart"),
+        ("more usage", "ServerError: .* sent more than the 14 tokens that it was asked for"),
         ("other prompt", "ServerError: .* read 24 tokens where the prompt has 23: it has another tokenizer"),
     ],
 )

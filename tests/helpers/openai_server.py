@@ -35,7 +35,7 @@ class Server:
     """A server on this machine that answers while it is used as a context manager.
 
     ``faults`` maps a part of a prompt to the fault of its answer: "500", "hang up", "malformed", "error", "no usage", "wrong
-    usage", "other prompt" (a wrong number of prompt tokens), or "foreign" (the counters include another request).
+    usage", "more usage", "other prompt" (a wrong number of prompt tokens), or "foreign" (the counters include another request).
     ``requests`` holds the body of every completion request, with its ``authorization``.
     """
 
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         server.count(len(tokens) + (7 if fault == "foreign" else 0), 2 if fault == "foreign" else 1) if not server.late_s else None
         if fault != "no usage":
-            wrong = {"wrong usage": (0, 40), "other prompt": (1, 0)}.get(fault, (0, 0))
+            wrong = {"wrong usage": (0, -13), "more usage": (0, 1), "other prompt": (1, 0)}.get(fault, (0, 0))
             usage = {"prompt_tokens": len(prompt) + wrong[0], "completion_tokens": len(tokens) + wrong[1]}
             last = {"choices": [], "usage": usage}
             self.event(last | ({"timings": {"draft_n": 3 * len(tokens), "draft_n_accepted": len(tokens) // 2}} if server.timings else {}))

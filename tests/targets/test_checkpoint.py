@@ -117,6 +117,25 @@ def test_a_broken_index_is_refused_in_one_line(folder, tmp_path, content):
         loaded(other)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 1001},
+        {"num_hidden_layers": int("9" * 4000)},
+        {"model_type": "llava", "text_config": {"model_type": "qwen2", "num_hidden_layers": 10**9}},
+    ],
+    ids=["a billion", "one too many", "digits", "in a part"],
+)
+def test_a_config_of_too_many_layers_is_refused_before_anything_is_built(folder, tmp_path, monkeypatch, edit):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | edit))
+    monkeypatch.setattr(checkpoint.AutoConfig, "from_pretrained", lambda *given, **more: pytest.fail("something was built"))
+    with pytest.raises(UserError, match=r"^target has (1000000000|1001|9+…) layers by its config.json; at most 1,000 are supported"):
+        loaded(other)
+
+
 def test_hashing_weights_never_reads_a_file_whole(folder, monkeypatch):
     monkeypatch.setattr(type(folder), "read_bytes", lambda path: pytest.fail(f"{path} read whole"))
     assert len(checkpoint.sha256(folder)) == 64

@@ -1,23 +1,29 @@
-"""A client of an OpenAI-compatible server: its models, single GETs, and answers streamed as server-sent events."""
+"""A client of an OpenAI-compatible server: single GETs, and answers streamed as server-sent events.
+
+Whatever a server does, a request ends within a stated time and takes a stated amount of memory.
+"""
 
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any, NamedTuple
+from socket import SHUT_RDWR, socket
+from threading import Event, Timer
+from typing import Any
 from urllib.parse import urlsplit
 
-from methods.core.errors import UserError, unknown
+from methods.core.errors import UserError
 from methods.core.json_text import parse_json
-from specbench.config.options import RunConfig
 from specbench.util.text import one_line
 
 KEY_VARIABLES = ("SPECBENCH_API_KEY", "OPENAI_API_KEY")  # environment variables; the key is sent, never stored
 CONNECT_S, READ_S = 10.0, 300.0  # timeouts; the first token of a long prompt takes its time
+ANSWER_S, GET_S = 1800.0, 30.0  # the longest that an answer, and any other page, may take from request to end
+LARGEST_LINE, LARGEST_BODY = 2**20, 2**26  # bytes of a line of a stream, and of a whole stream or page
 MESSAGE_LENGTH = 200  # characters of a server's message that are shown
-VERSIONS = (("/version", "version"), ("/server_info", "version"), ("/props", "build_info"))  # of vLLM, SGLang, llama.cpp
 
 
 class ServerError(RuntimeError):
@@ -26,27 +32,6 @@ class ServerError(RuntimeError):
 
 class RequestRejected(ServerError):
     """A request that the server declined with HTTP 4xx."""
-
-
-class CountTolerance(NamedTuple):
-    """How far a server's count of an answer's tokens may be from ours: ``tokens`` plus ``share`` of ours.
-
-    Text that is tokenized again has lost its stop token and may split in other places, so small differences are no error.
-    """
-
-    tokens: int
-    share: float
-
-    def exceeded(self, reported: float, counted: float) -> bool:
-        """Return whether the server's count is farther from ours than that."""
-        return abs(reported - counted) > self.tokens + self.share * counted
-
-    def __str__(self) -> str:
-        return f"{self.tokens} tokens and {self.share:.0%}"
-
-
-REMARKED = CountTolerance(2, 0.02)  # beyond it, a report says so
-REFUSED = CountTolerance(8, 0.25)  # beyond it, the turn is an error
 
 
 @dataclass(frozen=True)
@@ -96,13 +81,11 @@ class Client:
 
     def get(self, path: str) -> str:
         """Return the body at a path. Raises ServerError."""
-        connection = self._connect()
-        try:
-            return self._send(connection, "GET", path, None).read().decode("utf-8", "replace")
-        except (OSError, HTTPException) as error:
-            raise self._failure(error) from None
-        finally:
-            connection.close()
+        with self._connected(GET_S) as connection:
+            body = self._send(connection, "GET", path, None).read(LARGEST_BODY + 1)
+        if len(body) > LARGEST_BODY:
+            raise ServerError(f"{self.address}{path} is larger than {LARGEST_BODY:,} bytes")
+        return body.decode("utf-8", "replace")
 
     def get_object(self, path: str) -> dict[str, Any]:
         """Return the JSON object at a path. Raises ServerError, also for any other body."""
@@ -118,32 +101,53 @@ class Client:
         The connection is open before the first event, so that connecting is not timed. Raises ServerError if the server is
         unreachable, declines, sends something malformed, or ends before ``[DONE]``.
         """
-        connection = self._connect()
         encoded = json.dumps(body).encode()
-        try:
+        with self._connected(ANSWER_S) as connection:
             yield StreamEvent({}, time.perf_counter())
             response = self._send(connection, "POST", path, encoded)
-            while line := response.readline():
+            for line in self._lines(response):
                 data = line.removeprefix(b"data:").strip()
                 if data == b"[DONE]":
-                    response.read()  # the last chunk's end: closing before it may look like a client that gave up
+                    response.read(LARGEST_LINE)  # the last chunk's end: closing before it may look like a client that gave up
                     return
                 if data and line.startswith(b"data:"):
                     yield StreamEvent(self._event_fields(data), time.perf_counter())
-            raise ServerError(f"{self.address} hung up before the end of its answer")
-        except (OSError, HTTPException) as error:
-            raise self._failure(error) from None
+            raise HTTPException("hung up before the end of its answer")
+
+    @contextmanager
+    def _connected(self, seconds: float) -> Iterator[HTTPConnection]:
+        """Yield an open connection for so many seconds. Then it is shut down, so that no server can keep us by sending little.
+
+        Raises ServerError for whatever fails, or takes longer.
+        """
+        connection, late = (HTTPSConnection if self.scheme == "https" else HTTPConnection)(self.host, timeout=CONNECT_S), Event()
+        try:
+            connection.connect()
+            connection.timeout = READ_S
+            connection.sock.settimeout(READ_S)
+            with _shut_down_after(seconds, connection.sock, late):
+                yield connection
+            if late.is_set():
+                raise TimeoutError
+        except ServerError:
+            raise
+        except Exception as error:  # http.client raises what it likes: for a chunk of less than no bytes, a ValueError
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, TimeoutError):
+                reason = f"sent nothing for {connection.timeout:g} s"
+            raise ServerError(
+                f"{self.address}: {f'did not end within {seconds:g} s' if late.is_set() else beginning(str(reason))}"
+            ) from None
         finally:
             connection.close()
 
-    def _connect(self) -> HTTPConnection:
-        connection = (HTTPSConnection if self.scheme == "https" else HTTPConnection)(self.host, timeout=CONNECT_S)
-        try:
-            connection.connect()
-        except OSError as error:
-            raise self._failure(error) from None
-        connection.sock.settimeout(READ_S)
-        return connection
+    def _lines(self, response: HTTPResponse) -> Iterator[bytes]:
+        left = LARGEST_BODY
+        while line := response.readline(LARGEST_LINE + 1):
+            left -= len(line)
+            if len(line) > LARGEST_LINE or left < 0:
+                raise ServerError(f"{self.address} sent a line of more than {LARGEST_LINE:,} bytes, or {LARGEST_BODY:,} in one answer")
+            yield line
 
     def _send(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> HTTPResponse:
         headers = {"Content-Type": "application/json", "Connection": "close"}
@@ -167,58 +171,28 @@ class Client:
             raise ServerError(f"{self.address} failed: {beginning(str(fields['error']))}")
         return fields
 
-    def _failure(self, error: Exception) -> ServerError:
-        if isinstance(error, TimeoutError):
-            return ServerError(f"{self.address} did not answer in time")
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ServerError(f"{self.address}: {beginning(str(reason))}")
 
+@contextmanager
+def _shut_down_after(seconds: float, connection: socket, late: Event) -> Iterator[None]:
+    """Shut a connection down, and set ``late``, if the block takes longer, whatever it waits for."""
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A model that a server serves. ``description`` holds its name, its host, and the server's name and version if known."""
+    def shut_down() -> None:
+        late.set()
+        with suppress(OSError):  # it has ended by itself
+            connection.shutdown(SHUT_RDWR)
 
-    client: Client
-    name: str
-    description: str
-
-
-def find_model(config: RunConfig) -> ServedModel:
-    """Return the model that a run asks for. Raises UserError if the server cannot be reached or does not serve it."""
-    if not config.base_url:
-        raise UserError("endpoint needs a server; pass --base-url, as in --base-url http://localhost:8000")
-    client = Client.from_url(config.base_url)
+    timer = Timer(seconds, shut_down)
+    timer.daemon = True
+    timer.start()
     try:
-        listed = client.get_object("/v1/models").get("data")
-    except ServerError as error:
-        raise UserError(f"--base-url: {error}; start the server or correct the address") from None
-
-    models = {str(model["id"]): model for model in listed or [] if isinstance(model, dict) and "id" in model}
-    name = config.endpoint_model or (next(iter(models)) if len(models) == 1 else None)
-    if name is None:
-        raise UserError(f"{client.address} serves {', '.join(sorted(models)) or 'no model'}; choose one by --endpoint-model")
-    if name not in models:
-        raise unknown("model in --endpoint-model", name, models)
-
-    server = " ".join(filter(None, (str(models[name].get("owned_by") or ""), _server_version(client))))
-    return ServedModel(client, name, beginning(", ".join(filter(None, (f"{name} at {client.host}", server)))))
+        yield
+    finally:
+        timer.cancel()
 
 
 def beginning(text: str) -> str:
     """Return the beginning of a server's text on one line, without characters that control a terminal."""
     return one_line(text)[:MESSAGE_LENGTH]
-
-
-def _server_version(client: Client) -> str:
-    """Return the version from the first path that tells it, or ""."""
-    for path, key in VERSIONS:
-        try:
-            version = client.get_object(path).get(key)
-        except ServerError:
-            continue
-        if isinstance(version, str):
-            return version
-    return ""
 
 
 def _json_object(text: str | bytes) -> dict[str, Any] | None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from specbench.engines.endpoint.client import Client, ServerError
-from specbench.store.records import Drafting
+from specbench.store.records import MOST, Drafting
 
 # A line of Prometheus' text format that holds a count: name, labels, value.
 COUNT_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s|$)")
 DELAY_S, POLL_S = 1.0, 0.02  # longest wait for a server to count an answer that it has sent, and time between two looks
+
+LARGEST = 2.0**52  # of any count: more than a server can have counted, and few enough to be exact
 
 Totals = dict[str, float]  # a counter's value by its name, summed over its labels
 
@@ -85,7 +87,7 @@ class Counters:
         accepted = tokens - 1 - steps if self.names.accepted is None else _growth(before, after, self.names.accepted)
         steps = max(steps, tokens - 1 - accepted)  # vLLM counts only the steps that had drafts
         drafted = None if self.names.drafted is None else _growth(before, after, self.names.drafted)
-        return Drafting(steps, accepted, drafted) if steps > 0 and accepted >= 0 else None
+        return _drafting(steps, accepted, drafted, tokens)
 
     def _requests_and_tokens(self, before: Totals, after: Totals) -> tuple[int, int]:
         return _growth(before, after, self.names.requests), _growth(before, after, self.names.tokens)
@@ -97,7 +99,7 @@ def parse_metrics(text: str) -> Totals:
     for line in text.splitlines():
         count = COUNT_LINE.match(line)
         if count:
-            totals[count[1]] += float(count[2])
+            totals[count[1]] += min(float(count[2]), LARGEST)
     return dict(totals)
 
 
@@ -106,8 +108,13 @@ def drafting_of_timings(timings: dict[str, Any] | None, tokens: int) -> Drafting
     drafted, accepted = ((timings or {}).get(name) for name in ("draft_n", "draft_n_accepted"))
     if not isinstance(drafted, int) or not isinstance(accepted, int):
         return None
-    steps = tokens - 1 - accepted
-    return Drafting(steps, accepted, drafted) if steps > 0 else None
+    return _drafting(tokens - 1 - accepted, accepted, drafted, tokens)
+
+
+def _drafting(steps: int, accepted: int, drafted: int | None, tokens: int) -> Drafting | None:
+    """Return the counts of an answer of so many tokens, or None if they cannot be true."""
+    possible = 0 < steps <= tokens and 0 <= accepted <= tokens + MOST and (drafted is None or accepted <= drafted < LARGEST)
+    return Drafting(steps, accepted, drafted) if possible else None
 
 
 def _growth(before: Totals, after: Totals, name: str) -> int:

@@ -16,22 +16,24 @@ from specbench.config.options import RunConfig
 from specbench.engines.base import Answer
 from specbench.engines.endpoint.client import (
     KEY_VARIABLES,
-    REFUSED,
     Client,
     RequestRejected,
     ServerError,
     StreamEvent,
     beginning,
-    find_model,
 )
 from specbench.engines.endpoint.counters import Counters, drafting_of_timings
+from specbench.engines.endpoint.served_model import find_model
+from specbench.engines.endpoint.tolerance import REFUSED
 from specbench.engines.registry import BuiltEngine, ResolvedEngine
 from specbench.store.manifest import ArmFacts
 from specbench.store.records import Steps
 from specbench.targets import Loaded
+from specbench.util.text import shorten
 
 STOPS = {"stop": "stop_id", "length": "length"}  # OpenAI's finish_reason -> a record's stop
 PROBE = "How are you?"
+MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ class Completion:
                 self.finish = str(choice.get("finish_reason") or self.finish)
         except (TypeError, ValueError, AttributeError):
             raise ServerError(f"the server sent an event that is no completion's: {beginning(str(event.fields))}") from None
+
+    def counted(self, name: str) -> int | None:
+        """Return a number of the server's usage, None if it sent none. Raises ServerError for what is no number of tokens."""
+        count = self.usage.get(name)
+        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MOST_TOKENS):
+            raise ServerError(f"the server sent {shorten(count)} as its number of {name}")
+        return count
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,8 @@ class EndpointEngine:
         start_s = next(events).arrived_s
         for event in events:
             completion.add(event, start_s)
+            if max(len(completion.ids), completion.counted("completion_tokens") or 0) > limit:
+                raise ServerError(f"{self.client.address} sent more than the {limit} tokens that it was asked for")
         if completion.finish not in STOPS:
             raise ServerError(f"{self.client.address} ended its answer for the reason {completion.finish!r}; known: {', '.join(STOPS)}")
         return completion
@@ -138,10 +149,11 @@ class EndpointEngine:
         The server's count is checked against our tokenization of the text. Raises ServerError if they are too far apart, if
         there is no count, and if the server counts another number of tokens in the prompt.
         """
-        prompt_tokens, reported = (
-            count if isinstance(count := completion.usage.get(name), int) else None for name in ("prompt_tokens", "completion_tokens")
-        )
+        prompt_tokens, reported = completion.counted("prompt_tokens"), completion.counted("completion_tokens")
         server = self.client.address
+        strange = next((token for token in completion.ids if not 0 <= token < self.target.config.vocab_size), None)
+        if strange is not None:
+            raise ServerError(f"{server} sent the token id {shorten(strange)}, which the target does not have")
         if prompt_tokens is not None and prompt_tokens != len(prompt):
             raise ServerError(
                 f"{server} read {prompt_tokens} tokens where the prompt has {len(prompt)}: it has another tokenizer than the target"
