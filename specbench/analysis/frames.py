@@ -25,7 +25,7 @@ LIST_COLUMNS = ["output_ids", "output_text", "depths", "accepted", "emitted_by_s
 COLUMNS = [*RECORD_COLUMNS, *ARM_COLUMNS, "tokens", "text_tokens", *SUM_COLUMNS, "repetition", *LIST_COLUMNS]
 UNKNOWN_IF_IMPORTED = ["prompt_tokens", "prefill_s", *STEP_PARTS, "decode_s", "other_s", "peak_bytes", "repetition"]
 UNKNOWN_BY_TIMING = {"parts": [], "steps": [*STEP_PARTS], "answer": [*STEP_PARTS, "decode_s", "other_s", "peak_bytes"]}
-CELL_SUMS = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s"]
+CELL_SUMS = ["tokens", "text_tokens", "total_s", "emitted", "steps", "decode_s", "draft_s"]
 
 
 def turns_frame(records: Iterable[Record], arms: Mapping[str, ArmFacts]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """The metrics: each a function of sums over questions, with its bootstrap interval; and the comparison table.
 
 An arm is compared with vanilla on the same (question, turn, repeat) only; ``frames.pair`` says which questions count.
-A cell is one repeat of one question, its turns added up.
+A cell is one repeat of one question, its turns added up. In a pair with another reference, that arm stands where the
+definitions say vanilla.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ IMPOSSIBLE_MARGIN = 1.05  # at batch size 1, a speedup above MAT times this marg
 class Sums(NamedTuple):
     """Sums over the cells of a sample of questions: numbers, or arrays with one entry per resample.
 
-    Vanilla's sums begin with ``v_``. Times are seconds.
+    The sums of the reference, which is vanilla as a rule, begin with ``ref_``. Times are seconds.
     """
 
     cells: Array  # number of cells
@@ -32,15 +33,20 @@ class Sums(NamedTuple):
     emitted: Array
     steps: Array
     decode_s: Array
+    draft_s: Array
     rate: Array  # sum over cells of tokens / total_s
     mat: Array  # sum over cells of emitted / steps
-    v_tokens: Array
-    v_total_s: Array
-    v_emitted: Array
-    v_decode_s: Array
-    v_rate: Array
-    v_text_rate: Array  # sum over cells of tokens of the text, tokenised again / total_s
-    log_speedup: Array  # sum over cells of log(vanilla's seconds per output token / the arm's)
+    ref_stepped: Array
+    ref_tokens: Array
+    ref_total_s: Array
+    ref_emitted: Array
+    ref_steps: Array
+    ref_decode_s: Array
+    ref_draft_s: Array
+    ref_rate: Array
+    ref_text_rate: Array  # sum over cells of tokens of the text, tokenised again / total_s
+    ref_mat: Array
+    log_speedup: Array  # sum over cells of log(the reference's seconds per output token / the arm's)
 
 
 def mat(s: Sums) -> Array:
@@ -74,7 +80,7 @@ def speedup_specbench(s: Sums) -> Array:
     This is Spec-Bench's arithmetic with both arms' tokens counted from token ids. Questions that
     are fast in both arms weigh more.
     """
-    return s.rate / s.v_rate
+    return s.rate / s.ref_rate
 
 
 def speedup_specbench_legacy(s: Sums) -> Array:
@@ -83,7 +89,7 @@ def speedup_specbench_legacy(s: Sums) -> Array:
     That script tokenises vanilla's text again, which loses the stop token: an answer of T tokens that ended
     with one favours the arm by T / (T - 1). Use it only beside numbers of Spec-Bench's leaderboard.
     """
-    return s.rate / s.v_text_rate
+    return s.rate / s.ref_text_rate
 
 
 def speedup_micro(s: Sums) -> Array:
@@ -91,7 +97,7 @@ def speedup_micro(s: Sums) -> Array:
 
     Long answers weigh most.
     """
-    return (s.tokens / s.total_s) / (s.v_tokens / s.v_total_s)
+    return (s.tokens / s.total_s) / (s.ref_tokens / s.ref_total_s)
 
 
 def latency_ratio(s: Sums) -> Array:
@@ -99,7 +105,7 @@ def latency_ratio(s: Sums) -> Array:
 
     It counts no tokens, so it is a speedup only if both arms wrote answers of equal length.
     """
-    return s.v_total_s / s.total_s
+    return s.ref_total_s / s.total_s
 
 
 def speedup_decode(s: Sums) -> Array:
@@ -107,7 +113,7 @@ def speedup_decode(s: Sums) -> Array:
 
     Prefill is left out. It equals MAT / R exactly, where R is ``step_cost``.
     """
-    return (s.v_decode_s / s.v_emitted) / (s.decode_s / s.emitted)
+    return (s.ref_decode_s / s.ref_emitted) / (s.decode_s / s.emitted)
 
 
 def step_cost(s: Sums) -> Array:
@@ -115,7 +121,7 @@ def step_cost(s: Sums) -> Array:
 
     A step drafts, verifies, and commits. With R = 1.5 a method needs MAT above 1.5 to decode faster than vanilla.
     """
-    return (s.decode_s / s.steps) / (s.v_decode_s / s.v_emitted)  # vanilla emits one token a step
+    return (s.decode_s / s.steps) / (s.ref_decode_s / s.ref_steps)
 
 
 def speedup_over_mat(s: Sums) -> Array:
@@ -127,6 +133,11 @@ def speedup_over_mat(s: Sums) -> Array:
     return speedup_micro(s) / mat(s)
 
 
+def decode_mat_needed(bound: float) -> "Definition":
+    """Return the metric that says at which MAT ``speedup_decode`` would be ``bound``, with seconds per step as measured."""
+    return lambda s: bound * (s.decode_s / s.steps) / (s.ref_decode_s / s.ref_emitted)
+
+
 def mat_needed(bound: float) -> "Definition":
     """Return the metric that says at which MAT ``speedup_micro`` would be ``bound``.
 
@@ -134,7 +145,7 @@ def mat_needed(bound: float) -> "Definition":
     """
 
     def needed(s: Sums) -> Array:
-        left_s = s.v_total_s * s.tokens / s.v_tokens / bound - (s.total_s - s.decode_s)
+        left_s = s.ref_total_s * s.tokens / s.ref_tokens / bound - (s.total_s - s.decode_s)
         return np.where(left_s > 0, s.emitted * (s.decode_s / s.steps) / left_s, np.where(np.isnan(left_s), np.nan, np.inf))
 
     return needed
@@ -163,34 +174,46 @@ class Measured:
 
 def _by_question(both: Pair) -> tuple[Array, list[str]]:
     """Return the columns C of ``Sums`` for each question Q, and the question's category."""
-    ours, vanilla = both.cells
-    stepped = (ours["steps"] > 0).astype(float)
+    ours, reference = both.cells
     frame = pd.DataFrame(
         Sums(
             cells=pd.Series(1.0, ours.index),
-            stepped=stepped,
+            stepped=_stepped(ours),
             tokens=ours["tokens"],
             total_s=ours["total_s"],
             emitted=ours["emitted"],
             steps=ours["steps"],
             decode_s=ours["decode_s"],
+            draft_s=ours["draft_s"],
             rate=ours["tokens"] / ours["total_s"],
-            mat=(ours["emitted"] / ours["steps"]).where(stepped > 0, 0.0),  # an answer that ended with the prefill has no step
-            v_tokens=vanilla["tokens"],
-            v_total_s=vanilla["total_s"],
-            v_emitted=vanilla["emitted"],
-            v_decode_s=vanilla["decode_s"],
-            v_rate=vanilla["tokens"] / vanilla["total_s"],
-            v_text_rate=vanilla["text_tokens"] / vanilla["total_s"],
-            log_speedup=_log_speedup(ours, vanilla),
+            mat=_mat(ours),
+            ref_stepped=_stepped(reference),
+            ref_tokens=reference["tokens"],
+            ref_total_s=reference["total_s"],
+            ref_emitted=reference["emitted"],
+            ref_steps=reference["steps"],
+            ref_decode_s=reference["decode_s"],
+            ref_draft_s=reference["draft_s"],
+            ref_rate=reference["tokens"] / reference["total_s"],
+            ref_text_rate=reference["text_tokens"] / reference["total_s"],
+            ref_mat=_mat(reference),
+            log_speedup=_log_speedup(ours, reference),
         )._asdict()
     )
     questions = sums(frame, ["category", "question_id"])
     return questions.to_numpy(dtype=float), [str(category) for category in questions.index.get_level_values("category")]
 
 
-def _log_speedup(ours: pd.DataFrame, vanilla: pd.DataFrame) -> pd.Series:
-    return np.log((vanilla["total_s"] / vanilla["tokens"]) / (ours["total_s"] / ours["tokens"]))
+def _stepped(cells: pd.DataFrame) -> pd.Series:
+    return (cells["steps"] > 0).astype(float)
+
+
+def _mat(cells: pd.DataFrame) -> pd.Series:
+    return (cells["emitted"] / cells["steps"]).where(cells["steps"] > 0, 0.0)  # an answer that ended with the prefill has no step
+
+
+def _log_speedup(ours: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
+    return np.log((reference["total_s"] / reference["tokens"]) / (ours["total_s"] / ours["tokens"]))
 
 
 def log_speedups(both: Pair) -> pd.Series:

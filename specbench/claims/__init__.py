@@ -1,1 +1,1 @@
-"""Published speedups, and the verdict of a run on each."""
+"""Published claims, and the verdict of a run on each."""

@@ -1,4 +1,4 @@
-"""Published speedups with their conditions, read from the TOML files of this package.
+"""Published claims with their conditions, read from the TOML files of this package.
 
 None stands for a condition that the source leaves open.
 """
@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from methods.core.errors import unknown
+from specbench.analysis.quantities import QUANTITIES
+from specbench.config.arm import BASELINE
 from specbench.store.describe import UNKNOWN
 from specbench.util.stored import STRICT, FileFormat, validated
-from specbench.util.text import one_line
+from specbench.util.text import one_line, shorten
 
 FORMAT = FileFormat("claim", None, "docs/add-a-claim.md lists its fields")
 DEVIATIONS = 2  # half-width of the range around a published point, in run-to-run standard deviations
@@ -32,12 +34,14 @@ class _Point:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published range of speedups, ``low`` to ``high``, with its source and conditions.
+    """A published range, ``low`` to ``high``, with its source and conditions: how much better ``arm`` is than ``over`` in a quantity.
 
-    ``value`` and ``spread`` (relative standard deviation) are set if the source gives a single number.
-    ``covers`` says which questions the number is over. ``metric`` names the definition in ``metrics.SPEEDUPS``
-    that the source used, ``judged_by`` the one that a run is judged by. ``tree`` holds options of the arm,
-    ``gpu`` words of the device's name, ``parameters`` the size of the target.
+    Both arms are named as in ``--method``, with the options that the claim is about. ``high`` is None if the source
+    gives a lower bound only. ``value`` and ``spread`` (relative standard deviation) are set if it gives a single number.
+    ``confirmed`` says what the source itself states, ``second_hand`` what others report of it. ``leaderboard`` marks
+    rows that stand beside other verdicts. ``covers`` says which questions the number is over. ``metric`` names the
+    definition in ``QUANTITIES`` that the source used, ``judged_by`` the one that a run is judged by. ``tree`` holds
+    options of the arm, ``gpu`` words of the device's name, ``parameters`` the size of the target.
     """
 
     __pydantic_config__ = STRICT
@@ -46,17 +50,18 @@ class Claim:
     title: str
     arm: str
     low: float
-    high: float
     range_from: str
+    confirmed: str
+    second_hand: str
     covers: str | None
     mat: float | None
     source: str
     address: str
     date: datetime.date
     note: str
-    suite: str
-    suite_sha256: str
-    questions: int
+    suite: str | None
+    suite_sha256: str | None
+    questions: int | None
     target: str | None
     parameters: int | None
     tree: dict[str, int] | None
@@ -76,12 +81,18 @@ class Claim:
     metric: str | None
     judged_by: str
     judged_because: str
+    high: float | None = None
     value: float | None = None
     spread: float | None = None
+    over: str = BASELINE
+    quantity: Literal["speedup", "MAT", "drafting time"] = "speedup"
+    leaderboard: bool = False
 
     @property
     def range_text(self) -> str:
-        """The range as ``2.26x-2.60x``, or a point with its range as ``1.71x (1.58x-1.84x)``."""
+        """The range as ``2.26x-2.60x`` or ``at least 1.30x``, or a point with its range as ``1.71x (1.58x-1.84x)``."""
+        if self.high is None:
+            return f"at least {self.low:.2f}x"
         ends = f"{self.low:.2f}x-{self.high:.2f}x"
         return ends if self.value is None else f"{self.value:.2f}x ({ends})"
 
@@ -122,4 +133,10 @@ def _claim(name: str, row: Mapping[str, Any], where: str) -> Claim:
         point = validated(_Point, {key: fields.get(key) for key in ("value", "spread")}, where, FORMAT)
         margin = DEVIATIONS * point.spread
         fields |= {"low": point.value * (1 - margin), "high": point.value * (1 + margin)}
-    return validated(Claim, fields, where, FORMAT)
+    claim = validated(Claim, fields, where, FORMAT)
+    definitions = [definition.__name__ for definition in QUANTITIES[claim.quantity]]
+    if claim.judged_by not in definitions:
+        raise FORMAT.error(
+            where, f"judged_by: {shorten(claim.judged_by)} does not define {claim.quantity}; choices: {', '.join(definitions)}"
+        )
+    return claim

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specbench.claims.arms import name_like
 from specbench.claims.claim import Claim
 from specbench.config.arm import BASELINE
 from specbench.store.describe import UNKNOWN
@@ -31,8 +32,8 @@ class Extent:
     turns: int
 
 
-def compare_conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Extent) -> list[Condition]:
-    """Return every condition of the claim beside that of the run.
+def compare_conditions(claim: Claim, manifest: RunManifest, arm: str, over: str, extent: Extent) -> list[Condition]:
+    """Return every condition of the claim beside that of the run, in which ``arm`` is compared with ``over``.
 
     A condition that either side does not state is "unknown", which never counts as the same.
     """
@@ -45,7 +46,8 @@ def compare_conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Ex
         _stated("questions covered", claim.covers, _choice(manifest)),
         target,
         _stated("target is cost-matched", "no", "yes" if manifest.target.label == COST_MATCHED else "no"),
-        _implementation(claim, facts),
+        _implementation("method", claim.arm, facts),
+        _implementation("compared with", claim.over, manifest.arms[over]),
         _tree(claim, facts),
         _drafter(claim, facts, target),
         _hashed("prompt template", claim.template, claim.template_sha256, manifest.template_sha256),
@@ -56,15 +58,15 @@ def compare_conditions(claim: Claim, manifest: RunManifest, arm: str, extent: Ex
         _stated("temperature", claim.temperature, settings.temperature),
         _stated("max_new_tokens", claim.max_new_tokens, settings.max_new_tokens or None),
         _stated("batch size", claim.batch_size, None if manifest.imported else 1),
-        _stated("back end", claim.backend, _back_end(manifest, facts)),
+        _stated("back end", claim.backend, _back_end(manifest, arm, over)),
         _lossless(claim, facts),
-        _stated("definition of speedup", claim.metric, claim.judged_by),
+        _stated(f"definition of {claim.quantity}", claim.metric, claim.judged_by),
     ]
 
 
-def same_suite(claim: Claim, manifest: RunManifest) -> bool:
-    """Return whether the run's questions are the claim's, by the suite's checksum."""
-    return manifest.suite.sha256 == claim.suite_sha256
+def other_suite(claim: Claim, manifest: RunManifest) -> bool:
+    """Return whether the claim is over one file of questions, known by its checksum, and the run over another one."""
+    return claim.suite_sha256 not in (None, manifest.suite.sha256)
 
 
 def _stated(name: str, claimed: Any, measured: Any) -> Condition:
@@ -95,15 +97,19 @@ def _short(sha256: str | None) -> str:
 
 
 def _suite(claim: Claim, manifest: RunManifest) -> Condition:
+    """Compare the questions by the checksum of their file; questions of another name differ also without one."""
     suite = manifest.suite
-    claimed, measured = f"{claim.suite}, {_short(claim.suite_sha256)}", f"{suite.name}, {_short(suite.sha256)}"
-    return Condition("suite", claimed, measured, _status(same_suite(claim, manifest), _known(suite.sha256)))
+    claimed = UNKNOWN if claim.suite is None else f"{claim.suite}, {_short(claim.suite_sha256)}"
+    namesake = claim.suite in (None, suite.name)
+    needed = (claim.suite, claim.suite_sha256) if namesake else ()
+    same = suite.sha256 == claim.suite_sha256
+    return Condition("suite", claimed, f"{suite.name}, {_short(suite.sha256)}", _status(same, *needed, _known(suite.sha256)))
 
 
 def _questions(claim: Claim, manifest: RunManifest, extent: Extent) -> Condition:
     left_out = f", {extent.excluded} left out" if extent.excluded else ""
     measured = f"{extent.compared} compared of {sum(manifest.suite.categories.values())} asked{left_out}"
-    return Condition("questions", str(claim.questions), measured, _status(extent.compared == claim.questions))
+    return Condition("questions", _text(claim.questions), measured, _status(extent.compared == claim.questions, claim.questions))
 
 
 def _choice(manifest: RunManifest) -> str:
@@ -117,10 +123,10 @@ def _recorded(manifest: RunManifest, extent: Extent) -> Condition:
     return Condition("turns recorded", "all", measured, _status(extent.turns >= manifest.units_total))
 
 
-def _back_end(manifest: RunManifest, facts: ArmFacts) -> str:
-    """Return the arm's back end, and vanilla's if it has another one."""
-    vanilla = manifest.arms[BASELINE].backend if BASELINE in manifest.arms else facts.backend
-    return facts.backend if facts.backend in (vanilla, UNKNOWN) else f"{facts.backend}, over {vanilla} vanilla"
+def _back_end(manifest: RunManifest, arm: str, over: str) -> str:
+    """Return the arm's back end, and that of the arm it is compared with if it has another one."""
+    own, other = manifest.arms[arm].backend, manifest.arms[over].backend
+    return own if own in (other, UNKNOWN) else f"{own}, over {other} {over}"
 
 
 def _target(claim: Claim, manifest: RunManifest) -> Condition:
@@ -130,15 +136,18 @@ def _target(claim: Claim, manifest: RunManifest) -> Condition:
     claimed, measured = (
         f"{_text(model)}{f', {count:,} parameters' if count else ''}" for model, count in ((claim.target, claim.parameters), (name, size))
     )
-    needed = (claim.target, _known(name), size if namesake else 0)
+    needed = (claim.target, _known(name), *((size, claim.parameters) if namesake else ()))
     return Condition("target", claimed, measured, _status(namesake and size == claim.parameters, *needed))
 
 
-def _implementation(claim: Claim, facts: ArmFacts) -> Condition:
+def _implementation(name: str, claimed: str, facts: ArmFacts) -> Condition:
+    """Compare one of the two arms with the one that the claim names. Vanilla is the same whoever decoded it."""
+    if claimed == BASELINE == facts.method:
+        return Condition(name, claimed, facts.method, SAME)
     origin = "specbench's reconstruction" if facts.reconstruction else "specbench's implementation of the published method"
-    rule = _known(facts.acceptance)
-    same = facts.method == claim.arm and not facts.reconstruction
-    return Condition("method", f"{claim.arm} as published", f"{facts.method}, {origin if rule else 'imported'}", _status(same, rule))
+    rule, own = _known(facts.acceptance), name_like(claimed, facts)
+    same = own == claimed and not facts.reconstruction
+    return Condition(name, f"{claimed} as published", f"{own}, {origin if rule else 'imported'}", _status(same, rule))
 
 
 def _tree(claim: Claim, facts: ArmFacts) -> Condition:

@@ -9,11 +9,12 @@ from typing import Any
 from specbench.analysis.stats import Estimate
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import DefinitionOutcome, Verdict
+from specbench.config.arm import BASELINE
 from specbench.store.describe import UNKNOWN
 from specbench.util.terminal import Console, print_table
 from specbench.util.text import TextTable, escape, number
 
-SCHEMA = 2
+SCHEMA = 3
 Part = str | TextTable  # a paragraph or a table
 
 
@@ -21,13 +22,16 @@ def sentence(verdict: Verdict) -> str:
     """Return the verdict in one sentence.
 
     For example ``below, under different conditions: S4C (reconstruction) measured 1.39x [1.37, 1.41]
-    (speedup_specbench_legacy), claimed 2.26x-2.60x``.
+    (speedup_specbench_legacy), claimed 2.26x-2.60x``; over another arm than vanilla ``measured 1.31x [1.29, 1.33] in MAT
+    over EAGLE-3``.
     """
-    where = "matching" if verdict.matching else "different"
-    best = verdict.judged
-    measured = f"measured {_with_interval(best.speedup, 'x')}" if isfinite(best.speedup.value) else "has no measured speedup"
+    where, claim = "matching" if verdict.matching else "different", verdict.claim
+    quantity = "" if claim.quantity == "speedup" else f" in {claim.quantity}"
+    over = "" if verdict.over == BASELINE else f" over {verdict.over_label}"
+    value = _with_interval(verdict.judged.measured, "x")
+    measured = f"measured {value}{quantity}{over}" if isfinite(verdict.judged.measured.value) else f"has no measured {claim.quantity}{over}"
     return (
-        f"{verdict.outcome}, under {where} conditions: {verdict.label} {measured} ({best.definition}), claimed {verdict.claim.range_text}"
+        f"{verdict.outcome}, under {where} conditions: {verdict.label} {measured} ({verdict.judged.definition}), claimed {claim.range_text}"
     )
 
 
@@ -40,8 +44,9 @@ def parts(verdict: Verdict) -> list[Part]:
         *verdict.caveats,
         f"Claim {claim.name}: {claim.title}. Source: {claim.source}, {claim.date.isoformat()}, {claim.address}.",
         f"Source of the range: {claim.range_from}.",
+        f"Confirmed: {claim.confirmed}. Second-hand: {claim.second_hand}.",
         *_conditions(verdict),
-        *_definitions(verdict.by_definition),
+        *_definitions(claim.quantity, verdict.by_definition),
         _decomposition(verdict),
         _noise(verdict),
         _context(verdict),
@@ -64,6 +69,22 @@ def show(verdict: Verdict, console: Console) -> None:
             print_table(console, part)
         else:
             console.print(part, markup=False, highlight=False)
+
+
+def overview(verdicts: Sequence[Verdict]) -> TextTable:
+    """Return one row per verdict."""
+    rows = [
+        [
+            verdict.claim.name,
+            verdict.claim.title,
+            verdict.claim.range_text,
+            _with_interval(verdict.judged.measured, "x"),
+            verdict.outcome,
+            f"{len(verdict.conditions_with(DIFFERS))} differ, {len(verdict.conditions_with(UNKNOWN))} unknown",
+        ]
+        for verdict in verdicts
+    ]
+    return TextTable("Other published claims", ["Claim", "About", "Claimed", "Measured [95 %]", "Outcome", "Conditions"], rows)
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
@@ -104,9 +125,9 @@ def _conditions(verdict: Verdict) -> list[Part]:
     return [table, *(f"{title}: {', '.join(names)}." for title, names in by_title.items() if names)]
 
 
-def _definitions(by_definition: Sequence[DefinitionOutcome]) -> list[Part]:
-    rows = [[result.definition, _with_interval(result.speedup, "x"), result.outcome] for result in by_definition]
-    table = TextTable("Verdict under each definition of speedup", ["Definition", "Measured [95 %]", "Outcome"], rows)
+def _definitions(quantity: str, by_definition: Sequence[DefinitionOutcome]) -> list[Part]:
+    rows = [[result.definition, _with_interval(result.measured, "x"), result.outcome] for result in by_definition]
+    table = TextTable(f"Verdict under each definition of {quantity}", ["Definition", "Measured [95 %]", "Outcome"], rows)
     by_outcome: dict[str, list[str]] = {}
     for result in by_definition:
         by_outcome.setdefault(result.outcome, []).append(result.definition)
@@ -126,11 +147,13 @@ def _decomposition(verdict: Verdict) -> TextTable:
         (claim.low, measured.mat_for_low, end_to_end),
         (claim.high, measured.mat_for_high, end_to_end),
     ]
+    drafting = verdict.over != BASELINE
     rows = [
         ["MAT", _with_interval(measured.mat), "emitted tokens per step"],
-        ["R", _with_interval(measured.step_cost), "time of a step of the decode loop, in vanilla steps"],
-        ["Decode speedup", _with_interval(measured.speedup_decode, "x"), "MAT / R"],
-        *([f"MAT needed for {bound:.2f}x", _with_interval(mat), meaning] for bound, mat, meaning in needed),
+        *([[f"MAT of {verdict.over}", _with_interval(measured.mat_over), "emitted tokens per step"]] if drafting else []),
+        ["R", _with_interval(measured.step_cost), f"time of a step of the decode loop, in {verdict.over} steps"],
+        ["Decode speedup", _with_interval(measured.speedup_decode, "x"), f"MAT / MAT of {verdict.over} / R" if drafting else "MAT / R"],
+        *([f"MAT needed for {bound:.2f}x", _with_interval(mat), meaning] for bound, mat, meaning in needed if bound and mat),
     ]
     return TextTable("What the speedup is made of", ["Quantity", "Measured [95 %]", "Meaning"], rows)
 

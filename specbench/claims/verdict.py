@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from methods.core.errors import UserError, unknown
 from specbench.analysis import metrics
 from specbench.analysis.agreement import agreement
 from specbench.analysis.frames import Pair, pair
 from specbench.analysis.metrics import Measured
+from specbench.analysis.quantities import QUANTITIES, reference_mat
 from specbench.analysis.stats import FEWEST, Estimate
+from specbench.claims.arms import arms_of
 from specbench.claims.claim import Claim, load_claims
-from specbench.claims.conditions import SAME, Condition, Extent, compare_conditions, same_suite
-from specbench.config.arm import BASELINE
+from specbench.claims.conditions import SAME, Condition, Extent, compare_conditions, other_suite
 from specbench.store.describe import arm_label, cost_matched
 from specbench.store.manifest import ArmFacts, RunManifest
 
@@ -24,29 +24,32 @@ EXIT_CODES = {REPRODUCED: 0, ABOVE: 0, BELOW: 1, INCONCLUSIVE: 3, NOT_COMPARABLE
 
 @dataclass(frozen=True)
 class DefinitionOutcome:
-    """The outcome under one definition of speedup, with its reason in a few words."""
+    """The outcome under one definition of the claim's quantity, with its reason in a few words."""
 
     definition: str
-    speedup: Estimate
+    measured: Estimate
     outcome: str
     why: str
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The parts of a speedup: decode speedup = MAT / R, and the MAT that each end of the claimed range needs.
+    """The parts of a speedup, and the MAT that each end of a claimed range of speedups needs.
 
-    R is ``step_cost``. With R as measured, ``decode_mat_for_low`` and ``decode_mat_for_high`` would reach the ends
-    of the range in the decode loop alone. ``mat_for_low`` and ``mat_for_high`` would reach them end to end.
+    Decode speedup = MAT / ``mat_over`` / R. R is ``step_cost``, ``mat_over`` the MAT of the arm compared with, 1 for
+    vanilla. With R as measured, ``decode_mat_for_low`` and ``decode_mat_for_high`` would reach the ends of the range in
+    the decode loop alone. ``mat_for_low`` and ``mat_for_high`` would reach them end to end. They are None for an end
+    that the claim does not have, and for a claim of another quantity.
     """
 
     mat: Estimate
+    mat_over: Estimate
     step_cost: Estimate
     speedup_decode: Estimate
-    decode_mat_for_low: Estimate
-    decode_mat_for_high: Estimate
-    mat_for_low: Estimate
-    mat_for_high: Estimate
+    decode_mat_for_low: Estimate | None
+    decode_mat_for_high: Estimate | None
+    mat_for_low: Estimate | None
+    mat_for_high: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a claim by one arm of a run.
+    """The verdict on a claim by one arm of a run, compared with another one, ``over``.
 
     ``questions`` counts those compared. ``noise_floor`` is NaN if no A/A arm ran.
     """
@@ -70,6 +73,8 @@ class Verdict:
     run: str
     arm: str
     label: str
+    over: str
+    over_label: str
     judged: DefinitionOutcome
     questions: int
     conditions: list[Condition]
@@ -99,27 +104,31 @@ class Verdict:
         return [condition.name for condition in self.conditions if condition.status == status]
 
 
-def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | None = None, undigested: str = "") -> Verdict:
-    """Judge a claim by the turns (rows of ``turns_frame``) of an arm, by default the arm that the claim names.
+def judge(
+    claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | None = None, over: str | None = None, undigested: str = ""
+) -> Verdict:
+    """Judge a claim by the turns (rows of ``turns_frame``) of an arm and of the arm it is compared with, by default the claim's.
 
     ``undigested`` says what of the run carries no digest; it becomes a caveat.
 
-    Raises UserError for an arm that the run does not have or that cannot have a speedup.
+    Raises UserError for arms that the run does not have or that cannot be compared.
     """
-    arm = _checked(arm or claim.arm, manifest)
-    both = pair(turns, arm)
+    arm, over = arms_of(claim, manifest, arm, over)
+    both = pair(turns, arm, reference=over)
     measured, questions = Measured(both), int(both.arm["question_id"].nunique())
-    blocked = _not_comparable(claim, manifest, turns, both, measured, arm) or _too_few(questions, manifest)
+    blocked = _not_comparable(claim, manifest, turns, arm, over) or _too_few(questions, manifest)
     decomposition = _decomposition(claim, measured)
-    by_definition = [_judge_definition(metric.__name__, measured.estimate(metric), claim, blocked) for metric in metrics.SPEEDUPS]
+    by_definition = [_judge_definition(metric.__name__, measured.estimate(metric), claim, blocked) for metric in QUANTITIES[claim.quantity]]
     return Verdict(
         claim=claim,
         run=manifest.name,
         arm=arm,
         label=arm_label(manifest.arms[arm]),
+        over=over,
+        over_label=arm_label(manifest.arms[over]),
         judged=next(result for result in by_definition if result.definition == claim.judged_by),
         questions=questions,
-        conditions=compare_conditions(claim, manifest, arm, Extent(questions, both.excluded, len(turns))),
+        conditions=compare_conditions(claim, manifest, arm, over, Extent(questions, both.excluded, len(turns))),
         by_definition=by_definition,
         decomposition=decomposition,
         noise_floor=metrics.noise_floor(turns, arm),
@@ -128,49 +137,44 @@ def judge(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str | N
             *cost_matched([manifest]),
             *_unknown_metric(claim),
             *_too_shallow(decomposition, manifest.arms[arm]),
-            *_other_answers(both, manifest, arm),
+            *_other_answers(both, manifest, arm, over),
             claim.note,
             *([undigested] if undigested else []),
         ],
     )
 
 
-def outcome(speedup: Estimate, low: float, high: float) -> tuple[str, str]:
-    """Return the outcome of an interval against a range, and the reason."""
-    if not speedup.known:
+def outcome(measured: Estimate, low: float, high: float | None) -> tuple[str, str]:
+    """Return the outcome of an interval against a range, and the reason. ``high`` is None for a range without an upper end."""
+    if not measured.known:
         return INCONCLUSIVE, "no interval could be formed"
-    if speedup.high - speedup.low > high - low:
-        return INCONCLUSIVE, "the interval is wider than the range"
-    if speedup.low > high:
-        return ABOVE, "the interval lies above the range"
-    if speedup.high < low:
+    if measured.high < low:
         return BELOW, "the interval lies below the range"
-    if low <= speedup.low and speedup.high <= high:
+    if high is not None and measured.low > high:
+        return ABOVE, "the interval lies above the range"
+    if low <= measured.low and (high is None or measured.high <= high):
         return REPRODUCED, "the interval lies inside the range"
+    if high is None:
+        return INCONCLUSIVE, "the interval holds the lower bound"
+    if measured.high - measured.low > high - low:
+        return INCONCLUSIVE, "the interval is wider than the range"
     return REPRODUCED, "the interval only overlaps the range"
 
 
-def _checked(arm: str, manifest: RunManifest) -> str:
-    if arm == BASELINE:
-        raise UserError(f"--method {arm} is what speedups are measured against; name one of the run's other arms")
-    if arm not in manifest.arms:
-        raise unknown("arm of this run (--method)", arm, manifest.own.keys() - {BASELINE})
-    if manifest.arms[arm].engine:
-        raise UserError(f"--method {arm} is another engine ({manifest.arms[arm].engine}): a claim is held against specbench's own arms")
-    return arm
-
-
-def _not_comparable(
-    claim: Claim, manifest: RunManifest, turns: pd.DataFrame, both: Pair, measured: Measured, arm: str
-) -> tuple[str, str] | None:
-    if not same_suite(claim, manifest):
+def _not_comparable(claim: Claim, manifest: RunManifest, turns: pd.DataFrame, arm: str, over: str) -> tuple[str, str] | None:
+    if other_suite(claim, manifest):
         return NOT_COMPARABLE, f"the sha256 of the run's suite, {manifest.suite.name}, is not that of the claim's, {claim.suite}"
     answered = set(turns.loc[turns["status"] == "ok", "arm"])
-    for needed in (BASELINE, arm):
+    for needed in (over, arm):
         if needed not in answered:
             return NOT_COMPARABLE, f"no answered turn of {needed} is recorded"
-    if metrics.accounting_error(both, measured):
-        return NOT_COMPARABLE, "accounting error: the decode speedup exceeds MAT beyond its interval, so times or counts are wrong"
+    for name in (arm, over):
+        with_vanilla = pair(turns, name)
+        if metrics.accounting_error(with_vanilla, Measured(with_vanilla)):
+            return (
+                NOT_COMPARABLE,
+                f"accounting error: the decode speedup of {name} exceeds its MAT beyond its interval; times or counts are wrong",
+            )
     return None
 
 
@@ -183,36 +187,34 @@ def _too_few(questions: int, manifest: RunManifest) -> tuple[str, str] | None:
     return None
 
 
-def _judge_definition(definition: str, speedup: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> DefinitionOutcome:
-    return DefinitionOutcome(definition, speedup, *(blocked or outcome(speedup, claim.low, claim.high)))
+def _judge_definition(definition: str, measured: Estimate, claim: Claim, blocked: tuple[str, str] | None) -> DefinitionOutcome:
+    return DefinitionOutcome(definition, measured, *(blocked or outcome(measured, claim.low, claim.high)))
 
 
 def _decomposition(claim: Claim, measured: Measured) -> Decomposition:
-    cost = measured.estimate(metrics.step_cost)
+    low, high = (claim.low, claim.high) if claim.quantity == "speedup" else (None, None)
     return Decomposition(
         mat=measured.estimate(metrics.mat),
-        step_cost=cost,
+        mat_over=measured.estimate(reference_mat),
+        step_cost=measured.estimate(metrics.step_cost),
         speedup_decode=measured.estimate(metrics.speedup_decode),
-        decode_mat_for_low=Estimate(*(claim.low * end for end in cost)),
-        decode_mat_for_high=Estimate(*(claim.high * end for end in cost)),
-        mat_for_low=measured.estimate(metrics.mat_needed(claim.low)),
-        mat_for_high=measured.estimate(metrics.mat_needed(claim.high)),
+        decode_mat_for_low=None if low is None else measured.estimate(metrics.decode_mat_needed(low)),
+        decode_mat_for_high=None if high is None else measured.estimate(metrics.decode_mat_needed(high)),
+        mat_for_low=None if low is None else measured.estimate(metrics.mat_needed(low)),
+        mat_for_high=None if high is None else measured.estimate(metrics.mat_needed(high)),
     )
 
 
 def _context(claim: Claim) -> list[Published]:
     """Return leaderboard rows of the same method, and of other methods on the same target; all rows if the claim names no target."""
-    return [
-        Published(row.name, row.title, row.value, row.mat)
-        for row in load_claims().values()
-        if row.value is not None and row.mat is not None and (row.arm == claim.arm or claim.target in (None, row.target))
-    ]
+    rows = [row for row in load_claims().values() if row.leaderboard and (row.arm == claim.arm or claim.target in (None, row.target))]
+    return [Published(row.name, row.title, row.value, row.mat) for row in rows if row.value is not None and row.mat is not None]
 
 
 def _too_shallow(parts: Decomposition, facts: ArmFacts) -> list[str]:
     """Return a sentence if the arm's trees are too shallow for the MAT that the range needs."""
-    depth = facts.config.get("depth")
-    if depth is None or not parts.decode_mat_for_low.value > depth + 1:
+    depth, needed = facts.config.get("depth"), parts.decode_mat_for_low
+    if depth is None or needed is None or not needed.value > depth + 1:
         return []
     return [
         f"The draft trees of this arm are {depth} deep, so its MAT cannot exceed {depth + 1}. At the measured step cost, even a "
@@ -220,13 +222,14 @@ def _too_shallow(parts: Decomposition, facts: ArmFacts) -> list[str]:
     ]
 
 
-def _other_answers(both: Pair, manifest: RunManifest, arm: str) -> list[str]:
-    """Return a sentence if greedy answers of a lossless arm differ from vanilla's, whose length changes a speedup."""
+def _other_answers(both: Pair, manifest: RunManifest, arm: str, over: str) -> list[str]:
+    """Return a sentence if greedy answers of two lossless arms differ, whose length changes a speedup."""
     seen = agreement(both.arm, both.reference)
-    if not seen.diverging_turns or manifest.settings.temperature or not manifest.arms[arm].lossless:
+    lossless = all(manifest.arms[name].lossless for name in (arm, over))
+    if not seen.diverging_turns or manifest.settings.temperature or not lossless:
         return []
     return [
-        f"{seen.diverging_turns} of {seen.comparable_turns} answers differ from vanilla's, and longer or shorter ones change the speedup. "
+        f"{seen.diverging_turns} of {seen.comparable_turns} answers differ from {over}'s, and longer or shorter ones change the speedup. "
         "specbench agree tells whether rounding explains them."
     ]
 
@@ -234,4 +237,4 @@ def _other_answers(both: Pair, manifest: RunManifest, arm: str) -> list[str]:
 def _unknown_metric(claim: Claim) -> list[str]:
     if claim.metric is not None:
         return []
-    return [f"The source does not define its speedup. The verdict uses {claim.judged_by}, because {claim.judged_because}."]
+    return [f"The source does not define its {claim.quantity}. The verdict uses {claim.judged_by}, because {claim.judged_because}."]

@@ -19,7 +19,7 @@ from specbench.cli.bench import bench
 from specbench.cli.check import baseline, check
 from specbench.cli.common import console
 from specbench.cli.import_answers import import_answers
-from specbench.cli.list_options import methods, targets
+from specbench.cli.list_options import claims, methods, targets
 from specbench.cli.profile import profile
 from specbench.cli.report import report
 from specbench.cli.roofline import roofline
@@ -38,7 +38,25 @@ app = typer.Typer(
 )
 
 
-for command in (run, resume, report, methods, targets, agree, verify, check, roofline, tune, profile, scale, bench, train, card, held_out):
+for command in (
+    run,
+    resume,
+    report,
+    methods,
+    targets,
+    claims,
+    agree,
+    verify,
+    check,
+    roofline,
+    tune,
+    profile,
+    scale,
+    bench,
+    train,
+    card,
+    held_out,
+):
     app.command()(command)
 app.command("import")(import_answers)
 app.add_typer(baseline, name="baseline")

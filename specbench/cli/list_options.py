@@ -1,8 +1,10 @@
-"""The commands ``methods`` and ``targets``: lists of what a run can measure."""
+"""The commands ``methods``, ``targets`` and ``claims``: lists of what a run can measure, and can be held against."""
 
 from rich.table import Column, Table
 
 from specbench.cli.common import console
+from specbench.util.terminal import print_table
+from specbench.util.text import TextTable
 
 
 def methods() -> None:
@@ -43,3 +45,15 @@ def targets() -> None:
         for name, drafters in family.targets.items():
             hub.add_row(name, family.template, ", ".join(drafters))
     console.print(hub)
+
+
+def claims() -> None:
+    """List the published claims that `specbench verify` holds a run against, and whether their methods are built here."""
+    from specbench.claims.arms import is_built
+    from specbench.claims.claim import load_claims
+
+    rows = []
+    for claim in load_claims().values():
+        here = "built" if is_built(claim.arm) and is_built(claim.over) else "not built here"
+        rows.append([claim.name, claim.arm, claim.over, claim.quantity, claim.range_text, here])
+    print_table(console, TextTable("Published claims", ["Claim", "Arm", "Over", "Quantity", "Claimed", "Here"], rows))

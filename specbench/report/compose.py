@@ -136,6 +136,7 @@ def _results(run: Run, s4c_verdict: Verdict | None, folder: Path) -> list[Block]
     return [
         Heading(3, "Verdict"),
         *verdict.summary(run, s4c_verdict),
+        *verdict.others(run),
         *(Paragraph(line, warning=True) for line in findings.outputs(run)),
         *map(Paragraph, findings.fastest(run)),
         Heading(3, "All categories"),

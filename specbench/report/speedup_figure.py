@@ -43,9 +43,10 @@ def _bars(axes: Axes, rows: pd.DataFrame, arms: Sequence[str], context: FigureCo
         (axes.bar, axes.axhline, axes.axvline, axes.axhspan) if upright else (axes.barh, axes.axvline, axes.axhline, axes.axvspan)
     )
     top = highest(rows[rows["category"].isin(list(context.categories))], "speedup")
-    if context.claim:
-        low, high = context.claim.low, context.claim.high
-        band = f"{context.claim.title} paper's claim {low:.2f}\N{EN DASH}{high:.2f}x (other hardware and models)"
+    claim = context.claim
+    if claim and claim.high:
+        low, high = claim.low, claim.high
+        band = f"{claim.title} paper's claim {low:.2f}\N{EN DASH}{high:.2f}x (other hardware and models)"
         span(low, high, color="#F0E442", alpha=0.35, lw=0, label=band)
         top = max(top, high)
     line(1, color="#444444", lw=1)

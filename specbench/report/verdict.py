@@ -1,9 +1,10 @@
-"""The verdict on the published S4C claim, as blocks of the report: a summary and the details."""
+"""The verdicts on published claims, as blocks of the report: S4C's with a summary and the details, the others in a table."""
 
 from itertools import takewhile
 
 from specbench.claims import text
-from specbench.claims.claim import Claim, claim_named
+from specbench.claims.arms import held
+from specbench.claims.claim import Claim, claim_named, load_claims
 from specbench.claims.conditions import DIFFERS
 from specbench.claims.verdict import Verdict, judge
 from specbench.report.blocks import Block, Heading, Paragraph
@@ -22,13 +23,14 @@ def judge_run(run: Run) -> Verdict | None:
 def claim_shown(run: Run) -> Claim | None:
     """Return the claim if the run has its arm, which is then judged; else None."""
     claim = claim_named(CLAIM)
-    return claim if claim.arm in run.arms else None
+    return claim if held(claim, run.manifest) else None
 
 
 def summary(run: Run, verdict: Verdict | None) -> list[Block]:
     """Return the verdict in sentences, with the names of the conditions that differ from the claim's."""
     if verdict is None:
-        return [Paragraph(f"No published claim is judged, because the run has no {claim_named(CLAIM).arm} arm.")]
+        claim = claim_named(CLAIM)
+        return [Paragraph(f"{claim.title}'s claim is not judged, because the run does not have both {claim.arm} and {claim.over}.")]
     differing, unknown = verdict.conditions_with(DIFFERS), verdict.conditions_with(describe.UNKNOWN)
     lines = [f"Conditions that differ: {_list(differing)}. Unknown conditions, counted as different: {_list(unknown)}."]
     first_sentence = describe.cost_matched([run.manifest])  # already at the top of the report
@@ -41,6 +43,15 @@ def detail(verdict: Verdict | None) -> list[Block]:
         return []
     rest = text.parts(verdict)[len(_sentences(verdict)) :]
     return [Heading(3, "The verdict in detail"), *(Paragraph(part) if isinstance(part, str) else part for part in rest)]
+
+
+def others(run: Run) -> list[Block]:
+    """Return the verdicts on the other papers' claims, each held against the run only if it has both arms of the claim."""
+    claims = [claim for claim in load_claims().values() if claim.name != CLAIM and not claim.leaderboard and held(claim, run.manifest)]
+    if not claims:
+        return []
+    table = text.overview([judge(claim, run.manifest, run.turns) for claim in claims])
+    return [table, Paragraph("specbench verify --claim NAME lists the conditions of each, and what is known of it at second hand only.")]
 
 
 def _sentences(verdict: Verdict) -> list[str]:

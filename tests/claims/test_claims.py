@@ -11,11 +11,12 @@ from helpers.scripted_records import frame
 from methods.core.errors import UserError
 from specbench import claims
 from specbench.analysis import metrics
+from specbench.analysis.quantities import QUANTITIES
 from specbench.analysis.stats import Estimate
 from specbench.claims import text
 from specbench.claims.claim import claim_named, load_claims, parse_claims
 from specbench.claims.verdict import judge, outcome
-from specbench.config.arm import AGAIN
+from specbench.config.arm import AGAIN, Arm
 from specbench.suites import spec_bench
 
 
@@ -35,6 +36,17 @@ def test_an_interval_against_the_range(tmp_path, speedup, wobble, expected, why)
     assert (verdict.outcome, verdict.judged.why) == (expected, why)
     assert verdict.judged.definition == "speedup_specbench_legacy"
     assert verdict.exit_code == {"below": 1, "inconclusive": 3}.get(expected, 0)
+
+
+def test_an_interval_off_the_range_is_clear_however_wide_it_is():
+    assert outcome(Estimate(1.5, 1.0, 2.0), 2.26, 2.6) == ("below", "the interval lies below the range")
+    assert outcome(Estimate(3.5, 3.0, 4.0), 2.26, 2.6) == ("above", "the interval lies above the range")
+
+
+def test_a_lower_bound_is_reached_or_missed_by_the_whole_interval():
+    assert outcome(Estimate(1.4, 1.3, 1.5), 1.3, None) == ("reproduced", "the interval lies inside the range")
+    assert outcome(Estimate(1.2, 1.1, 1.29), 1.3, None)[0] == "below"
+    assert outcome(Estimate(1.4, 1.29, 1.5), 1.3, None) == ("inconclusive", "the interval holds the lower bound")
 
 
 def test_bounds_belong_to_the_range():
@@ -85,7 +97,7 @@ def only(method):
         (only("s4c"), {}, "no answered turn of vanilla is recorded"),
         (only("vanilla"), {}, "no answered turn of s4c is recorded"),
         ([], {}, "no answered turn of vanilla is recorded"),
-        (records(4.5), {}, "accounting error: the decode speedup exceeds MAT beyond its interval, so times or counts are wrong"),
+        (records(4.5), {}, "accounting error: the decode speedup of s4c exceeds its MAT beyond its interval; times or counts are wrong"),
     ],
     ids=["suite", "no vanilla", "no arm", "no records", "accounting"],
 )
@@ -158,16 +170,35 @@ LEADERBOARD = {  # Leaderboard.md at fd2c1cd: overall speedup, mean accepted tok
 }  # fmt: skip
 
 
-def test_every_shipped_claim_is_complete():
-    assert set(load_claims()) == {"s4c", *LEADERBOARD}
-    for claim in load_claims().values():
-        assert 1 < claim.low < claim.high
-        assert claim.judged_by in {each.__name__ for each in metrics.SPEEDUPS}
-        assert (claim.suite_sha256, claim.questions) == (spec_bench.SHA256, 480)
-        assert claim.address.startswith("https://")
-        assert isinstance(claim.date, date)
-        assert "unknown" not in [getattr(claim, field.name) for field in fields(claim)]
+PAPERS = ["confu", "confu-mat", "gbv", "gbv-mat", "longspec", "ltd", "ltd-over-eagle3", "quasar", "rasd-cnn-dm", "rasd-humaneval",
+          "rasd-medqa", "rasd-multifieldqa", "s4c", "specblock", "specblock-drafting"]  # fmt: skip
+
+
+def test_the_shipped_claims_are_these():
+    assert set(load_claims()) == {*PAPERS, *LEADERBOARD}
+    assert {name for name, claim in load_claims().items() if claim.leaderboard} == set(LEADERBOARD)
+
+
+@pytest.mark.parametrize("name", [*PAPERS, *LEADERBOARD])
+def test_every_shipped_claim_is_complete(name):
+    claim = claim_named(name)
+    assert 1 < claim.low < (claim.high or 99)
+    assert claim.judged_by in {each.__name__ for each in QUANTITIES[claim.quantity]}
+    assert claim.confirmed
+    assert claim.second_hand
+    assert claim.suite_sha256 in (None, spec_bench.SHA256)
+    assert claim.address.startswith("https://")
+    assert isinstance(claim.date, date)
+    assert "unknown" not in [getattr(claim, field.name) for field in fields(claim)]
+    for arm in (claim.arm, claim.over):
+        assert Arm.parse(arm).method
+    texts = (claim.confirmed, claim.second_hand, claim.range_from, claim.judged_because)
+    assert not any(text.endswith(".") for text in texts), "the verdict ends these with a period"
+
+
+def test_s4c_is_claimed_by_its_abstract():
     assert (S4C.low, S4C.high, S4C.metric, S4C.target, S4C.gpu) == (2.26, 2.60, None, None, None)
+    assert (S4C.suite_sha256, S4C.questions, S4C.over) == (spec_bench.SHA256, 480, "vanilla")
 
 
 @pytest.mark.parametrize("name", LEADERBOARD)
@@ -175,8 +206,10 @@ def test_leaderboard_rows_are_points_with_a_stated_spread(name):
     claim = claim_named(name)
     assert claim.value is not None
     assert claim.spread is not None
+    assert claim.high is not None
     assert (claim.value, claim.mat) == LEADERBOARD[name]
     assert claim.arm == name.split("-")[0]
+    assert (claim.suite_sha256, claim.questions) == (spec_bench.SHA256, 480)
     assert claim.target == name.partition("-")[2] + "-v1.3"
     assert (claim.high + claim.low) / 2 == pytest.approx(claim.value)
     assert (claim.high - claim.low) / 2 == pytest.approx(2 * 0.038 * claim.value)
@@ -199,6 +232,12 @@ SOUND = (Path(claims.__file__).parent / "s4c.toml").read_text(encoding="utf-8")
         ("date = 2025-06-17", 'date = "soon"', "date: Input should be a valid date"),
         ('title = "S4C"', "", "title: Field required"),
         ('title = "S4C"', 'titel = "S4C"\ntitle = "S4C"', "titel: Unexpected keyword argument"),
+        ('title = "S4C"', 'title = "S4C"\nquantity = "cost"', "quantity: Input should be 'speedup', 'MAT' or 'drafting time'"),
+        (
+            'title = "S4C"',
+            'title = "S4C"\nquantity = "MAT"',
+            'judged_by: "speedup_specbench_legacy" does not define MAT; choices: mat_ratio, ',
+        ),
         ("[claims.s4c]", "[claim.s4c]", "it needs tables [claims.NAME]"),
         ("[claims.s4c]", "claims = 3\n[s4c]", "it needs tables [claims.NAME]"),
         ("[claims.s4c]", "[claims.s4c", "Expected ']'"),

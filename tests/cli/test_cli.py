@@ -1,10 +1,11 @@
-"""The commands run, resume, report, methods and targets as a user calls them, and their errors and exit codes."""
+"""The commands run, resume, report, methods, targets and claims as a user calls them, and their errors and exit codes."""
 
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.scripted_records import turn, write_run
 from helpers.tiny_target import QUESTIONS, write_suite, write_target
 from transformers import AutoTokenizer
 
+from specbench.claims.claim import load_claims
 from specbench.cli import app, common
 from specbench.cli import run as run_command
 from specbench.measure.measurer import Measurer
@@ -234,6 +236,15 @@ def test_internal_error_has_its_own_exit_code(monkeypatch, capsys):
     monkeypatch.setattr("specbench.cli.app.app", lambda args: 1 / 0)
     assert ended(["verify"]) == 70
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_claims_are_listed_with_what_is_built(monkeypatch, capsys):
+    monkeypatch.setattr(common.console, "_width", 200)
+    monkeypatch.setitem(load_claims(), "absent", replace(load_claims()["confu"], name="absent", arm="no-such-method"))
+    assert ended(["claims"]) == 0
+    lines = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["absent"] == "absent no-such-method eagle3 speedup 1.08x-1.11x not built here"
+    assert lines["s4c"] == "s4c s4c vanilla speedup 2.26x-2.60x built"
 
 
 def test_methods_and_targets_are_listed(base, capsys):

@@ -21,7 +21,7 @@ COMMANDS = {
     "resume": "--workers --ray-address --retry-errors",
     "report": "--out --show-prompts",
     "agree": "--json",
-    "verify": "--claim --method --json",
+    "verify": "--claim --method --over --json",
     "check": "--baseline --junit --markdown --json",
     "baseline set": "--out",
     "import": "--format --baseline --tokenizer --name --out",
@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": "--target --dtype --device --out",
     "methods": "",
     "targets": "",
+    "claims": "",
     "train": "--data --target --revision --template --system-prompt --thinking --stop --device-map --preset --out --set --tokens --lr "
     "--schedule --seq --rows --accumulate --regenerate --max-new-tokens --temperature --cache-features --device --work --log-dir "
     "--estimate",

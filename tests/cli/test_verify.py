@@ -56,10 +56,10 @@ def test_exit_codes_and_json(tmp_path, capsys, speedup, changes, code):
     parsed = json.loads(printed, parse_constant=pytest.fail)
     verdict = judge(S4C, RunManifest.read(written), turns_frame(read(written)[0], RunManifest.read(written).arms))
     assert parsed == json.loads(json.dumps(text.to_json(verdict)))
-    assert (parsed["schema"], parsed["exit_code"], parsed["outcome"]) == (2, code, verdict.outcome)
+    assert (parsed["schema"], parsed["exit_code"], parsed["outcome"]) == (3, code, verdict.outcome)
     assert EXIT_CODES[parsed["outcome"]] == code
     assert shown.splitlines()[0] == parsed["sentence"]
-    assert parsed["judged"]["speedup"] == dict(zip(("value", "low", "high"), verdict.judged.speedup, strict=True))
+    assert parsed["judged"]["measured"] == dict(zip(("value", "low", "high"), verdict.judged.measured, strict=True))
     assert parsed["noise_floor"]["value"] is None
     assert parsed["claim"]["target"] is None
     assert parsed["claim"]["date"] == "2025-06-17"
@@ -73,9 +73,13 @@ def test_misuse_is_one_line(tmp_path):
             app()(args=[*map(str, arguments)])
         return str(error.value)
 
-    assert "unknown claim 's4d'; did you mean 's4c'? choices: eagle-vicuna-13b" in complaint(run, "--claim", "s4d")
+    assert "unknown claim 's4d'; did you mean 's4c'? choices: confu, " in complaint(run, "--claim", "s4d")
     assert "unknown arm of this run (--method) 's4c'; choices: medusa" in complaint(run, "--claim", "s4c")
     assert "did you mean 'medusa'?" in complaint(run, "--claim", "s4c", "--method", "medsua")
+    assert "unknown arm of this run (--over) 'eagle3'; choices: medusa, vanilla" in complaint(
+        run, "--claim", "s4c", "--method", "medusa", "--over", "eagle3"
+    )
+    assert "--method and --over are both medusa" in complaint(run, "--claim", "s4c", "--method", "medusa", "--over", "medusa")
     assert "--method vanilla is what speedups are measured against" in complaint(run, "--claim", "s4c", "--method", "vanilla")
     assert "holds no manifest.json" in complaint(tmp_path / "nowhere", "--claim", "s4c")
     assert ended([str(run)]) == 2

@@ -221,7 +221,7 @@ def test_every_report_format_marks_other_engines(run_dir, tmp_path, monkeypatch)
     (context,) = contexts
     assert all("different engine" in " ".join(context.arms[name].split()) for name in GENERATE)
     markdown = (tmp_path / "report.md").read_text()
-    assert "No published claim is judged" in markdown
+    assert "S4C's claim is not judged" in markdown
     assert "Fastest arm" not in markdown, "the only arms beside vanilla are no methods of ours"
 
 

@@ -14,11 +14,15 @@ ON_SPEC_BENCH = {"name": "spec-bench", "sha256": spec_bench.SHA256}  # facts of 
 S4C = claim_named("s4c")
 
 
-def answer(arm, number, speedup=1.0, text_tokens=STEPS + 1):
-    """Return one answered question: 12 tokens in one step, or by vanilla in 12 steps; ``speedup`` is end to end."""
-    accepted = [0] * STEPS if arm == "vanilla" else [STEPS - 1]
-    step_s = (VANILLA_S / speedup - PROMPT_S) / len(accepted)
-    record = turn(arm, f"q{number}", accepted, category=("qa", "rag")[number % 2], depth=STEPS - 1, step_s=(0.0, step_s, 0.0))
+def answer(arm, number, speedup=1.0, text_tokens=STEPS + 1, steps=1, draft_s=0.0):
+    """Return one answered question: 12 tokens in ``steps`` equal steps, or by vanilla in 12; ``speedup`` is end to end.
+
+    ``draft_s`` seconds of each step are drafting.
+    """
+    steps = STEPS if arm == "vanilla" else steps
+    step_s = (VANILLA_S / speedup - PROMPT_S) / steps
+    times = (draft_s, step_s - draft_s, 0.0)
+    record = turn(arm, f"q{number}", [STEPS // steps - 1] * steps, category=("qa", "rag")[number % 2], depth=STEPS - 1, step_s=times)
     return replace(record, text_tokens=text_tokens)
 
 
@@ -29,6 +33,20 @@ def records(speedup, arm="s4c", *, wobble=0.01, questions=36, vanilla_text_token
         yield answer(arm, i, speedup * (1 + wobble * (1, 1, -1, -1)[i % 4]))
 
 
+THREE_ARMS = {"vanilla": "V", "eagle3": "EAGLE-3", "confu": "ConFu"}
+
+
+def beside(gain, *, wobble=0.0, over=2.0, ours=None, theirs=None, questions=36):
+    """Yield a run of three arms: EAGLE-3 with the speedup ``over``, and ConFu with ``gain`` times that, alternating by ``wobble``.
+
+    ``ours`` and ``theirs`` are further arguments of ``answer`` for ConFu and EAGLE-3.
+    """
+    for i in range(questions):
+        yield answer("vanilla", i)
+        yield answer("eagle3", i, over, **(theirs or {}))
+        yield answer("confu", i, over * gain * (1 + wobble * (1, 1, -1, -1)[i % 4]), **(ours or {}))
+
+
 def manifest(tmp_path, questions=36, arms=2, **changes):
     """Return the manifest of a written run without records, on Spec-Bench's questions; ``changes`` are those of ``write_run``."""
     half = questions // 2
@@ -37,6 +55,6 @@ def manifest(tmp_path, questions=36, arms=2, **changes):
     return RunManifest.read(write_run(tmp_path / "run", [], suite=suite, **(plan | changes)))
 
 
-def verdict_on(tmp_path, found, claim=S4C, arm=None, **changes):
+def verdict_on(tmp_path, found, claim=S4C, arm=None, over=None, **changes):
     """Return the verdict of a claim on records; ``changes`` are those of ``manifest``."""
-    return judge(claim, manifest(tmp_path, **changes), frame(found), arm)
+    return judge(claim, manifest(tmp_path, **changes), frame(found), arm, over)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from unittest.mock import patch
 
 import pandas as pd
@@ -93,10 +94,13 @@ def test_the_verdict_comes_first_and_its_details_later(complete, tmp_path):
     assert "Conditions that differ: suite" in first
     assert "Fastest arm: S4C (reconstruction), 1.94x [1.94, 1.94] end to end over vanilla (too few questions to call it " in first
     assert "| suite | spec-bench" in section(text, "The verdict in detail")
-    two = [record for record in records(times=8) if record.arm != "s4c"]
-    run = write_run(tmp_path / "second", two, methods={"vanilla": "Vanilla", "medusa": "Medusa"})
+    names = {"vanilla": "vanilla", "medusa": "eagle3", "s4c": "confu"}
+    other = [replace(record, arm=names[record.arm]) for record in records(times=8)]
+    run = write_run(tmp_path / "second", other, methods={"vanilla": "Vanilla", "eagle3": "EAGLE-3", "confu": "ConFu"})
     text, _ = report([run], tmp_path / "out")
-    assert section(text, "Verdict").strip().startswith("No published claim is judged, because the run has no s4c arm.")
+    first = section(text, "Verdict").strip()
+    assert first.startswith("S4C's claim is not judged, because the run does not have both s4c and vanilla.")
+    assert "| confu | ConFu over EAGLE-3 | 1.08x-1.11x | 1.47x [1.47, 1.47] | inconclusive |" in first
     assert "The verdict in detail" not in text
 
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from specbench.analysis import breakdown
 from specbench.analysis.metrics import DEFINITIONS
+from specbench.analysis.quantities import DRAFTING, MAT_RATIOS
 from specbench.cli import app
 from specbench.gate import baseline
 from specbench.gate.baseline import StoredBaseline
@@ -141,6 +142,10 @@ def metrics_page() -> str:
         "its 95 % bootstrap interval over questions, stratified by category. A number that cannot be formed is empty.",
         "## Definitions",
         *(_entry(f"`{name}`", _doc(each)) for name, each in DEFINITIONS.items()),
+        "## Ratios for claims",
+        "A [claim](add-a-claim.md) that is no speedup is judged by one of these, from `specbench/analysis/quantities.py`. They compare an "
+        "arm with a reference, which may be any arm of the run, and are in no table.",
+        *(_entry(f"`{each.__name__}`", _doc(each)) for each in (*MAT_RATIOS, *DRAFTING)),
         "## Other columns of comparison.csv",
         "One row per arm and category; the last category is `overall`.",
         *(_entry(f"`{name}`", _plain(text)) for name, text in OTHER_COLUMNS.items()),
