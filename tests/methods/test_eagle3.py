@@ -95,6 +95,7 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens():
     counts_V[[63, 5, 40]] = torch.tensor([9, 7, 8])
     module.choose_vocabulary(counts_V)
     assert module.tokens_U is not None
+    assert module.d2t is not None
     assert module.tokens_U.tolist() == [*range(30), 40, 63]
     assert module.d2t.tolist() == [0] * 30 + [10, 32]
     assert eagle3.Module(small_model().config, eagle3.Architecture()).tokens_U is None
@@ -158,6 +159,7 @@ def test_a_widened_one_reads_the_small_targets_layers(vocabulary):
     wide = eagle3.Module(large.config, narrow.module.architecture).double()
     fill(wide, narrow.module, large.config, small.config, seed=1)
     assert wide.reads == narrow.module.reads == READS
+    assert wide.lm_head is not None
     assert wide.lm_head.out_features == (vocabulary or 90)
     trees = []
     for model, weights in ((small, narrow), (large, Trained(wide.eval().requires_grad_(False), RANK_ACCURACY, narrow.sha256))):
